@@ -1,0 +1,450 @@
+"""A model directory, read and checked without torch: config, weight files, tensor table.
+
+Nothing here trusts a file: sizes are capped before anything is read, a configuration is within its
+limits before anything is built from it, and every tensor is present, of the expected shape and
+within its file before one of them is loaded. What fails raises `ModelFileError`, in one line.
+
+Tensors are listed under their canonical names (``h.0.attn.c_attn.weight``), without the
+``transformer.`` that some checkpoints put before them.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from gpt2cli.errors import InvalidOption, ModelFileError, ModelNotFound
+from gpt2cli.options import GenerateOptions
+
+MAX_JSON_BYTES = 2**20
+MAX_INDEX_BYTES = 8 * 2**20
+MAX_HEADER_BYTES = 32 * 2**20
+MAX_LAYERS = 64
+MAX_EMBD = 8192
+MAX_INNER = 8 * MAX_EMBD
+MAX_VOCAB = 300_000
+MAX_POSITIONS = 65_536
+
+ACTIVATIONS = ("gelu_new", "gelu", "relu", "silu", "tanh")
+_ACTIVATION_ALIASES = {"swish": "silu", "gelu_pytorch_tanh": "gelu_new", "gelu_python": "gelu"}
+
+SAFETENSORS_BYTES = {"F32": 4, "F16": 2, "BF16": 2}
+GENERATION_KEYS = (
+    "temperature",
+    "top_k",
+    "top_p",
+    "min_p",
+    "typical_p",
+    "repetition_penalty",
+    "no_repeat_ngram_size",
+    "max_new_tokens",
+)
+"""What ``generation_config.json`` may set; the rest of it is ignored."""
+
+_LEGACY_BUFFER = re.compile(r"h\.\d+\.attn\.(bias|masked_bias)")
+_SHARD_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
+
+WEIGHT_FILES = ("model.safetensors", "model.safetensors.index.json")
+PICKLE_FILES = ("pytorch_model.bin", "pytorch_model.bin.index.json")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ModelConfig:
+    """The part of ``config.json`` that decides what the model computes. Field names are the file's."""
+
+    vocab_size: int = 50257
+    n_positions: int = 1024
+    n_embd: int = 768
+    n_layer: int = 12
+    n_head: int = 12
+    n_inner: int = 3072
+    activation_function: str = "gelu_new"
+    layer_norm_epsilon: float = 1e-5
+    scale_attn_weights: bool = True
+    scale_attn_by_inverse_layer_idx: bool = False
+    reorder_and_upcast_attn: bool = False
+    tie_word_embeddings: bool = True
+    bos_token_id: int | None = None
+    eos_token_ids: tuple[int, ...] = ()
+
+    @property
+    def head_dim(self) -> int:
+        """The width of one attention head."""
+        return self.n_embd // self.n_head
+
+    @property
+    def parameters(self) -> int:
+        """The number of weights, a tied head counted once."""
+        shapes = expected_shapes(self)
+        return sum(math.prod(shape) for shape in shapes.values())
+
+    def attention_scale(self, layer: int) -> float:
+        """What the scores of ``layer`` (from 0) are multiplied by."""
+        scale = self.head_dim**-0.5 if self.scale_attn_weights else 1.0
+        return scale / (layer + 1) if self.scale_attn_by_inverse_layer_idx else scale
+
+
+@dataclass(frozen=True, slots=True)
+class TensorInfo:
+    """One tensor of a checkpoint: where it is and what it looks like."""
+
+    file: Path
+    key: str
+    dtype: str
+    shape: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Checkpoint:
+    """A checked model directory.
+
+    ``tensors`` maps canonical names to safetensors entries; it is empty for a pickle, whose tensors
+    are checked when it is read (`check_shapes`), and whose files are ``pickles``.
+    """
+
+    directory: Path
+    config: ModelConfig
+    generation: Mapping[str, Any]
+    tensors: Mapping[str, TensorInfo] = field(default_factory=dict)
+    pickles: tuple[Path, ...] = ()
+
+    def generate_options(self, given: Mapping[str, Any]) -> GenerateOptions:
+        """The options ``given``, over the model's own defaults, over ours. Raises `InvalidOption`."""
+        own = {key: self.generation[key] for key in GENERATION_KEYS if self.generation.get(key) is not None}
+        try:
+            GenerateOptions(**own)
+        except InvalidOption as error:
+            raise ModelFileError(f"{self.directory / 'generation_config.json'}: {error}") from None
+        if given.get("max_length") is not None:
+            own.pop("max_new_tokens", None)
+        return GenerateOptions(**{**own, **given})
+
+
+def open_checkpoint(directory: Path, *, allow_pickle: bool = False) -> Checkpoint:
+    """Read and check the model in ``directory``.
+
+    Raises `ModelNotFound` where there is no model, `ModelFileError` where one is damaged or refused.
+    """
+    config, generation = read_config(directory)
+    single, index = (directory / name for name in WEIGHT_FILES)
+    if single.exists():
+        tensors = _canonical(read_header(single), single)
+    elif index.exists():
+        tensors = _sharded(index)
+    else:
+        return Checkpoint(directory, config, generation, pickles=_find_pickles(directory, allow_pickle))
+    check_shapes(config, {name: info.shape for name, info in tensors.items()}, directory)
+    return Checkpoint(directory, config, generation, tensors=tensors)
+
+
+def read_config(directory: Path) -> tuple[ModelConfig, Mapping[str, Any]]:
+    """The configuration, and the sampling defaults of ``generation_config.json`` (empty without one)."""
+    path = directory / "config.json"
+    if not path.exists():
+        raise ModelNotFound(
+            f"{directory}: not a model directory (it has no config.json)",
+            hint="give a directory that holds config.json and model.safetensors",
+        )
+    raw = read_json(path, MAX_JSON_BYTES)
+    generation_path = directory / "generation_config.json"
+    generation = read_json(generation_path, MAX_JSON_BYTES) if generation_path.exists() else {}
+    # transformers takes the special ids from generation_config.json where it has them.
+    special = {k: generation[k] for k in ("bos_token_id", "eos_token_id") if generation.get(k) is not None}
+    return parse_config({**raw, **special}, path), generation
+
+
+def parse_config(raw: Mapping[str, Any], path: Path) -> ModelConfig:
+    """A `ModelConfig` from the content of ``path``. Raises `ModelFileError` outside the limits.
+
+    ``auto_map`` and ``attn_implementation`` are ignored: no remote code, ever.
+    """
+    kind = raw.get("model_type", "gpt2")
+    if kind != "gpt2":
+        raise ModelFileError(
+            f"{path}: the model is of type {kind!r}, not gpt2",
+            hint="gpt2cli runs models of the GPT-2 architecture",
+        )
+    if raw.get("add_cross_attention"):
+        raise ModelFileError(f"{path}: cross-attention is not supported")
+    whole = _Reader(raw, path)
+    n_embd = whole.integer("n_embd", 768, 1, MAX_EMBD)
+    n_head = whole.integer("n_head", 12, 1, MAX_EMBD)
+    if n_embd % n_head:
+        raise ModelFileError(f"{path}: n_embd {n_embd} is not divisible by n_head {n_head}")
+    inner = raw.get("n_inner") is not None
+    vocab_size = whole.integer("vocab_size", 50257, 1, MAX_VOCAB)
+    return ModelConfig(
+        vocab_size=vocab_size,
+        n_positions=whole.integer("n_positions", 1024, 1, MAX_POSITIONS),
+        n_embd=n_embd,
+        n_layer=whole.integer("n_layer", 12, 1, MAX_LAYERS),
+        n_head=n_head,
+        n_inner=whole.integer("n_inner", 0, 1, MAX_INNER) if inner else 4 * n_embd,
+        activation_function=whole.activation(),
+        layer_norm_epsilon=whole.epsilon(),
+        scale_attn_weights=whole.switch("scale_attn_weights", True),
+        scale_attn_by_inverse_layer_idx=whole.switch("scale_attn_by_inverse_layer_idx", False),
+        reorder_and_upcast_attn=whole.switch("reorder_and_upcast_attn", False),
+        tie_word_embeddings=whole.switch("tie_word_embeddings", True),
+        bos_token_id=next(iter(whole.token_ids("bos_token_id", vocab_size)), None),
+        eos_token_ids=whole.token_ids("eos_token_id", vocab_size),
+    )
+
+
+class _Reader:
+    """Typed access to a config; every complaint names the file and the field."""
+
+    def __init__(self, raw: Mapping[str, Any], path: Path) -> None:
+        self._raw, self._path = raw, path
+
+    def integer(self, name: str, default: int, low: int, high: int) -> int:
+        value = self._raw.get(name, default)
+        if type(value) is not int or not low <= value <= high:
+            raise ModelFileError(f"{self._path}: {name} is {_short(value)}; allowed: {low} to {high}")
+        return value
+
+    def switch(self, name: str, default: bool) -> bool:
+        value = self._raw.get(name, default)
+        if type(value) is not bool:
+            raise ModelFileError(f"{self._path}: {name} is {_short(value)}; allowed: true, false")
+        return value
+
+    def activation(self) -> str:
+        value = self._raw.get("activation_function", "gelu_new")
+        name = _ACTIVATION_ALIASES.get(value, value) if isinstance(value, str) else value
+        if name not in ACTIVATIONS:
+            raise ModelFileError(
+                f"{self._path}: activation_function is {_short(value)}; known: {', '.join(ACTIVATIONS)}"
+            )
+        return str(name)
+
+    def epsilon(self) -> float:
+        value = self._raw.get("layer_norm_epsilon", 1e-5)
+        if type(value) not in (int, float) or not 0 <= value < 1:
+            raise ModelFileError(
+                f"{self._path}: layer_norm_epsilon is {_short(value)}; allowed: 0 to 1 (exclusive)"
+            )
+        return float(value)
+
+    def token_ids(self, name: str, vocab_size: int) -> tuple[int, ...]:
+        """The ids of a special token; one outside the vocabulary counts as unset."""
+        value = self._raw.get(name)
+        values = value if isinstance(value, list) else [] if value is None else [value]
+        if not all(type(v) is int for v in values):
+            raise ModelFileError(f"{self._path}: {name} is {_short(value)}; allowed: a token id, or several")
+        return tuple(v for v in values if 0 <= v < vocab_size)
+
+
+def expected_shapes(config: ModelConfig) -> dict[str, tuple[int, ...]]:
+    """The canonical name and shape of every tensor that a checkpoint of ``config`` must have.
+
+    Weights of layers are in GPT-2's own Conv1D layout, [in, out].
+    """
+    d, inner = config.n_embd, config.n_inner
+    shapes: dict[str, tuple[int, ...]] = {
+        "wte.weight": (config.vocab_size, d),
+        "wpe.weight": (config.n_positions, d),
+    }
+    for layer in range(config.n_layer):
+        block: dict[str, tuple[int, ...]] = {
+            "ln_1.weight": (d,),
+            "ln_1.bias": (d,),
+            "attn.c_attn.weight": (d, 3 * d),
+            "attn.c_attn.bias": (3 * d,),
+            "attn.c_proj.weight": (d, d),
+            "attn.c_proj.bias": (d,),
+            "ln_2.weight": (d,),
+            "ln_2.bias": (d,),
+            "mlp.c_fc.weight": (d, inner),
+            "mlp.c_fc.bias": (inner,),
+            "mlp.c_proj.weight": (inner, d),
+            "mlp.c_proj.bias": (d,),
+        }
+        shapes.update({f"h.{layer}.{name}": shape for name, shape in block.items()})
+    shapes["ln_f.weight"] = shapes["ln_f.bias"] = (d,)
+    if not config.tie_word_embeddings:
+        shapes["lm_head.weight"] = (config.vocab_size, d)
+    return shapes
+
+
+def canonical_name(key: str) -> str | None:
+    """The canonical name of a checkpoint's key; None for the buffers that old checkpoints carry."""
+    name = key.removeprefix("transformer.")
+    return None if _LEGACY_BUFFER.fullmatch(name) else name
+
+
+def check_shapes(config: ModelConfig, found: Mapping[str, tuple[int, ...]], where: Path) -> None:
+    """Raise `ModelFileError` unless ``found`` is exactly what ``config`` asks for.
+
+    A tied model may also carry its head; a head that differs from the embeddings is looked at when
+    the weights are read.
+    """
+    expected = expected_shapes(config)
+    allowed = {**expected, "lm_head.weight": (config.vocab_size, config.n_embd)}
+    missing = expected.keys() - found.keys()
+    if missing:
+        raise ModelFileError(f"{where}: {_some(missing)} missing from the weights")
+    extra = found.keys() - allowed.keys()
+    if extra:
+        raise ModelFileError(f"{where}: {_some(extra)} in the weights, which GPT-2 does not have")
+    for name, shape in found.items():
+        if tuple(shape) != allowed[name]:
+            raise ModelFileError(
+                f"{where}: {name} has shape {list(shape)}, the config asks for {list(allowed[name])}"
+            )
+
+
+def read_header(path: Path) -> dict[str, TensorInfo]:
+    """The tensor table of a safetensors file, under the file's own keys.
+
+    Raises `ModelFileError` unless the header lies within the file, has no key twice, and its tensors
+    tile the rest of the file exactly.
+    """
+    with _open(path) as file:
+        size = path.stat().st_size
+        length = int.from_bytes(file.read(8), "little") if size >= 8 else -1
+        if not 2 <= length <= min(size - 8, MAX_HEADER_BYTES):
+            raise ModelFileError(f"{path}: not a safetensors file (its header does not fit the file)")
+        header = _parse_json(file.read(length), path)
+    header.pop("__metadata__", None)
+    tensors: dict[str, TensorInfo] = {}
+    spans = []
+    for key, entry in header.items():
+        tensors[key], span = _header_entry(key, entry, path)
+        spans.append(span)
+    end = 0
+    for begin, stop in sorted(spans):
+        if begin != end:
+            raise ModelFileError(f"{path}: its tensors overlap or leave gaps")
+        end = stop
+    if end != size - 8 - length:
+        raise ModelFileError(f"{path}: the file is cut short or has data after its tensors")
+    return tensors
+
+
+def _header_entry(key: str, entry: Any, path: Path) -> tuple[TensorInfo, tuple[int, int]]:
+    try:
+        dtype, shape, (begin, stop) = entry["dtype"], tuple(entry["shape"]), entry["data_offsets"]
+        if not all(type(n) is int and n >= 0 for n in (*shape, begin, stop)) or not isinstance(dtype, str):
+            raise ValueError
+    except (TypeError, KeyError, ValueError):
+        raise ModelFileError(f"{path}: the header entry of {_short(key)} is malformed") from None
+    name = canonical_name(key)
+    if name is None:
+        return TensorInfo(path, key, dtype, shape), (begin, stop)
+    if dtype not in SAFETENSORS_BYTES:
+        raise ModelFileError(f"{path}: {key} is of type {_short(dtype)}; known: F32, F16, BF16")
+    if stop - begin != math.prod(shape) * SAFETENSORS_BYTES[dtype]:
+        raise ModelFileError(f"{path}: {key} has not as many bytes as its shape asks for")
+    return TensorInfo(path, key, dtype, shape), (begin, stop)
+
+
+def read_json(path: Path, limit: int) -> dict[str, Any]:
+    """The object in ``path``. Raises `ModelFileError` over ``limit`` bytes or when it is no JSON object."""
+    with _open(path) as file:
+        data = file.read(limit + 1)
+    if len(data) > limit:
+        raise ModelFileError(f"{path}: larger than {limit} bytes")
+    return _parse_json(data, path)
+
+
+def _parse_json(data: bytes, path: Path) -> dict[str, Any]:
+    def no_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        table = dict(pairs)
+        if len(table) != len(pairs):
+            raise ModelFileError(f"{path}: a key comes twice")
+        return table
+
+    try:
+        value = json.loads(data, object_pairs_hook=no_duplicates)
+    except (ValueError, RecursionError) as error:
+        raise ModelFileError(f"{path}: not valid JSON ({_short(str(error))})") from None
+    if not isinstance(value, dict):
+        raise ModelFileError(f"{path}: not a JSON object")
+    return value
+
+
+def _canonical(table: Mapping[str, TensorInfo], where: Path) -> dict[str, TensorInfo]:
+    """The table under canonical names, legacy buffers left out."""
+    tensors: dict[str, TensorInfo] = {}
+    for key, info in table.items():
+        name = canonical_name(key)
+        if name in tensors:
+            raise ModelFileError(f"{where}: {name} comes twice")
+        if name is not None:
+            tensors[name] = info
+    return tensors
+
+
+def _sharded(index: Path) -> dict[str, TensorInfo]:
+    """The tensors of all shards; each must be in the file that the index names."""
+    weight_map = _weight_map(index)
+    tensors: dict[str, TensorInfo] = {}
+    for shard in sorted(set(weight_map.values())):
+        table = read_header(_shard_path(index, shard))
+        strays = [key for key in table if weight_map.get(key, shard) != shard]
+        if strays or tensors.keys() & table.keys():
+            raise ModelFileError(f"{index}: does not agree with {shard}")
+        tensors.update(table)
+    if missing := weight_map.keys() - tensors.keys():
+        raise ModelFileError(f"{index}: {_some(missing)} missing from the shards")
+    return _canonical(tensors, index)
+
+
+def _weight_map(index: Path) -> dict[str, str]:
+    weight_map = read_json(index, MAX_INDEX_BYTES).get("weight_map")
+    if not isinstance(weight_map, dict) or not all(isinstance(v, str) for v in weight_map.values()):
+        raise ModelFileError(f"{index}: has no weight_map")
+    return weight_map
+
+
+def _shard_path(index: Path, name: str) -> Path:
+    """The path of a shard, which must be a plain file name beside the index.
+
+    A link is accepted only where the index is one too: that is how a Hugging Face cache stores files.
+    """
+    path = index.parent / name
+    if not _SHARD_NAME.fullmatch(name) or ".." in name or (path.is_symlink() and not index.is_symlink()):
+        raise ModelFileError(f"{index}: refuses the file name {_short(name)}")
+    if not path.exists():
+        raise ModelFileError(f"{index}: {name} is missing")
+    return path
+
+
+def _find_pickles(directory: Path, allowed: bool) -> tuple[Path, ...]:
+    single, index = (directory / name for name in PICKLE_FILES)
+    if not single.exists() and not index.exists():
+        raise ModelFileError(f"{directory}: it has no model.safetensors")
+    if not allowed:
+        raise ModelFileError(
+            f"{directory}: its weights are a pickle, which can carry code",
+            hint="if you trust where they come from, add --allow-pickle",
+        )
+    if single.exists():
+        return (single,)
+    return tuple(_shard_path(index, name) for name in sorted(set(_weight_map(index).values())))
+
+
+def _open(path: Path) -> Any:
+    try:
+        if not path.is_file():
+            raise ModelFileError(f"{path}: not a regular file")
+        return path.open("rb")
+    except OSError as error:
+        raise ModelFileError(f"{path}: {error.strerror or error}") from None
+
+
+def _short(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 60 else text[:57] + "…"
+
+
+def _some(names: Iterable[str]) -> str:
+    ordered = sorted(names)
+    more = f" and {len(ordered) - 1} more" if len(ordered) > 1 else ""
+    return f"{_short(ordered[0])}{more}"

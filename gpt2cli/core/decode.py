@@ -1,0 +1,102 @@
+"""Ids to ids: prefill a prompt, then draw token after token, for one sequence or many."""
+
+from __future__ import annotations
+
+from collections.abc import Generator, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from gpt2cli.core.cache import KVCache
+from gpt2cli.core.model import GPT2
+from gpt2cli.core.sampling import SequenceState, TokenLogprobs, make_sampler, token_logprobs
+from gpt2cli.options import GenerateOptions, Overflow
+
+PREFILL_CHUNK = 512
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """One token of one sequence; ``token`` is None when the sequence ended with an end-of-text token."""
+
+    state: SequenceState
+    token: int | None
+    logprobs: TokenLogprobs | None = None
+
+
+def prefill(model: GPT2, cache: KVCache, ids: Sequence[int]) -> Tensor:
+    """Put ``ids`` into a one-row cache, in chunks of bounded memory; the logits after the last, [1, V]."""
+    logits = None
+    for start in range(0, len(ids), PREFILL_CHUNK):
+        chunk = torch.tensor([ids[start : start + PREFILL_CHUNK]], device=model.device)
+        logits = model.forward(chunk, cache)
+    assert logits is not None, "nothing to prefill"
+    return logits
+
+
+def decode(
+    model: GPT2,
+    cache: KVCache,
+    logits: Tensor,
+    states: Sequence[SequenceState],
+    options: GenerateOptions,
+    *,
+    max_new_tokens: int,
+    eos_ids: frozenset[int],
+) -> Generator[Step, None, None]:
+    """Draw tokens until every sequence has a ``finish_reason``: eos, length or context.
+
+    ``logits`` [B, V] are those after the prompts, whose keys are in ``cache``, row for row with
+    ``states``. The caller may end a sequence itself, by setting its ``finish_reason`` between steps.
+    Rows whose sequences have ended leave the batch.
+    """
+    sampler = make_sampler(options, len(states))
+    active = list(states)
+    while True:
+        tokens = sampler(logits, active)
+        logprobs: list[TokenLogprobs | None] = [None] * len(tokens)
+        if options.logprobs is not None:
+            logprobs = [*token_logprobs(logits, tokens, options.logprobs)]
+        for state, token, detail in zip(active, tokens, logprobs, strict=True):
+            if token in eos_ids:
+                state.finish_reason = "eos"
+                yield Step(state, None)
+                continue
+            state.ids.append(token)
+            state.finish_reason = _finish_reason(model, state, max_new_tokens, options.overflow)
+            yield Step(state, token, detail)
+        going = [row for row, state in enumerate(active) if state.finish_reason is None]
+        if not going:
+            return
+        if len(going) < len(active):
+            cache, active = cache.select(going), [active[row] for row in going]
+        logits = decode_one_token(model, cache, active)
+
+
+def _finish_reason(model: GPT2, state: SequenceState, max_new_tokens: int, overflow: Overflow) -> str | None:
+    if state.new_tokens >= max_new_tokens:
+        return "length"
+    if overflow != "slide" and len(state.ids) >= model.config.n_positions:
+        return "context"
+    return None
+
+
+def decode_one_token(model: GPT2, cache: KVCache, states: Sequence[SequenceState]) -> Tensor:
+    """Feed each sequence its newest token; the logits after it, [B, V]."""
+    for row, state in enumerate(states):
+        if cache.lengths[row] >= model.config.n_positions:
+            _slide(model, cache, row, state)
+    ids = torch.tensor([[state.ids[-1]] for state in states], device=model.device)
+    return model.forward(ids, cache)
+
+
+def _slide(model: GPT2, cache: KVCache, row: int, state: SequenceState) -> None:
+    """Move a full row's window on by a quarter of the context; positions are absolute, so prefill again."""
+    state.window += max(1, model.config.n_positions // 4)
+    view = cache.row(row)
+    view.truncate(0)
+    kept = state.ids[state.window : -1]
+    if kept:
+        prefill(model, view, kept)
+    cache.lengths[row] = view.lengths[0]

@@ -1,0 +1,370 @@
+"""The one engine behind every command: load a model, stream chunks, generate texts."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Generator, Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+
+from gpt2cli.checkpoint import Checkpoint, open_checkpoint
+from gpt2cli.core.decode import Step, decode, prefill
+from gpt2cli.core.model import GPT2
+from gpt2cli.core.sampling import SequenceState, TokenLogprobs
+from gpt2cli.core.weights import check_memory, load_weights
+from gpt2cli.errors import InvalidOption, ModelFileError, PromptTooLong, UsageError
+from gpt2cli.options import DEFAULT_MAX_NEW_TOKENS, GenerateOptions, LoadOptions
+from gpt2cli.text.detokenizer import Detokenizer
+from gpt2cli.text.stops import StopMatcher
+from gpt2cli.text.tokenizer import Tokenizer
+
+
+@dataclass(frozen=True, slots=True)
+class Stats:
+    """What one stream did. Times are in seconds, from the call of `Engine.stream`."""
+
+    prompt_tokens: int
+    completion_tokens: int
+    dropped_tokens: int
+    """Prompt tokens cut off, and tokens that a sliding window left behind."""
+    cached_tokens: int
+    """Prompt tokens that did not have to be computed again."""
+    prefill_s: float
+    first_token_s: float
+    decode_s: float
+    """From the first token to the end."""
+    tokens_per_s: float | None
+    """Tokens after the first of each sequence, over ``decode_s``; None when there are none."""
+
+
+@dataclass(frozen=True, slots=True)
+class Chunk:
+    """One step of a stream.
+
+    A token's chunk has ``token``; ``text`` is what became certain with it, often empty. A sequence
+    ends with a chunk that has ``finish_reason`` (``stop``, ``length``, ``eos``, ``context`` or
+    ``interrupted``), no token, and the rest of the text. The last chunk of a stream has ``stats``.
+    """
+
+    sequence: int
+    text: str = ""
+    token: int | None = None
+    logprobs: TokenLogprobs | None = None
+    finish_reason: str | None = None
+    stats: Stats | None = None
+
+    @property
+    def logprob(self) -> float | None:
+        """The token's log-probability, where `GenerateOptions.logprobs` asks for it."""
+        return self.logprobs.logprob if self.logprobs else None
+
+
+@dataclass(slots=True)
+class Choice:
+    """One finished continuation. ``token_ids`` are what was generated, without an end-of-text token."""
+
+    index: int
+    seed: int
+    text: str = ""
+    token_ids: list[int] = field(default_factory=list)
+    logprobs: list[TokenLogprobs] = field(default_factory=list)
+    finish_reason: str | None = None
+
+    def add(self, chunk: Chunk) -> None:
+        """Take in one of this sequence's chunks."""
+        self.text += chunk.text
+        if chunk.token is not None:
+            self.token_ids.append(chunk.token)
+        if chunk.logprobs is not None:
+            self.logprobs.append(chunk.logprobs)
+        self.finish_reason = chunk.finish_reason or self.finish_reason
+
+
+@dataclass(frozen=True, slots=True)
+class Result:
+    """What `Engine.generate` returns; ``str(result)`` is the first choice's text."""
+
+    choices: tuple[Choice, ...]
+    options: GenerateOptions
+    stats: Stats
+
+    @property
+    def text(self) -> str:
+        """The first choice's text."""
+        return self.choices[0].text
+
+    def __str__(self) -> str:
+        return self.text
+
+
+@dataclass(frozen=True, slots=True)
+class EngineInfo:
+    """What runs: as loaded, not as asked for."""
+
+    device: str
+    precision: str
+    kernels: tuple[str, ...]
+    threads: int
+
+
+class Engine:
+    """A loaded model. One stream at a time is open; opening another closes it.
+
+    ``tokenizer`` is None for a model without one: then prompts are token ids, and chunks have no text.
+    The keys and values of the last single sequence are kept: a prompt that begins as that text did
+    computes only what is new.
+    """
+
+    def __init__(
+        self, checkpoint: Checkpoint, model: GPT2, tokenizer: Tokenizer | None, load_s: float = 0.0
+    ) -> None:
+        self.checkpoint = checkpoint
+        self.config = checkpoint.config
+        self.model = model
+        self.tokenizer = tokenizer
+        self.load_s = load_s
+        self._cache = model.new_cache()
+        self._cached_ids: list[int] = []
+        self._open: Generator[Chunk, None, None] | None = None
+        self._interrupted = False
+
+    @classmethod
+    def load(cls, path: str | Path, options: LoadOptions | None = None) -> Engine:
+        """Load the model in the directory ``path``.
+
+        Raises `ModelNotFound`, `ModelFileError`, `UsageError` (a device that is not there), and
+        `Gpt2cliError` when the memory does not suffice.
+        """
+        options = options or LoadOptions()
+        return cls.from_checkpoint(open_checkpoint(Path(path), allow_pickle=options.allow_pickle), options)
+
+    @classmethod
+    def from_checkpoint(cls, checkpoint: Checkpoint, options: LoadOptions | None = None) -> Engine:
+        """Load a model whose directory is already read and checked."""
+        started = time.perf_counter()
+        options = options or LoadOptions()
+        device = _choose_device(options.device)
+        if options.threads is not None:
+            torch.set_num_threads(options.threads)
+        precision = "fp32" if options.precision == "auto" else options.precision
+        check_memory(checkpoint, precision)
+        tokenizer = Tokenizer.from_directory(checkpoint.directory)
+        model = GPT2(checkpoint.config, load_weights(checkpoint, precision, device))
+        return cls(checkpoint, model, tokenizer, time.perf_counter() - started)
+
+    @property
+    def info(self) -> EngineInfo:
+        """Device, precision, kernels and threads in use."""
+        weights = self.model.weights
+        return EngineInfo(self.model.device.type, weights.precision, weights.kernels, torch.get_num_threads())
+
+    def options(self, **given: Any) -> GenerateOptions:
+        """`GenerateOptions` with the model's own sampling defaults under what is ``given``."""
+        return self.checkpoint.generate_options(given)
+
+    def encode(self, prompt: str, *, special_tokens: bool = False) -> list[int]:
+        """The ids of ``prompt``; of an empty one, the model's bos. Raises `UsageError`, `ModelFileError`."""
+        if self.tokenizer is None:
+            raise ModelFileError(
+                f"{self.checkpoint.directory}: it has no tokenizer",
+                hint="a model directory holds tokenizer.json, or vocab.json and merges.txt",
+            )
+        ids = self.tokenizer.encode(prompt, special_tokens=special_tokens)
+        if ids:
+            return ids
+        if self.config.bos_token_id is None:
+            raise UsageError("the prompt is empty, and the model has no token to start a text with")
+        return [self.config.bos_token_id]
+
+    def stream(self, prompt: str | Sequence[int], options: GenerateOptions | None = None) -> Iterator[Chunk]:
+        """Chunks as they are drawn; close the iterator to stop early.
+
+        ``prompt`` is a text or token ids; without ``options`` the model's defaults apply. The prompt
+        is checked now, before the first chunk. Raises `UsageError`, `PromptTooLong`, `ModelFileError`.
+        """
+        started = time.perf_counter()
+        options = (options or self.options()).with_seed()
+        if isinstance(prompt, str):
+            self._check_bytes(prompt, options)
+            ids = self.encode(prompt, special_tokens=options.special_tokens)
+        else:
+            ids = list(prompt)
+        kept, max_new_tokens = self._fit(ids, options)
+        if self._open is not None:
+            self._open.close()
+        self._interrupted = False
+        self._open = self._run(ids[len(ids) - kept :], len(ids) - kept, max_new_tokens, options, started)
+        return self._open
+
+    def generate(self, prompt: str | Sequence[int], options: GenerateOptions | None = None) -> Result:
+        """The joined chunks of `stream`. Raises what `stream` raises."""
+        options = (options or self.options()).with_seed()
+        choices = new_choices(options)
+        stats = None
+        for chunk in self.stream(prompt, options):
+            choices[chunk.sequence].add(chunk)
+            stats = chunk.stats
+        return Result(choices, options, cast(Stats, stats))
+
+    def interrupt(self) -> None:
+        """End the open stream after the token it is at, with ``finish_reason`` ``interrupted``.
+
+        Safe to call from a signal handler.
+        """
+        self._interrupted = True
+
+    def _check_bytes(self, prompt: str, options: GenerateOptions) -> None:
+        """Refuse, before tokenising it, a prompt that cannot fit."""
+        if options.overflow != "error" or self.tokenizer is None:
+            return
+        longest = self.tokenizer.longest_token
+        if longest and len(prompt) > longest * self.config.n_positions:
+            raise PromptTooLong(
+                f"the prompt has {len(prompt)} characters, "
+                f"the model's context only {self.config.n_positions} tokens",
+                hint="shorten it, or keep its end with --overflow truncate",
+            )
+
+    def _fit(self, ids: Sequence[int], options: GenerateOptions) -> tuple[int, int]:
+        """How many of the prompt's last tokens are kept, and how many new ones may come."""
+        context = self.config.n_positions
+        if not ids:
+            raise UsageError("the prompt has no tokens")
+        if not all(0 <= token < self.config.vocab_size for token in ids):
+            raise UsageError(
+                f"the prompt has a token outside the model's vocabulary of {self.config.vocab_size}"
+            )
+        if options.max_length is not None:
+            new = options.max_length - len(ids)
+            if new < 1:
+                raise InvalidOption("max_length", f"the prompt alone has {len(ids)} tokens")
+        else:
+            new = options.max_new_tokens or DEFAULT_MAX_NEW_TOKENS
+        kept = len(ids)
+        if options.overflow != "error" and kept + new > context:
+            kept = min(kept, max(1, context - min(new, context // 2)))
+        if kept >= context and not (options.overflow == "slide" and kept == context):
+            raise PromptTooLong(
+                f"the prompt has {len(ids)} tokens; the model's context is {context}, and one must be left",
+                hint="shorten it, or keep its end with --overflow truncate",
+            )
+        return kept, new
+
+    def _run(
+        self, ids: list[int], dropped: int, max_new_tokens: int, options: GenerateOptions, started: float
+    ) -> Generator[Chunk, None, None]:
+        states = [
+            SequenceState(index=i, seed=seed, ids=list(ids), prompt_tokens=len(ids), dropped=dropped)
+            for i, seed in enumerate(options.seeds)
+        ]
+        texts = [_TextOf(self.tokenizer, options.stop) for _ in states]
+        cached = self._reuse(ids)
+        self._cache.reserve(min(len(ids) + max_new_tokens, self.config.n_positions))
+        logits = prefill(self.model, self._cache, ids[cached:])
+        self._cached_ids = list(ids)
+        prefilled = time.perf_counter()
+        cache = self._cache
+        if len(states) > 1:
+            cache, logits = cache.expand(len(states)), logits.expand(len(states), -1)
+        eos_ids = frozenset() if options.ignore_eos else frozenset(self.config.eos_token_ids)
+        steps = decode(
+            self.model, cache, logits, states, options, max_new_tokens=max_new_tokens, eos_ids=eos_ids
+        )
+        first = None
+        try:
+            for step in steps:
+                first = first or time.perf_counter()
+                yield from self._chunks(step, texts[step.state.index])
+                if self._interrupted:
+                    break
+        finally:
+            steps.close()
+            if len(states) == 1:
+                self._remember(states[0])
+        for state in states:
+            if state.finish_reason is None:
+                state.finish_reason = "interrupted"
+                yield Chunk(state.index, texts[state.index].flush(), finish_reason="interrupted")
+        yield self._last_chunk(states, cached, (started, prefilled, first or prefilled, time.perf_counter()))
+
+    def _chunks(self, step: Step, text: _TextOf) -> Iterator[Chunk]:
+        """A token's chunk, and the end of its sequence where this is it. The very last chunk comes later."""
+        state = step.state
+        if step.token is not None:
+            shown = text.push(step.token)
+            if text.stopped:
+                state.finish_reason = "stop"
+            yield Chunk(state.index, shown, step.token, step.logprobs)
+        if state.finish_reason is not None:
+            yield Chunk(state.index, text.flush(), finish_reason=state.finish_reason)
+
+    def _last_chunk(
+        self, states: Sequence[SequenceState], cached: int, times: tuple[float, float, float, float]
+    ) -> Chunk:
+        started, prefilled, first, last = times
+        completed = sum(state.new_tokens for state in states)
+        later = completed - sum(1 for state in states if state.new_tokens)
+        stats = Stats(
+            prompt_tokens=states[0].dropped + states[0].prompt_tokens,
+            completion_tokens=completed,
+            dropped_tokens=states[0].dropped + sum(state.window for state in states),
+            cached_tokens=cached,
+            prefill_s=prefilled - started,
+            first_token_s=first - started,
+            decode_s=last - first,
+            tokens_per_s=later / (last - first) if later and last > first else None,
+        )
+        return Chunk(states[-1].index, stats=stats)
+
+    def _reuse(self, ids: Sequence[int]) -> int:
+        """Keep the part of the cache that is a prefix of ``ids``; its length. The last id is always new."""
+        common = 0
+        for old, new in zip(self._cached_ids, ids[:-1], strict=False):
+            if old != new:
+                break
+            common += 1
+        self._cache.truncate(common)
+        self._cached_ids = list(ids[:common])
+        return self._cache.lengths[0]
+
+    def _remember(self, state: SequenceState) -> None:
+        """What the cache now holds. Its length is true even after an interrupt in the middle of a step."""
+        self._cached_ids = state.ids[state.window :][: self._cache.lengths[0]]
+
+
+class _TextOf:
+    """The text of one sequence: detokenised, and cut at a stop."""
+
+    def __init__(self, tokenizer: Tokenizer | None, stops: Sequence[str]) -> None:
+        self._detokenizer = Detokenizer(tokenizer) if tokenizer else None
+        self._stops = StopMatcher(stops)
+
+    @property
+    def stopped(self) -> bool:
+        return self._stops.stopped
+
+    def push(self, token: int) -> str:
+        return self._stops.push(self._detokenizer.push(token)) if self._detokenizer else ""
+
+    def flush(self) -> str:
+        """What was held back; the end of the text may still complete a stop."""
+        if self._detokenizer is None:
+            return ""
+        return self._stops.push(self._detokenizer.flush()) + self._stops.flush()
+
+
+def new_choices(options: GenerateOptions) -> tuple[Choice, ...]:
+    """Empty choices for the sequences that ``options`` (with a seed) ask for."""
+    return tuple(Choice(index, seed) for index, seed in enumerate(options.seeds))
+
+
+def _choose_device(asked: str) -> torch.device:
+    present = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
+    if asked == "auto":
+        return torch.device("cuda" if present["cuda"] else "cpu")
+    if not present[asked]:
+        raise UsageError(f"--device {asked}: there is no such device here", hint="use --device auto")
+    return torch.device(asked)

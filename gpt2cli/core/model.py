@@ -1,0 +1,122 @@
+"""GPT-2 (Radford et al. 2019, "Language Models are Unsupervised Multitask Learners"), inference only.
+
+Shapes are in the field's letters: B rows, T new tokens, S tokens present, H heads, Dh head width,
+D embedding width, V vocabulary.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from gpt2cli.checkpoint import ModelConfig
+from gpt2cli.core.cache import KVCache, Plan
+from gpt2cli.core.weights import Block, Norm, Weights
+
+Observer = Callable[[str, Tensor], None]
+"""Called with the name of a stage and its tensor, in the order of the computation."""
+
+_ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
+    "gelu_new": lambda x: F.gelu(x, approximate="tanh"),
+    "gelu": F.gelu,
+    "relu": F.relu,
+    "silu": F.silu,
+    "tanh": torch.tanh,
+}
+
+
+class GPT2:
+    """The forward pass over a static cache.
+
+    Activations are fp32 whatever the weights are, and so ``reorder_and_upcast_attn``, which asks for
+    fp32 attention scores, is always met.
+    """
+
+    def __init__(self, config: ModelConfig, weights: Weights) -> None:
+        self.config = config
+        self.weights = weights
+        self.device = weights.wpe.device
+        self._activation = _ACTIVATIONS[config.activation_function]
+        self._scales = [config.attention_scale(layer) for layer in range(config.n_layer)]
+
+    def new_cache(self, rows: int = 1, capacity: int = 64) -> KVCache:
+        """An empty cache for this model."""
+        return KVCache.empty(self.config, rows, capacity, self.device)
+
+    @torch.inference_mode()
+    def forward(
+        self,
+        ids: Tensor,
+        cache: KVCache,
+        counts: Sequence[int] | None = None,
+        *,
+        all_positions: bool = False,
+        observe: Observer | None = None,
+    ) -> Tensor:
+        """The logits after ``ids``: [B, T], whose keys and values join ``cache``.
+
+        ``counts`` are the real tokens of each row where rows are padded on the right. Returns the
+        logits at each row's last real token, [B, V] fp32; with ``all_positions`` at all, [B, T, V].
+        """
+        plan = cache.plan(ids.shape[1], counts)
+        x = F.embedding(ids, self.weights.wte).float() + F.embedding(plan.positions, self.weights.wpe)
+        if observe:
+            observe("embeddings", x)
+        for layer, block in enumerate(self.weights.blocks):
+            x = self._block(x, layer, block, cache, plan, observe)
+        cache.advance(plan)
+        if not all_positions:
+            x = _last_real(x, plan)
+        x = self._norm(x, self.weights.ln_f)
+        if observe:
+            observe("ln_f", x)
+        return self.weights.head(x)
+
+    def _block(
+        self, x: Tensor, layer: int, block: Block, cache: KVCache, plan: Plan, observe: Observer | None
+    ) -> Tensor:
+        def see(stage: str, tensor: Tensor) -> Tensor:
+            if observe:
+                observe(f"h.{layer}.{stage}", tensor)
+            return tensor
+
+        rows, tokens, width = x.shape
+        qkv = see("attn.c_attn", block.c_attn(see("ln_1", self._norm(x, block.ln_1))))
+        # q, k, v: [B, H, T, Dh]
+        q, k, v = qkv.view(rows, tokens, 3, self.config.n_head, -1).permute(2, 0, 3, 1, 4)
+        keys, values = cache.write(plan, layer, k, v)
+        if observe:
+            see("attn.weights", attention_weights(q, keys, plan, self._scales[layer]))
+        attended = F.scaled_dot_product_attention(
+            q, keys, values, attn_mask=plan.mask, is_causal=plan.causal, scale=self._scales[layer]
+        )
+        attended = see("attn.context", attended.transpose(1, 2).reshape(rows, tokens, width))
+        x = see("attn.residual", x + see("attn.c_proj", block.c_proj(attended)))
+        inner = see("mlp.c_fc", block.mlp_fc(see("ln_2", self._norm(x, block.ln_2))))
+        projected = see("mlp.c_proj", block.mlp_proj(see("mlp.act", self._activation(inner))))
+        return see("output", x + projected)
+
+    def _norm(self, x: Tensor, norm: Norm) -> Tensor:
+        return F.layer_norm(x, (x.shape[-1],), norm.weight, norm.bias, self.config.layer_norm_epsilon)
+
+
+def attention_weights(q: Tensor, keys: Tensor, plan: Plan, scale: float) -> Tensor:
+    """The softmax of the scaled scores, [B, H, T, S]: what the fused kernel does not hand out."""
+    scores = q @ keys.transpose(-1, -2) * scale
+    mask = plan.mask
+    if plan.causal:
+        mask = torch.ones(plan.length, plan.end, dtype=torch.bool, device=q.device).tril()
+    if mask is not None:
+        scores = scores.masked_fill(~mask, float("-inf"))
+    return scores.softmax(dim=-1)
+
+
+def _last_real(x: Tensor, plan: Plan) -> Tensor:
+    """x: [B, T, D] -> [B, D], at each row's last real token."""
+    if all(count == plan.length for count in plan.counts):
+        return x[:, -1]
+    last = torch.tensor(plan.counts, device=x.device) - 1
+    return x[torch.arange(x.shape[0], device=x.device), last]

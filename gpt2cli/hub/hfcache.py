@@ -1,0 +1,90 @@
+"""An existing Hugging Face cache, read-only, by its layout on disk.
+
+::
+
+    <cache>/models--openai-community--gpt2/
+      refs/main                 holds the commit
+      snapshots/<commit>/       config.json, model.safetensors, … (links into blobs/)
+
+Only snapshots with a ``config.json`` of type gpt2 and a weights file are models here. Nothing of
+huggingface_hub but its constants is imported: they know the environment variables of the cache.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+from gpt2cli.checkpoint import MAX_JSON_BYTES, PICKLE_FILES, WEIGHT_FILES, read_json
+from gpt2cli.errors import Gpt2cliError
+from gpt2cli.hub.registry import ModelName
+from gpt2cli.hub.store import StoredModel, folder_name, matches_revision
+
+_PREFIX = "models--"
+
+
+def cache_root() -> Path:
+    """The hub's cache directory (``HF_HUB_CACHE``, ``HF_HOME``, or the default)."""
+    from huggingface_hub.constants import HF_HUB_CACHE
+
+    return Path(HF_HUB_CACHE)
+
+
+def cached_models() -> Iterator[StoredModel]:
+    """Every GPT-2 snapshot in the cache."""
+    try:
+        folders = sorted(cache_root().glob(_PREFIX + "*"))
+    except OSError:
+        return
+    for folder in folders:
+        yield from _snapshots(folder)
+
+
+def find_cached(name: ModelName, revision: str | None) -> StoredModel | None:
+    """The cached snapshot of that name: the revision asked for, else the one that ``main`` points to."""
+    found = [
+        model
+        for spelling in name.spellings
+        for model in _snapshots(cache_root() / (_PREFIX + folder_name(spelling)))
+        if revision is None or matches_revision(revision, model.revision, model.refs)
+    ]
+    return max(found, key=lambda m: "main" in m.refs, default=None)
+
+
+def _snapshots(folder: Path) -> Iterator[StoredModel]:
+    try:
+        snapshots = sorted((folder / "snapshots").iterdir())
+    except OSError:
+        return
+    refs = _refs(folder / "refs")
+    for directory in snapshots:
+        if _is_gpt2(directory):
+            yield StoredModel(
+                name=folder.name.removeprefix(_PREFIX).replace("--", "/"),
+                revision=directory.name,
+                directory=directory,
+                source="hf-cache",
+                refs=tuple(ref for ref, commit in refs.items() if commit == directory.name),
+            )
+
+
+def _refs(folder: Path) -> dict[str, str]:
+    """Branch or tag to commit."""
+    refs = {}
+    try:
+        for path in folder.rglob("*"):
+            if path.is_file():
+                refs[path.relative_to(folder).as_posix()] = path.read_text("utf-8", "replace").strip()[:64]
+    except OSError:
+        pass
+    return refs
+
+
+def _is_gpt2(directory: Path) -> bool:
+    if not any((directory / name).exists() for name in (*WEIGHT_FILES, *PICKLE_FILES)):
+        return False
+    try:
+        kind = read_json(directory / "config.json", MAX_JSON_BYTES).get("model_type", "gpt2")
+    except Gpt2cliError:
+        return False
+    return bool(kind == "gpt2")

@@ -1,0 +1,89 @@
+"""A name or a path to a model directory, for cli and repl alike."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from gpt2cli.errors import ModelNotFound, Unavailable
+from gpt2cli.hub.hfcache import cached_models, find_cached
+from gpt2cli.hub.registry import ALIASES, BUILTIN, ModelName, parse_name, parse_revision
+from gpt2cli.hub.store import find_stored, stored_models
+
+
+@dataclass(frozen=True, slots=True)
+class ResolvedModel:
+    """A model directory, the name that led to it, and the revision where it has one."""
+
+    name: str
+    directory: Path
+    revision: str | None = None
+
+
+def resolve(model: str | None, *, revision: str | None = None, offline: bool = False) -> ResolvedModel:
+    """The directory of ``model``: a directory, a name in our store or in a Hugging Face cache.
+
+    None stands for the built-in model. A directory that exists comes before a name; what looks like
+    a path is never taken for a name. Raises `ModelNotFound`, `Unavailable` (``offline``), `UsageError`.
+    """
+    if revision is not None:
+        revision = parse_revision(revision)
+    if model is None or model == BUILTIN:
+        return _builtin(given=model is not None)
+    path = Path(model).expanduser()
+    if _is_directory(path):
+        return ResolvedModel(model, path)
+    if model.startswith((".", "/", "~")) or not model:
+        raise ModelNotFound(f"{model or '(empty)'}: no such directory", hint=_hint())
+    name = parse_name(model)
+    found = find_stored(name, revision) or find_cached(name, revision)
+    if found is None:
+        raise _not_found(name, revision, offline)
+    return ResolvedModel(model, found.directory, found.revision)
+
+
+def local_names() -> list[str]:
+    """The names that ``-m`` takes for models on this disk, aliases first where one exists."""
+    alias_of = {repository: alias for alias, repository in reversed(ALIASES.items())}
+    names = [alias_of.get(m.name, m.name) for m in (*stored_models(), *cached_models())]
+    if builtin_directory().is_dir():
+        names.insert(0, BUILTIN)
+    return list(dict.fromkeys(names))
+
+
+def builtin_directory() -> Path:
+    """Where the model that ships in the package lies."""
+    return Path(__file__).resolve().parent.parent / "builtin"
+
+
+def _builtin(*, given: bool) -> ResolvedModel:
+    directory = builtin_directory()
+    if not (directory / "config.json").is_file():
+        what = f"{BUILTIN}: the built-in model is" if given else "no model given, and the built-in one is"
+        raise ModelNotFound(
+            f"{what} not in this version yet",
+            hint="name one with -m DIR_OR_NAME, or once for all: gpt2cli config set model DIR_OR_NAME",
+        )
+    return ResolvedModel(BUILTIN, directory)
+
+
+def _is_directory(path: Path) -> bool:
+    try:
+        return path.is_dir()
+    except (OSError, ValueError):
+        return False
+
+
+def _not_found(name: ModelName, revision: str | None, offline: bool) -> ModelNotFound | Unavailable:
+    wanted = name.given if revision is None else f"{name.given} at revision {revision}"
+    if offline:
+        return Unavailable(f"{wanted}: not on this disk, and offline", hint=_hint())
+    return ModelNotFound(f"{wanted}: no such directory, and no model of that name on this disk", hint=_hint())
+
+
+def _hint() -> str:
+    names = local_names()
+    if names:
+        more = ", …" if len(names) > 5 else ""
+        return f"on this disk: {', '.join(names[:5])}{more}; or give a directory"
+    return "this version cannot download yet: give a model directory with -m DIR"

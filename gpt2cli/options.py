@@ -1,0 +1,172 @@
+"""What can be asked of the engine: frozen dataclasses, checked when they are made.
+
+Every default of the project stands here, once. The command line, the settings and the Python API
+all build these; a value outside its range raises `InvalidOption` wherever it came from.
+"""
+
+from __future__ import annotations
+
+import math
+import secrets
+from dataclasses import dataclass, replace
+from typing import Any, Literal, get_args
+
+from gpt2cli.errors import InvalidOption
+
+Rng = Literal["default", "transformers"]
+Overflow = Literal["error", "truncate", "slide"]
+Device = Literal["auto", "cpu", "cuda", "mps"]
+Precision = Literal["auto", "fp32", "fp16", "bf16", "int8", "int4"]
+
+MAX_SEED = 2**32 - 1
+DEFAULT_MAX_NEW_TOKENS = 128
+MIN_TEMPERATURE = 1e-3
+MIN_PENALTY, MAX_PENALTY = 0.01, 100.0
+
+
+def _check_number(option: str, value: Any, allowed: str, ok: bool) -> None:
+    """Raise `InvalidOption` unless ``value`` is a finite number and ``ok`` holds."""
+    number = isinstance(value, int | float) and not isinstance(value, bool)
+    if not number or not math.isfinite(value) or not ok:
+        raise InvalidOption(option, f"{value} is not allowed; allowed: {allowed}")
+
+
+def _check_whole(option: str, value: Any, low: int, high: int | None, allowed: str) -> None:
+    whole = isinstance(value, int) and not isinstance(value, bool)
+    if not whole or value < low or (high is not None and value > high):
+        raise InvalidOption(option, f"{value} is not allowed; allowed: {allowed}")
+
+
+def _check_choice(option: str, value: Any, choices: tuple[str, ...]) -> None:
+    if value not in choices:
+        raise InvalidOption(option, f"{value!r} is not allowed; allowed: {', '.join(choices)}")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SamplingOptions:
+    """How the next token is drawn. The defaults are those of transformers' ``generate(do_sample=True)``.
+
+    Filters apply in transformers' order: repetition penalty (Keskar et al. 2019, arXiv 1909.05858),
+    no-repeat n-gram, temperature, top-k (Fan et al. 2018, arXiv 1805.04833), top-p (Holtzman et al.
+    2019, arXiv 1904.09751), min-p (Nguyen et al. 2024, arXiv 2407.01082), typical (Meister et al.
+    2022, arXiv 2202.00666). Raises `InvalidOption`.
+    """
+
+    temperature: float = 1.0
+    """0 is greedy decoding; else at least 0.001."""
+    top_k: int = 50
+    """The number of tokens kept; 0 is off, more than the vocabulary is the vocabulary."""
+    top_p: float = 1.0
+    """The probability mass kept, in (0, 1]; 1 is off."""
+    min_p: float = 0.0
+    """Tokens below this share of the likeliest one's probability go, in [0, 1]; 0 is off."""
+    typical_p: float = 1.0
+    """The mass of locally typical tokens kept, in (0, 1]; 1 is off."""
+    repetition_penalty: float = 1.0
+    """Divides the scores of tokens already in the text, in [0.01, 100]; 1 is off."""
+    no_repeat_ngram_size: int = 0
+    """No sequence of this many tokens comes twice; 0 is off."""
+
+    def __post_init__(self) -> None:
+        t = self.temperature
+        _check_number("temperature", t, "0 (greedy), or 0.001 and more", t == 0 or t >= MIN_TEMPERATURE)
+        _check_whole("top_k", self.top_k, 0, None, "0 (off), or a positive whole number")
+        _check_number("top_p", self.top_p, "more than 0, up to 1 (off)", 0 < self.top_p <= 1)
+        _check_number("min_p", self.min_p, "0 (off) to 1", 0 <= self.min_p <= 1)
+        _check_number("typical_p", self.typical_p, "more than 0, up to 1 (off)", 0 < self.typical_p <= 1)
+        _check_number(
+            "repetition_penalty",
+            self.repetition_penalty,
+            "0.01 to 100, 1 is off",
+            MIN_PENALTY <= self.repetition_penalty <= MAX_PENALTY,
+        )
+        _check_whole(
+            "no_repeat_ngram_size", self.no_repeat_ngram_size, 0, None, "0 (off), or a positive whole number"
+        )
+
+    @property
+    def greedy(self) -> bool:
+        """Whether the likeliest token is taken instead of drawing one."""
+        return self.temperature == 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GenerateOptions(SamplingOptions):
+    """One request to `Engine.stream` or `Engine.generate`. Raises `InvalidOption`."""
+
+    max_new_tokens: int | None = None
+    """The most tokens generated; 128 when neither this nor ``max_length`` is given."""
+    max_length: int | None = None
+    """The most tokens of prompt and continuation together, as in transformers."""
+    num_return_sequences: int = 1
+    """How many continuations are drawn, in one batch from one prefill."""
+    seed: int | None = None
+    """0 … 2**32-1; without one, a seed is drawn and reported. Sequence *i* has ``seed + i``."""
+    rng: Rng = "default"
+    """``transformers`` draws as transformers does after ``set_seed(seed)``."""
+    stop: tuple[str, ...] = ()
+    """The text ends before the first of these strings."""
+    ignore_eos: bool = False
+    """Go on after an end-of-text token."""
+    special_tokens: bool = False
+    """Read ``<|endoftext|>`` in a prompt as the token, not as text."""
+    overflow: Overflow = "error"
+    """What happens when the context is full: see `gpt2cli generate --help`."""
+    logprobs: int | None = None
+    """Report log-probabilities before filtering: of the token, and of this many likeliest ones."""
+
+    def __post_init__(self) -> None:
+        SamplingOptions.__post_init__(self)
+        if self.max_new_tokens is not None and self.max_length is not None:
+            raise InvalidOption("max_length", "not together with max-new-tokens")
+        positive = "a positive whole number"
+        for option in ("max_new_tokens", "max_length"):
+            if getattr(self, option) is not None:
+                _check_whole(option, getattr(self, option), 1, None, positive)
+        _check_whole("num_return_sequences", self.num_return_sequences, 1, 4096, "1 to 4096")
+        if self.greedy and self.num_return_sequences > 1:
+            raise InvalidOption(
+                "num_return_sequences",
+                "greedy decoding gives the same text every time; draw with a temperature above 0",
+            )
+        if self.seed is not None:
+            high = MAX_SEED if self.rng == "transformers" else MAX_SEED - (self.num_return_sequences - 1)
+            _check_whole("seed", self.seed, 0, high, f"0 to {high}")
+        _check_choice("rng", self.rng, get_args(Rng))
+        _check_choice("overflow", self.overflow, get_args(Overflow))
+        if isinstance(self.stop, str) or not all(isinstance(s, str) and s for s in self.stop):
+            raise InvalidOption("stop", "a stop is a text of at least one character")
+        if self.logprobs is not None:
+            _check_whole("logprobs", self.logprobs, 0, None, "0 or a positive whole number")
+
+    def with_seed(self) -> GenerateOptions:
+        """These options; with a seed drawn where there is none."""
+        if self.seed is not None:
+            return self
+        return replace(self, seed=secrets.randbelow(MAX_SEED + 2 - self.num_return_sequences))
+
+    @property
+    def seeds(self) -> tuple[int, ...]:
+        """The seed of each sequence. ``rng`` ``transformers`` draws all sequences from one seed."""
+        if self.seed is None:
+            raise ValueError("no seed: call with_seed() first")
+        step = 0 if self.rng == "transformers" else 1
+        return tuple(self.seed + step * i for i in range(self.num_return_sequences))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LoadOptions:
+    """How a model is loaded. Raises `InvalidOption`."""
+
+    device: Device = "auto"
+    precision: Precision = "auto"
+    threads: int | None = None
+    """CPU threads; the number of physical cores when not given."""
+    allow_pickle: bool = False
+    """Read ``.bin`` checkpoints (``torch.load`` with ``weights_only=True``) where no safetensors are."""
+
+    def __post_init__(self) -> None:
+        _check_choice("device", self.device, get_args(Device))
+        _check_choice("precision", self.precision, get_args(Precision))
+        if self.threads is not None:
+            _check_whole("threads", self.threads, 1, 1024, "1 to 1024")

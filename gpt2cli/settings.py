@@ -1,0 +1,205 @@
+"""Settings: flag > environment > config.toml > the model's generation_config > default.
+
+``config.toml`` has flat keys, each with a type of its own; ``GPT2CLI_<KEY>`` in the environment does
+the same for one run. The command line puts its flags over both, and what nobody sets is left to the
+model's generation_config and to `gpt2cli.options`.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import tempfile
+import tomllib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, cast, get_args
+
+from gpt2cli import paths
+from gpt2cli.errors import Gpt2cliError, UsageError
+from gpt2cli.options import Device, GenerateOptions, LoadOptions, Overflow, Precision, Rng
+
+Value = str | int | float | bool
+
+
+@dataclass(frozen=True, slots=True)
+class Key:
+    """One setting: its type, what it means, and the values it takes where they are few."""
+
+    kind: type
+    help: str
+    choices: tuple[str, ...] = ()
+
+
+KEYS: dict[str, Key] = {
+    "model": Key(str, "the model used without -m: a name or a directory"),
+    "max_new_tokens": Key(int, "the most tokens generated"),
+    "temperature": Key(float, "0 is greedy"),
+    "top_k": Key(int, "the number of tokens kept; 0 is off"),
+    "top_p": Key(float, "the probability mass kept; 1 is off"),
+    "min_p": Key(float, "the least share of the likeliest token's probability; 0 is off"),
+    "typical_p": Key(float, "the mass of typical tokens kept; 1 is off"),
+    "repetition_penalty": Key(float, "1 is off"),
+    "no_repeat_ngram_size": Key(int, "0 is off"),
+    "rng": Key(str, "the random numbers", get_args(Rng)),
+    "overflow": Key(str, "what happens when the context is full", get_args(Overflow)),
+    "device": Key(str, "where the model runs", get_args(Device)),
+    "precision": Key(str, "the precision of the weights", get_args(Precision)),
+    "threads": Key(int, "CPU threads"),
+    "offline": Key(bool, "never use the network"),
+    "quiet": Key(bool, "no notes and warnings"),
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Setting:
+    """A value and where it came from: ``environment`` or ``config.toml``."""
+
+    value: Value
+    source: str
+
+
+class Settings:
+    """The settings of this run, from the environment and ``config.toml``."""
+
+    def __init__(self, found: Mapping[str, Setting]) -> None:
+        self._found = dict(found)
+
+    @classmethod
+    def load(cls, environ: Mapping[str, str] | None = None) -> Settings:
+        """What the environment and the file say now. Raises `UsageError` where one is wrong."""
+        environ = os.environ if environ is None else environ
+        found = {key: Setting(value, "config.toml") for key, value in read_config_file().items()}
+        for key in KEYS:
+            text = environ.get(environment_name(key))
+            if text:
+                found[key] = Setting(parse_value(key, text, environment_name(key)), "environment")
+        return cls(found)
+
+    def get(self, key: str) -> Setting | None:
+        """The setting of ``key``, or None."""
+        return self._found.get(key)
+
+    def value(self, key: str) -> Any:
+        """The value of ``key``, or None."""
+        setting = self._found.get(key)
+        return setting.value if setting else None
+
+    def over(self, flags: Mapping[str, Any]) -> dict[str, Any]:
+        """``flags``, and for those that are None the settings; what nobody set is left out."""
+        merged = {key: self.value(key) if given is None else given for key, given in flags.items()}
+        return {key: value for key, value in merged.items() if value is not None}
+
+
+def environment_name(key: str) -> str:
+    """The environment variable of a key: ``top_k`` is ``GPT2CLI_TOP_K``."""
+    return f"GPT2CLI_{key.upper()}"
+
+
+def known_key(text: str) -> str:
+    """The key that ``text`` names (``top-k`` or ``top_k``). Raises `UsageError`."""
+    key = text.strip().lower().replace("-", "_")
+    if key not in KEYS:
+        raise UsageError(f"{text!r} is not a setting", hint=f"settings: {', '.join(KEYS)}")
+    return key
+
+
+def parse_value(key: str, text: str, where: str | None = None) -> Value:
+    """``text`` as the value of ``key``. Raises `UsageError` when it is none, or outside its range."""
+    kind = KEYS[key].kind
+    try:
+        value: Value = _parse_bool(text) if kind is bool else kind(text)
+    except ValueError:
+        what = {int: "a whole number", float: "a number", bool: "true or false"}[kind]
+        raise UsageError(f"{where or key}: {text!r} is not {what}") from None
+    return _checked(key, value, where or key)
+
+
+def _parse_bool(text: str) -> bool:
+    lowered = text.strip().lower()
+    if lowered in ("1", "true", "yes", "on"):
+        return True
+    if lowered in ("0", "false", "no", "off"):
+        return False
+    raise ValueError(text)
+
+
+def _checked(key: str, value: Any, where: str) -> Value:
+    """``value`` when its type and range are right; the ranges are those of the options."""
+    kind = KEYS[key].kind
+    if kind is float and type(value) is int:
+        value = float(value)
+    if type(value) is not kind or value == "":
+        names = {int: "a whole number", float: "a number", bool: "true or false", str: "a text"}
+        raise UsageError(f"{where}: {value!r} is not {names[kind]}")
+    option: dict[str, Any] = {key: value}
+    try:
+        if key in ("device", "precision", "threads"):
+            LoadOptions(**option)
+        elif key not in ("model", "offline", "quiet"):
+            GenerateOptions(**option)
+    except UsageError as error:
+        raise UsageError(f"{where}: {error}") from None
+    return cast(Value, value)
+
+
+def read_config_file() -> dict[str, Value]:
+    """The keys of ``config.toml``; none when there is no file. Raises `UsageError` when it is damaged."""
+    path = paths.config_file()
+    try:
+        raw = tomllib.loads(path.read_text("utf-8"))
+    except FileNotFoundError:
+        return {}
+    except OSError as error:
+        raise UsageError(f"{path}: {error.strerror or error}") from None
+    except ValueError as error:
+        raise UsageError(f"{path}: {error}", hint="edit the file, or delete it") from None
+    for key in raw:
+        if key not in KEYS:
+            raise UsageError(f"{path}: {key!r} is not a setting", hint=f"settings: {', '.join(KEYS)}")
+    return {key: _checked(key, value, f"{path}: {key}") for key, value in raw.items()}
+
+
+def set_in_file(key: str, value: Value) -> None:
+    """Write one key, the others kept."""
+    write_config_file({**read_config_file(), key: value})
+
+
+def unset_in_file(key: str) -> bool:
+    """Remove one key; False when the file does not have it."""
+    values = read_config_file()
+    if key not in values:
+        return False
+    del values[key]
+    write_config_file(values)
+    return True
+
+
+def write_config_file(values: Mapping[str, Value]) -> None:
+    """Replace ``config.toml`` in one rename, keys in the order of `KEYS`. Raises `Gpt2cliError`."""
+    path = paths.config_file()
+    text = "".join(f"{key} = {_toml(values[key])}\n" for key in KEYS if key in values)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=".config-")
+        try:
+            with os.fdopen(handle, "w", encoding="utf-8") as file:
+                file.write(text)
+            Path(temporary).replace(path)
+        except BaseException:
+            with contextlib.suppress(OSError):
+                os.unlink(temporary)
+            raise
+    except OSError as error:
+        raise Gpt2cliError(f"cannot write {path}: {error.strerror or error}") from None
+
+
+def _toml(value: Value) -> str:
+    """A TOML value. Basic strings escape what TOML does not allow in them."""
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    if isinstance(value, int | float):
+        return repr(value)
+    escaped = value.replace("\\", "\\\\").replace('"', '\\"')
+    return '"' + "".join(c if c.isprintable() else f"\\U{ord(c):08X}" for c in escaped) + '"'

@@ -1,0 +1,176 @@
+"""Text to token ids and back, over the ``tokenizers`` library.
+
+GPT-2's byte-level BPE (Radford et al. 2019) writes each byte as a printable character; a token is a
+string of those. A tokenizer is read from ``tokenizer.json``, or from ``vocab.json`` + ``merges.txt``.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Sequence
+from functools import cache, cached_property
+from pathlib import Path
+from typing import Any
+
+from gpt2cli.errors import ModelFileError, UsageError
+
+END_OF_TEXT = "<|endoftext|>"
+MAX_FILE_BYTES = 64 * 2**20
+
+
+@cache
+def byte_alphabet() -> dict[str, int]:
+    """GPT-2's printable character of each byte, to the byte (``bytes_to_unicode`` of the released code)."""
+    printable = [
+        *range(ord("!"), ord("~") + 1),
+        *range(ord("¡"), ord("¬") + 1),
+        *range(ord("®"), ord("ÿ") + 1),
+    ]
+    alphabet = {chr(byte): byte for byte in printable}
+    others = (byte for byte in range(256) if byte not in set(printable))
+    alphabet.update({chr(256 + n): byte for n, byte in enumerate(others)})
+    return alphabet
+
+
+class Tokenizer:
+    """One model's tokenizer.
+
+    ``byte_level`` says whether a token is a string of bytes, as in GPT-2; other kinds work as well,
+    but their text is decoded by the library and not byte by byte.
+    """
+
+    def __init__(self, backend: Any) -> None:
+        from tokenizers import decoders
+
+        self._backend = backend
+        self._bytes: dict[int, bytes] = {}
+        self.byte_level = isinstance(backend.decoder, decoders.ByteLevel)
+
+    @classmethod
+    def from_directory(cls, directory: Path) -> Tokenizer | None:
+        """The tokenizer of a model directory; None where there is none.
+
+        Raises `ModelFileError` when its files are damaged.
+        """
+        whole = directory / "tokenizer.json"
+        vocab, merges = directory / "vocab.json", directory / "merges.txt"
+        if whole.is_file():
+            return cls(_guarded(_read_tokenizer_json, whole))
+        if vocab.is_file() and merges.is_file():
+            return cls(_guarded(_read_vocab_and_merges, vocab))
+        return None
+
+    @property
+    def vocab_size(self) -> int:
+        """One more than the largest id that can come out of ``encode``."""
+        return int(self._backend.get_vocab_size(with_added_tokens=True))
+
+    @cached_property
+    def longest_token(self) -> int | None:
+        """The most characters that one token stands for; None where the library may drop characters."""
+        if not self.byte_level or self._backend.normalizer is not None:
+            return None
+        return max(map(len, self._backend.get_vocab(with_added_tokens=True)), default=1)
+
+    def encode(self, text: str, *, special_tokens: bool = False) -> list[int]:
+        """The ids of ``text``.
+
+        With ``special_tokens`` a special token written in the text (``<|endoftext|>``) becomes its id,
+        else it is plain text. Raises `UsageError` when the vocabulary cannot write a character of
+        the text: the library would drop it silently.
+        """
+        self._check_writable(text)
+        self._backend.encode_special_tokens = not special_tokens
+        ids: list[int] = self._backend.encode(text).ids
+        return ids
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """The text of ``ids``, special tokens included; what is no UTF-8 becomes U+FFFD."""
+        if not self.byte_level:
+            text: str = self._backend.decode(list(ids), skip_special_tokens=False)
+            return text
+        return b"".join(map(self.token_bytes, ids)).decode("utf-8", "replace")
+
+    def token_bytes(self, token_id: int) -> bytes:
+        """The bytes of one token; none for an id that the tokenizer does not know."""
+        known = self._bytes.get(token_id)
+        if known is None:
+            known = self._bytes[token_id] = _bytes_of(self._backend.id_to_token(token_id), self.byte_level)
+        return known
+
+    def decode_stream(self) -> Callable[[int], str]:
+        """A function from the next id to the text that becomes certain with it, by the library."""
+        from tokenizers.decoders import DecodeStream
+
+        stream = DecodeStream(skip_special_tokens=False)
+        return lambda token_id: stream.step(self._backend, token_id) or ""
+
+    @cached_property
+    def _unwritable(self) -> frozenset[int]:
+        """The bytes that no token can write."""
+        if not self.byte_level:
+            return frozenset()
+        known = self._backend.token_to_id
+        return frozenset(byte for char, byte in byte_alphabet().items() if known(char) is None)
+
+    def _check_writable(self, text: str) -> None:
+        missing = self._unwritable
+        if not missing or missing.isdisjoint(text.encode("utf-8", "replace")):
+            return
+        char = next(c for c in text if not missing.isdisjoint(c.encode("utf-8", "replace")))
+        raise UsageError(
+            f"the model has no token for the character {char!r} (U+{ord(char):04X})",
+            hint="this model knows only a small alphabet; leave the character out of the prompt",
+        )
+
+
+def _bytes_of(token: str | None, byte_level: bool) -> bytes:
+    if token is None:
+        return b""
+    if byte_level:
+        alphabet = byte_alphabet()
+        if all(char in alphabet for char in token):
+            return bytes(alphabet[char] for char in token)
+    return token.encode("utf-8", "replace")
+
+
+def _guarded(read: Callable[[Path], Any], path: Path) -> Any:
+    """``read(path)``; whatever the library makes of a crafted file becomes a `ModelFileError`."""
+    try:
+        if path.stat().st_size > MAX_FILE_BYTES:
+            raise ModelFileError(f"{path}: larger than any tokenizer ({MAX_FILE_BYTES >> 20} MiB)")
+        return read(path)
+    except ModelFileError:
+        raise
+    except Exception as error:
+        raise ModelFileError(f"{path}: not a tokenizer: {error}") from error
+    except BaseException as error:
+        # A panic of the Rust library is no Exception.
+        if type(error).__name__ != "PanicException":
+            raise
+        raise ModelFileError(f"{path}: not a tokenizer: {error}") from None
+
+
+def _read_tokenizer_json(path: Path) -> Any:
+    import tokenizers
+
+    return tokenizers.Tokenizer.from_file(str(path))
+
+
+def _read_vocab_and_merges(vocab_path: Path) -> Any:
+    import tokenizers
+    from tokenizers import decoders, models, pre_tokenizers
+
+    vocab = json.loads(vocab_path.read_bytes())
+    if not isinstance(vocab, dict) or not all(type(token_id) is int for token_id in vocab.values()):
+        raise ModelFileError(f"{vocab_path}: not a table of tokens and their ids")
+    lines = (vocab_path.parent / "merges.txt").read_text("utf-8").split("\n")
+    pairs = [line.split(" ") for line in lines if line and not line.startswith("#version")]
+    if not all(len(pair) == 2 for pair in pairs):
+        raise ModelFileError(f"{vocab_path.parent / 'merges.txt'}: a line is not a pair of tokens")
+    backend = tokenizers.Tokenizer(models.BPE(vocab=vocab, merges=[(a, b) for a, b in pairs]))
+    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    backend.decoder = decoders.ByteLevel()
+    if END_OF_TEXT in vocab:
+        backend.add_special_tokens([END_OF_TEXT])
+    return backend
