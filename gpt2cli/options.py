@@ -139,17 +139,20 @@ class GenerateOptions(SamplingOptions):
         if self.logprobs is not None:
             _check_whole("logprobs", self.logprobs, 0, None, "0 or a positive whole number")
 
-    def with_seed(self) -> GenerateOptions:
-        """These options; with a seed drawn where there is none."""
-        if self.seed is not None:
-            return self
-        return replace(self, seed=secrets.randbelow(MAX_SEED + 2 - self.num_return_sequences))
+    def settled(self) -> GenerateOptions:
+        """These options with nothing left open: a seed is drawn, and the default length stands."""
+        seed, length = self.seed, self.max_new_tokens
+        if seed is None:
+            seed = secrets.randbelow(MAX_SEED + 2 - self.num_return_sequences)
+        if length is None and self.max_length is None:
+            length = DEFAULT_MAX_NEW_TOKENS
+        return replace(self, seed=seed, max_new_tokens=length)
 
     @property
     def seeds(self) -> tuple[int, ...]:
         """The seed of each sequence. ``rng`` ``transformers`` draws all sequences from one seed."""
         if self.seed is None:
-            raise ValueError("no seed: call with_seed() first")
+            raise ValueError("no seed: call settled() first")
         step = 0 if self.rng == "transformers" else 1
         return tuple(self.seed + step * i for i in range(self.num_return_sequences))
 

@@ -16,7 +16,7 @@ from gpt2cli.core.model import GPT2
 from gpt2cli.core.sampling import SequenceState, TokenLogprobs
 from gpt2cli.core.weights import check_memory, load_weights
 from gpt2cli.errors import InvalidOption, ModelFileError, PromptTooLong, UsageError
-from gpt2cli.options import DEFAULT_MAX_NEW_TOKENS, GenerateOptions, LoadOptions
+from gpt2cli.options import GenerateOptions, LoadOptions
 from gpt2cli.text.detokenizer import Detokenizer
 from gpt2cli.text.stops import StopMatcher
 from gpt2cli.text.tokenizer import Tokenizer
@@ -186,7 +186,7 @@ class Engine:
         is checked now, before the first chunk. Raises `UsageError`, `PromptTooLong`, `ModelFileError`.
         """
         started = time.perf_counter()
-        options = (options or self.options()).with_seed()
+        options = (options or self.options()).settled()
         if isinstance(prompt, str):
             self._check_bytes(prompt, options)
             ids = self.encode(prompt, special_tokens=options.special_tokens)
@@ -201,7 +201,7 @@ class Engine:
 
     def generate(self, prompt: str | Sequence[int], options: GenerateOptions | None = None) -> Result:
         """The joined chunks of `stream`. Raises what `stream` raises."""
-        options = (options or self.options()).with_seed()
+        options = (options or self.options()).settled()
         choices = new_choices(options)
         stats = None
         for chunk in self.stream(prompt, options):
@@ -242,7 +242,7 @@ class Engine:
             if new < 1:
                 raise InvalidOption("max_length", f"the prompt alone has {len(ids)} tokens")
         else:
-            new = options.max_new_tokens or DEFAULT_MAX_NEW_TOKENS
+            new = options.max_new_tokens or 0
         kept = len(ids)
         if options.overflow != "error" and kept + new > context:
             kept = min(kept, max(1, context - min(new, context // 2)))

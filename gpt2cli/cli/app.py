@@ -1,0 +1,109 @@
+"""The Typer tree, and `main`: the one place where an error becomes a line and an exit code."""
+
+from __future__ import annotations
+
+import os
+import sys
+import traceback
+import warnings
+from collections.abc import Sequence
+from typing import Annotated
+
+import typer
+
+from gpt2cli import __version__
+from gpt2cli.cli import completions, config
+from gpt2cli.cli import generate as generate_module
+from gpt2cli.errors import Gpt2cliError, InvalidOption, ReaderGone, Signalled
+from gpt2cli.terminal.streams import Terminal
+
+PROGRAM = "gpt2cli"
+
+app = typer.Typer(
+    name=PROGRAM,
+    help="Run the GPT-2 family of language models in the terminal.",
+    epilog='Start with: gpt2cli generate "Once upon a time"',
+    add_completion=False,
+    context_settings={"help_option_names": ["--help", "-h"]},
+)
+
+
+def _print_version(ctx: typer.Context, value: bool) -> None:
+    if value and not ctx.resilient_parsing:
+        ctx.obj.write(f"{PROGRAM} {__version__}\n")
+        raise typer.Exit
+
+
+@app.callback(invoke_without_command=True)
+def root(
+    ctx: typer.Context,
+    version: Annotated[
+        bool,
+        typer.Option("--version", "-V", callback=_print_version, is_eager=True, help="Show the version."),
+    ] = False,
+) -> None:
+    if ctx.invoked_subcommand is None:
+        ctx.get_help()
+
+
+app.command("generate", epilog=generate_module.EXAMPLES)(generate_module.generate)
+app.add_typer(config.app, name="config")
+app.command("completions", epilog=completions.EXAMPLES)(completions.completions)
+
+
+def main(argv: Sequence[str] | None = None, terminal: Terminal | None = None) -> int:
+    """Run the command line ``argv`` (the process's own without one); the exit code.
+
+    No error leaves this function: each becomes ``error: …`` on stderr, a ``hint: …`` where there is a
+    next step, and one of the documented codes.
+    """
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    terminal = terminal or Terminal.of_process()
+    debug = "--debug" in arguments
+    prepare_environment()
+    try:
+        with warnings.catch_warnings(), terminal.signals:
+            if not debug:
+                warnings.simplefilter("ignore")
+            code = app(args=arguments, prog_name=PROGRAM, standalone_mode=False, obj=terminal)
+        return code if isinstance(code, int) else 0
+    except BaseException as error:
+        if debug:
+            terminal.traceback(traceback.format_exc())
+        return _report(terminal, error)
+
+
+def _report(terminal: Terminal, error: BaseException) -> int:
+    """Say what went wrong; the exit code."""
+    if isinstance(error, ReaderGone | Signalled):
+        return error.exit_code
+    if isinstance(error, InvalidOption):
+        terminal.error(Gpt2cliError(f"--{error}"), error.hint)
+        return error.exit_code
+    if isinstance(error, Gpt2cliError):
+        terminal.error(error, error.hint)
+        return error.exit_code
+    if isinstance(error, typer.TyperException):
+        terminal.error(Gpt2cliError(error.format_message()), _usage_hint(error))
+        return error.exit_code
+    if isinstance(error, KeyboardInterrupt | typer.Abort):
+        return 130
+    if isinstance(error, SystemExit):
+        # Typer exits by itself only when the reader of its help page is gone.
+        return ReaderGone.exit_code
+    if isinstance(error, MemoryError):
+        terminal.error(Gpt2cliError("out of memory"), "try a smaller model or --precision int8")
+        return 1
+    message = f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
+    terminal.error(Gpt2cliError(message), "this is a defect of gpt2cli; --debug shows where")
+    return 1
+
+
+def _usage_hint(error: typer.TyperException) -> str:
+    context = getattr(error, "ctx", None)
+    return f"see {context.command_path if context else PROGRAM} --help"
+
+
+def prepare_environment() -> None:
+    """Set what OpenMP reads when torch loads: spinning is worth little, and costs a busy machine much."""
+    os.environ.setdefault("GOMP_SPINCOUNT", "1000")

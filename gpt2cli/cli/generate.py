@@ -1,0 +1,239 @@
+"""``gpt2cli generate``: continue a text."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, fields, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from gpt2cli.checkpoint import Checkpoint, open_checkpoint
+from gpt2cli.cli import params
+from gpt2cli.cli.clock import process_age
+from gpt2cli.cli.output import OutputOptions, Run, make_sink
+from gpt2cli.cli.prompt import read_prompt
+from gpt2cli.errors import UsageError
+from gpt2cli.hub.resolve import ResolvedModel, resolve
+from gpt2cli.options import GenerateOptions, LoadOptions
+from gpt2cli.settings import Settings
+from gpt2cli.terminal.streams import Terminal
+from gpt2cli.text.sanitize import Sanitizer
+
+if TYPE_CHECKING:
+    from gpt2cli.core.engine import Choice, Engine, Stats
+
+EXAMPLES = """Examples:
+
+  gpt2cli generate "The future of AI is"
+
+  gpt2cli generate -m gpt2 --greedy --max-new-tokens 20 "Once upon a time"
+
+  gpt2cli generate -n 3 --seed 7 --temperature 0.8 "My favourite book"
+
+  cat notes.txt | gpt2cli generate --overflow truncate --stop . -
+
+  echo "Dear Sir," | gpt2cli generate --json | jq -r ".choices[0].text"
+"""
+
+
+def generate(
+    ctx: typer.Context,
+    words: Annotated[
+        list[str] | None,
+        typer.Argument(
+            metavar="PROMPT",
+            help="The prompt; words are joined by a space. A last - reads stdin, which is also read "
+            "when no prompt is given.",
+            show_default=False,
+        ),
+    ] = None,
+    prompt: Annotated[
+        str | None, typer.Option("--prompt", "-p", metavar="TEXT", help="The prompt.", show_default=False)
+    ] = None,
+    file: Annotated[
+        Path | None,
+        typer.Option("--file", "-f", metavar="FILE", help="Read the prompt from FILE.", show_default=False),
+    ] = None,
+    model: params.Model = None,
+    revision: params.Revision = None,
+    offline: params.Offline = None,
+    allow_pickle: params.AllowPickle = None,
+    max_new_tokens: params.MaxNewTokens = None,
+    max_length: params.MaxLength = None,
+    stop: params.Stop = None,
+    ignore_eos: params.IgnoreEos = None,
+    overflow: params.OverflowMode = None,
+    temperature: params.Temperature = None,
+    top_k: params.TopK = None,
+    top_p: params.TopP = None,
+    min_p: params.MinP = None,
+    typical_p: params.TypicalP = None,
+    repetition_penalty: params.RepetitionPenalty = None,
+    no_repeat_ngram_size: params.NoRepeatNgramSize = None,
+    greedy: params.Greedy = None,
+    num_return_sequences: params.NumReturnSequences = None,
+    seed: params.Seed = None,
+    rng: params.RngKind = None,
+    special_tokens: params.SpecialTokens = None,
+    strict: params.Strict = False,
+    sanitize: params.Sanitize = False,
+    json: params.Json = False,
+    jsonl: params.Jsonl = False,
+    echo: params.Echo = False,
+    logprobs: params.Logprobs = None,
+    output: params.OutputFile = None,
+    no_stream: params.NoStream = False,
+    quiet: params.Quiet = None,
+    device: params.DeviceName = None,
+    precision: params.PrecisionName = None,
+    threads: params.Threads = None,
+    debug: params.Debug = False,
+) -> None:
+    """Continue a text: the prompt goes in, the model's continuation comes out as it is drawn."""
+    _run(_read_request(ctx.obj, ctx.params))
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """A command line that was found to be in order, the model's files included; nothing is loaded yet."""
+
+    terminal: Terminal
+    model: ResolvedModel
+    checkpoint: Checkpoint
+    prompt: str
+    options: GenerateOptions
+    load: LoadOptions
+    output: OutputOptions
+
+
+def _read_request(terminal: Terminal, flags: Mapping[str, Any]) -> Request:
+    """Check everything that can be checked without torch. Raises `Gpt2cliError`."""
+    settings = Settings.load(terminal.environ)
+    terminal.quiet = bool(settings.over({"quiet": flags["quiet"]}).get("quiet"))
+    output = _output_options(flags)
+    if output.file is None:
+        terminal.check_stdout()
+    given = _given_options(settings, flags)
+    GenerateOptions(**given)
+    load = LoadOptions(
+        **settings.over({name: flags[name] for name in ("device", "precision", "threads")}),
+        allow_pickle=bool(flags["allow_pickle"]),
+    )
+    prompt = read_prompt(
+        terminal, flags["words"] or (), flags["prompt"], flags["file"], strict=flags["strict"]
+    )
+    model = resolve(
+        settings.over({"model": flags["model"]}).get("model"),
+        revision=flags["revision"],
+        offline=_offline(terminal, settings, flags["offline"]),
+    )
+    checkpoint = open_checkpoint(model.directory, allow_pickle=load.allow_pickle)
+    options = checkpoint.generate_options(given).settled()
+    return Request(terminal, model, checkpoint, prompt, options, load, output)
+
+
+def _output_options(flags: Mapping[str, Any]) -> OutputOptions:
+    file = flags["output"]
+    if flags["logprobs"] is not None and not (flags["json"] or flags["jsonl"]):
+        raise UsageError("--logprobs needs --json or --jsonl")
+    return OutputOptions(
+        json=flags["json"],
+        jsonl=flags["jsonl"],
+        echo=flags["echo"],
+        stream=not flags["no_stream"],
+        sanitize=flags["sanitize"],
+        file=None if file is None or str(file) == "-" else file,
+    )
+
+
+def _given_options(settings: Settings, flags: Mapping[str, Any]) -> dict[str, Any]:
+    """What the flags and the settings say of `GenerateOptions`; the rest is left to the model."""
+    wanted = {field.name: flags[field.name] for field in fields(GenerateOptions)}
+    wanted["stop"] = tuple(flags["stop"]) if flags["stop"] else None
+    if flags["greedy"]:
+        if flags["temperature"]:
+            raise UsageError("--greedy and --temperature do not go together")
+        wanted["temperature"] = 0.0
+    given = settings.over(wanted)
+    if flags["max_length"] is not None and flags["max_new_tokens"] is None:
+        # A setting does not get in a flag's way.
+        given.pop("max_new_tokens", None)
+    return given
+
+
+def _offline(terminal: Terminal, settings: Settings, flag: bool | None) -> bool:
+    hub = terminal.environ.get("HF_HUB_OFFLINE", "").upper() in ("1", "ON", "YES", "TRUE")
+    return hub or bool(settings.over({"offline": flag}).get("offline"))
+
+
+def _run(request: Request) -> None:
+    """Load the model, pass its chunks on, and report. Raises what a signal asked for, at the end."""
+    terminal, options = request.terminal, request.options
+    started = time.perf_counter()
+    from gpt2cli.core.engine import Engine, new_choices
+
+    import_s = time.perf_counter() - started
+    engine = Engine.from_checkpoint(request.checkpoint, request.load)
+    age = process_age()
+    chunks = engine.stream(request.prompt, options)
+    run = Run(request.model.name, request.model.revision, request.prompt, options, asdict(engine.info))
+    sink = make_sink(terminal, run, request.output, engine.tokenizer)
+    choices = new_choices(options)
+    cleaners = [Sanitizer() if request.output.sanitize else None for _ in choices]
+    stats = None
+    for chunk in chunks:
+        terminal.signals.soften(engine.interrupt)
+        if (cleaner := cleaners[chunk.sequence]) is not None:
+            chunk = replace(chunk, text=cleaner.push(chunk.text))
+        choices[chunk.sequence].add(chunk)
+        sink.chunk(chunk)
+        stats = chunk.stats
+    assert stats is not None
+    terminal.signals.soften(None)
+    sink.finish(choices, _tail(engine, stats, import_s, age))
+    _report(request, choices, stats)
+    if terminal.signals.received is not None:
+        raise terminal.signals.received
+
+
+def _tail(engine: Engine, stats: Stats, import_s: float, age: float) -> dict[str, Any]:
+    """The last fields of the document, and the ``summary`` event. ``age`` is the process's at the prompt."""
+    return {
+        "usage": {
+            "prompt_tokens": stats.prompt_tokens,
+            "completion_tokens": stats.completion_tokens,
+            "dropped_tokens": stats.dropped_tokens,
+        },
+        "timings": {
+            "import_s": round(import_s, 4),
+            "load_s": round(engine.load_s, 4),
+            "prefill_s": round(stats.prefill_s, 4),
+            "first_token_s": round(age + stats.first_token_s, 4),
+            "decode_s": round(stats.decode_s, 4),
+            "tokens_per_s": None if stats.tokens_per_s is None else round(stats.tokens_per_s, 2),
+        },
+        "engine": asdict(engine.info),
+    }
+
+
+def _report(request: Request, choices: Sequence[Choice], stats: Stats) -> None:
+    """Say on stderr what the text does not show: dropped tokens, a full context, the seed."""
+    terminal, options = request.terminal, request.options
+    context = request.checkpoint.config.n_positions
+    if stats.dropped_tokens:
+        terminal.warn(f"{stats.dropped_tokens} tokens were dropped to fit the context of {context}")
+    if any(choice.finish_reason == "context" for choice in choices):
+        terminal.warn(f"the text ends where the context of {context} tokens does (--overflow slide goes on)")
+    if request.output.json or request.output.jsonl:
+        return
+    parts = [] if options.greedy else [f"seed {options.seed}"]
+    if terminal.stderr_is_terminal:
+        parts.append(f"{stats.completion_tokens} tokens")
+        if stats.tokens_per_s is not None:
+            parts.append(f"{stats.tokens_per_s:.1f} tokens/s")
+        parts.append(", ".join(dict.fromkeys(str(choice.finish_reason) for choice in choices)))
+    if parts:
+        terminal.note(" · ".join(parts))

@@ -1,0 +1,92 @@
+"""The prompt: from words, a flag, a file or stdin to one clean text."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from pathlib import Path
+
+from gpt2cli.errors import UsageError
+from gpt2cli.terminal.streams import Terminal
+
+MAX_PROMPT_BYTES = 32 * 2**20
+_BAD = re.compile("[\x00\ud800-\udfff]")
+
+
+def read_prompt(
+    terminal: Terminal, words: Sequence[str], prompt: str | None, file: Path | None, *, strict: bool
+) -> str:
+    """The prompt of a command line.
+
+    It comes from the words, from ``--prompt`` or from ``--file``; from stdin when there is none of
+    them. A last word ``-`` is stdin too, and what else is given then stands before it, joined by a
+    space as words are. Raises `UsageError`.
+    """
+    words = list(words)
+    from_stdin = bool(words) and words[-1] == "-"
+    if from_stdin:
+        words.pop()
+    if file is not None and str(file) == "-":
+        from_stdin, file = True, None
+    given = [bool(words), prompt is not None, file is not None]
+    if sum(given) > 1:
+        raise UsageError("the prompt is given twice: use words, --prompt or --file")
+    if not any(given) and not from_stdin:
+        if terminal.stdin_is_terminal:
+            raise UsageError(
+                "there is no prompt",
+                hint='give words, --prompt, --file, or - for stdin; --prompt "" starts a text from nothing',
+            )
+        from_stdin = True
+    parts = []
+    if words or prompt is not None:
+        text = " ".join(words) if words else str(prompt)
+        parts.append(_clean(terminal, text, "the prompt", strict))
+    if file is not None:
+        parts.append(_clean(terminal, _decode(_read_file(file)), str(file), strict))
+    if from_stdin:
+        data = terminal.read_stdin(MAX_PROMPT_BYTES + 1)
+        parts.append(_clean(terminal, _decode(_capped(data, "standard input")), "standard input", strict))
+    return _join(parts)
+
+
+def _join(parts: Sequence[str]) -> str:
+    """The parts, joined by a space as words are; none after a white space that is already there."""
+    if len(parts) == 2:
+        before, after = parts
+        return before + after if not before or before[-1].isspace() else f"{before} {after}"
+    return "".join(parts)
+
+
+def _read_file(path: Path) -> bytes:
+    try:
+        with path.open("rb") as file:
+            return _capped(file.read(MAX_PROMPT_BYTES + 1), str(path))
+    except OSError as error:
+        raise UsageError(f"cannot read {path}: {error.strerror or error}") from None
+    except ValueError as error:
+        raise UsageError(f"cannot read {path}: {error}") from None
+
+
+def _capped(data: bytes, source: str) -> bytes:
+    if len(data) > MAX_PROMPT_BYTES:
+        raise UsageError(f"{source} is longer than {MAX_PROMPT_BYTES >> 20} MiB")
+    return data
+
+
+def _decode(data: bytes) -> str:
+    """Bytes as text, without a byte-order mark and one final newline; a bad byte is a lone surrogate."""
+    text = data.removeprefix(b"\xef\xbb\xbf").decode("utf-8", "surrogateescape")
+    return text.removesuffix("\n").removesuffix("\r") if text.endswith("\r\n") else text.removesuffix("\n")
+
+
+def _clean(terminal: Terminal, text: str, source: str, strict: bool) -> str:
+    """``text`` with NUL and what is no UTF-8 replaced by U+FFFD, and a warning; ``strict`` refuses it."""
+    bad = len(_BAD.findall(text))
+    if not bad:
+        return text
+    message = f"{source} has {bad} byte{'s' if bad > 1 else ''} that are NUL or no UTF-8"
+    if strict:
+        raise UsageError(message)
+    terminal.warn(f"{message}; replaced")
+    return _BAD.sub("\ufffd", text)

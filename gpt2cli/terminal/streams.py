@@ -1,0 +1,158 @@
+"""The outside world of one run: standard streams, what they are, and the environment.
+
+Data goes to stdout as UTF-8, everything else to stderr. Bytes are written without a buffer of our
+own, so that nothing is left to fail when the interpreter exits.
+"""
+
+from __future__ import annotations
+
+import os
+import select
+import shutil
+import sys
+from collections.abc import Mapping
+from typing import Any
+
+from gpt2cli.errors import Gpt2cliError, ReaderGone
+from gpt2cli.terminal.signals import Signals
+from gpt2cli.text.sanitize import one_line, sanitize
+
+_DIM, _RED, _YELLOW, _PLAIN = "\x1b[2m", "\x1b[1;31m", "\x1b[33m", "\x1b[0m"
+
+
+class Terminal:
+    """Three streams (binary, or None when closed), the environment, and the signals of this run."""
+
+    def __init__(self, stdin: Any, stdout: Any, stderr: Any, environ: Mapping[str, str]) -> None:
+        self._stdin, self._stdout, self._stderr = stdin, stdout, stderr
+        self.environ = environ
+        self.quiet = False
+        self.signals = Signals()
+
+    @classmethod
+    def of_process(cls) -> Terminal:
+        """The streams this process was started with."""
+        _reserve_standard_descriptors()
+        return cls(_binary(sys.stdin), _binary(sys.stdout), _binary(sys.stderr), os.environ)
+
+    @property
+    def stdin_is_terminal(self) -> bool:
+        """Whether a person types at stdin."""
+        return _is_terminal(self._stdin)
+
+    @property
+    def stdout_is_terminal(self) -> bool:
+        """Whether a person reads stdout."""
+        return _is_terminal(self._stdout)
+
+    @property
+    def stderr_is_terminal(self) -> bool:
+        """Whether a person reads stderr."""
+        return _is_terminal(self._stderr)
+
+    @property
+    def styled(self) -> bool:
+        """Whether the environment allows colours and the like on a terminal."""
+        return not self.environ.get("NO_COLOR") and self.environ.get("TERM") != "dumb"
+
+    @property
+    def width(self) -> int:
+        """The columns of the terminal."""
+        return shutil.get_terminal_size().columns
+
+    def read_stdin(self, limit: int) -> bytes:
+        """At most ``limit`` bytes of stdin; none when it is closed. Raises `Gpt2cliError`."""
+        if self._stdin is None:
+            return b""
+        try:
+            data: bytes = self._stdin.read(limit)
+        except OSError as error:
+            raise Gpt2cliError(f"cannot read standard input: {error.strerror or error}") from None
+        return data
+
+    def check_stdout(self) -> None:
+        """Raise `Gpt2cliError` when stdout is closed: before work is done for nothing."""
+        if self._stdout is None:
+            raise Gpt2cliError("standard output is closed", hint="write to a file with --output FILE")
+
+    def write(self, text: str) -> None:
+        """Put ``text`` on stdout, at once. Raises `ReaderGone`, `Gpt2cliError`."""
+        self.check_stdout()
+        try:
+            _write_all(self._stdout, text.encode("utf-8", "replace"))
+        except BrokenPipeError:
+            raise ReaderGone("the reader of standard output went away") from None
+        except OSError as error:
+            raise Gpt2cliError(f"cannot write to standard output: {error.strerror or error}") from None
+
+    def dim(self, text: str) -> str:
+        """``text`` as it is shown on stdout when it is not the point."""
+        return f"{_DIM}{text}{_PLAIN}" if self.stdout_is_terminal and self.styled and text else text
+
+    def note(self, text: str) -> None:
+        """A dim line on stderr; none with ``--quiet``."""
+        if not self.quiet:
+            self._say(sanitize(text), _DIM)
+
+    def warn(self, text: str) -> None:
+        """A warning on stderr; none with ``--quiet``."""
+        if not self.quiet:
+            self._say(f"warning: {one_line(text)}", _YELLOW)
+
+    def error(self, error: BaseException, hint: str | None = None) -> None:
+        """What went wrong in one line, and what to do in the next."""
+        self._say(f"error: {one_line(str(error))}", _RED)
+        if hint:
+            self._say(f"hint: {one_line(hint)}", _DIM)
+
+    def traceback(self, text: str) -> None:
+        """A traceback, as ``--debug`` asks for it."""
+        self._say(sanitize(text).rstrip("\n"), "")
+
+    def _say(self, line: str, style: str) -> None:
+        """A line on stderr; a stderr that cannot be written to is nobody's error."""
+        if self._stderr is None:
+            return
+        if style and self.stderr_is_terminal and self.styled:
+            line = f"{style}{line}{_PLAIN}"
+        try:
+            _write_all(self._stderr, (line + "\n").encode("utf-8", "replace"))
+        except OSError:
+            self._stderr = None
+
+
+def _reserve_standard_descriptors() -> None:
+    """Open the null device on each of 0, 1, 2 that is closed, lest a model file becomes stdout."""
+    for descriptor in (0, 1, 2):
+        try:
+            os.fstat(descriptor)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)
+
+
+def _binary(stream: Any) -> Any:
+    """The bytes below a text stream, unbuffered for output where possible."""
+    if stream is None:
+        return None
+    buffer = getattr(stream, "buffer", None)
+    if buffer is None or stream is sys.stdin:
+        return buffer
+    return getattr(buffer, "raw", buffer)
+
+
+def _is_terminal(stream: Any) -> bool:
+    try:
+        return stream is not None and bool(stream.isatty())
+    except ValueError:
+        return False
+
+
+def _write_all(stream: Any, data: bytes) -> None:
+    view = memoryview(data)
+    while view:
+        written = stream.write(view)
+        if written is None:
+            select.select([], [stream], [])
+            continue
+        view = view[written:]
+    stream.flush()
