@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from gpt2cli.errors import InvalidOption, ModelFileError, ModelNotFound
-from gpt2cli.options import GenerateOptions
+from gpt2cli.options import GenerateOptions, shown
 
 MAX_JSON_BYTES = 2**20
 MAX_INDEX_BYTES = 8 * 2**20
@@ -166,7 +166,7 @@ def parse_config(raw: Mapping[str, Any], path: Path) -> ModelConfig:
     kind = raw.get("model_type", "gpt2")
     if kind != "gpt2":
         raise ModelFileError(
-            f"{path}: the model is of type {kind!r}, not gpt2",
+            f"{path}: the model is of type {shown(kind)}, not gpt2",
             hint="gpt2cli runs models of the GPT-2 architecture",
         )
     if raw.get("add_cross_attention"):
@@ -205,13 +205,13 @@ class _Reader:
     def integer(self, name: str, default: int, low: int, high: int) -> int:
         value = self._raw.get(name, default)
         if type(value) is not int or not low <= value <= high:
-            raise ModelFileError(f"{self._path}: {name} is {_short(value)}; allowed: {low} to {high}")
+            raise ModelFileError(f"{self._path}: {name} is {shown(value)}; allowed: {low} to {high}")
         return value
 
     def switch(self, name: str, default: bool) -> bool:
         value = self._raw.get(name, default)
         if type(value) is not bool:
-            raise ModelFileError(f"{self._path}: {name} is {_short(value)}; allowed: true, false")
+            raise ModelFileError(f"{self._path}: {name} is {shown(value)}; allowed: true, false")
         return value
 
     def activation(self) -> str:
@@ -219,7 +219,7 @@ class _Reader:
         name = _ACTIVATION_ALIASES.get(value, value) if isinstance(value, str) else value
         if name not in ACTIVATIONS:
             raise ModelFileError(
-                f"{self._path}: activation_function is {_short(value)}; known: {', '.join(ACTIVATIONS)}"
+                f"{self._path}: activation_function is {shown(value)}; known: {', '.join(ACTIVATIONS)}"
             )
         return str(name)
 
@@ -227,7 +227,7 @@ class _Reader:
         value = self._raw.get("layer_norm_epsilon", 1e-5)
         if type(value) not in (int, float) or not 0 <= value < 1:
             raise ModelFileError(
-                f"{self._path}: layer_norm_epsilon is {_short(value)}; allowed: 0 to 1 (exclusive)"
+                f"{self._path}: layer_norm_epsilon is {shown(value)}; allowed: 0 to 1 (exclusive)"
             )
         return float(value)
 
@@ -236,7 +236,7 @@ class _Reader:
         value = self._raw.get(name)
         values = value if isinstance(value, list) else [] if value is None else [value]
         if not all(type(v) is int for v in values):
-            raise ModelFileError(f"{self._path}: {name} is {_short(value)}; allowed: a token id, or several")
+            raise ModelFileError(f"{self._path}: {name} is {shown(value)}; allowed: a token id, or several")
         return tuple(v for v in values if 0 <= v < vocab_size)
 
 
@@ -333,12 +333,12 @@ def _header_entry(key: str, entry: Any, path: Path) -> tuple[TensorInfo, tuple[i
         if not all(type(n) is int and n >= 0 for n in (*shape, begin, stop)) or not isinstance(dtype, str):
             raise ValueError
     except (TypeError, KeyError, ValueError):
-        raise ModelFileError(f"{path}: the header entry of {_short(key)} is malformed") from None
+        raise ModelFileError(f"{path}: the header entry of {shown(key)} is malformed") from None
     name = canonical_name(key)
     if name is None:
         return TensorInfo(path, key, dtype, shape), (begin, stop)
     if dtype not in SAFETENSORS_BYTES:
-        raise ModelFileError(f"{path}: {key} is of type {_short(dtype)}; known: F32, F16, BF16")
+        raise ModelFileError(f"{path}: {key} is of type {shown(dtype)}; known: F32, F16, BF16")
     if stop - begin != math.prod(shape) * SAFETENSORS_BYTES[dtype]:
         raise ModelFileError(f"{path}: {key} has not as many bytes as its shape asks for")
     return TensorInfo(path, key, dtype, shape), (begin, stop)
@@ -363,7 +363,7 @@ def _parse_json(data: bytes, path: Path) -> dict[str, Any]:
     try:
         value = json.loads(data, object_pairs_hook=no_duplicates)
     except (ValueError, RecursionError) as error:
-        raise ModelFileError(f"{path}: not valid JSON ({_short(str(error))})") from None
+        raise ModelFileError(f"{path}: not valid JSON ({shown(str(error))})") from None
     if not isinstance(value, dict):
         raise ModelFileError(f"{path}: not a JSON object")
     return value
@@ -410,7 +410,7 @@ def _shard_path(index: Path, name: str) -> Path:
     """
     path = index.parent / name
     if not _SHARD_NAME.fullmatch(name) or ".." in name or (path.is_symlink() and not index.is_symlink()):
-        raise ModelFileError(f"{index}: refuses the file name {_short(name)}")
+        raise ModelFileError(f"{index}: refuses the file name {shown(name)}")
     if not path.exists():
         raise ModelFileError(f"{index}: {name} is missing")
     return path
@@ -439,12 +439,7 @@ def _open(path: Path) -> Any:
         raise ModelFileError(f"{path}: {error.strerror or error}") from None
 
 
-def _short(value: Any) -> str:
-    text = repr(value)
-    return text if len(text) <= 60 else text[:57] + "…"
-
-
 def _some(names: Iterable[str]) -> str:
     ordered = sorted(names)
     more = f" and {len(ordered) - 1} more" if len(ordered) > 1 else ""
-    return f"{_short(ordered[0])}{more}"
+    return f"{shown(ordered[0])}{more}"

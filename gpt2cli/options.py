@@ -6,8 +6,9 @@ all build these; a value outside its range raises `InvalidOption` wherever it ca
 
 from __future__ import annotations
 
-import math
 import secrets
+import sys
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any, Literal, get_args
 
@@ -22,24 +23,33 @@ MAX_SEED = 2**32 - 1
 DEFAULT_MAX_NEW_TOKENS = 128
 MIN_TEMPERATURE = 1e-3
 MIN_PENALTY, MAX_PENALTY = 0.01, 100.0
+MAX_WHOLE = 2**63 - 1
+"""Of what has no limit of its own."""
 
 
-def _check_number(option: str, value: Any, allowed: str, ok: bool) -> None:
-    """Raise `InvalidOption` unless ``value`` is a finite number and ``ok`` holds."""
+def shown(value: Any) -> str:
+    """``value`` as a message shows it: never long, whatever it is."""
+    # Python refuses to write a whole number of more than 4300 decimal digits.
+    text = hex(value) if isinstance(value, int) and abs(value) > MAX_WHOLE else repr(value)
+    return text if len(text) <= 60 else text[:59] + "…"
+
+
+def _check_number(option: str, value: Any, allowed: str, within: Callable[[float], bool]) -> None:
+    """Raise `InvalidOption` unless ``value`` is a finite number ``within`` the range."""
     number = isinstance(value, int | float) and not isinstance(value, bool)
-    if not number or not math.isfinite(value) or not ok:
-        raise InvalidOption(option, f"{value} is not allowed; allowed: {allowed}")
+    if not number or not abs(value) <= sys.float_info.max or not within(value):
+        raise InvalidOption(option, f"{shown(value)} is not allowed; allowed: {allowed}")
 
 
 def _check_whole(option: str, value: Any, low: int, high: int | None, allowed: str) -> None:
     whole = isinstance(value, int) and not isinstance(value, bool)
-    if not whole or value < low or (high is not None and value > high):
-        raise InvalidOption(option, f"{value} is not allowed; allowed: {allowed}")
+    if not whole or not low <= value <= (MAX_WHOLE if high is None else high):
+        raise InvalidOption(option, f"{shown(value)} is not allowed; allowed: {allowed}")
 
 
 def _check_choice(option: str, value: Any, choices: tuple[str, ...]) -> None:
     if value not in choices:
-        raise InvalidOption(option, f"{value!r} is not allowed; allowed: {', '.join(choices)}")
+        raise InvalidOption(option, f"{shown(value)} is not allowed; allowed: {', '.join(choices)}")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -68,17 +78,22 @@ class SamplingOptions:
     """No sequence of this many tokens comes twice; 0 is off."""
 
     def __post_init__(self) -> None:
-        t = self.temperature
-        _check_number("temperature", t, "0 (greedy), or 0.001 and more", t == 0 or t >= MIN_TEMPERATURE)
+        share = "more than 0, up to 1 (off)"
+        _check_number(
+            "temperature",
+            self.temperature,
+            "0 (greedy), or 0.001 and more",
+            lambda t: t == 0 or t >= MIN_TEMPERATURE,
+        )
         _check_whole("top_k", self.top_k, 0, None, "0 (off), or a positive whole number")
-        _check_number("top_p", self.top_p, "more than 0, up to 1 (off)", 0 < self.top_p <= 1)
-        _check_number("min_p", self.min_p, "0 (off) to 1", 0 <= self.min_p <= 1)
-        _check_number("typical_p", self.typical_p, "more than 0, up to 1 (off)", 0 < self.typical_p <= 1)
+        _check_number("top_p", self.top_p, share, lambda p: 0 < p <= 1)
+        _check_number("min_p", self.min_p, "0 (off) to 1", lambda p: 0 <= p <= 1)
+        _check_number("typical_p", self.typical_p, share, lambda p: 0 < p <= 1)
         _check_number(
             "repetition_penalty",
             self.repetition_penalty,
             "0.01 to 100, 1 is off",
-            MIN_PENALTY <= self.repetition_penalty <= MAX_PENALTY,
+            lambda penalty: MIN_PENALTY <= penalty <= MAX_PENALTY,
         )
         _check_whole(
             "no_repeat_ngram_size", self.no_repeat_ngram_size, 0, None, "0 (off), or a positive whole number"
@@ -134,7 +149,7 @@ class GenerateOptions(SamplingOptions):
             _check_whole("seed", self.seed, 0, high, f"0 to {high}")
         _check_choice("rng", self.rng, get_args(Rng))
         _check_choice("overflow", self.overflow, get_args(Overflow))
-        if isinstance(self.stop, str) or not all(isinstance(s, str) and s for s in self.stop):
+        if not isinstance(self.stop, tuple | list) or not all(isinstance(s, str) and s for s in self.stop):
             raise InvalidOption("stop", "a stop is a text of at least one character")
         if self.logprobs is not None:
             _check_whole("logprobs", self.logprobs, 0, None, "0 or a positive whole number")

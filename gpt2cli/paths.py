@@ -24,7 +24,8 @@ APP = "gpt2cli"
 
 def _home() -> Path | None:
     home = os.environ.get("GPT2CLI_HOME")
-    return Path(home).expanduser() if home else None
+    # pathlib's expanduser raises where there is no such user.
+    return Path(os.path.expanduser(home)) if home else None
 
 
 def config_file() -> Path:

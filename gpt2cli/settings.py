@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import sys
 import tempfile
 import tomllib
 from collections.abc import Mapping
@@ -18,7 +19,7 @@ from typing import Any, cast, get_args
 
 from gpt2cli import paths
 from gpt2cli.errors import Gpt2cliError, UsageError
-from gpt2cli.options import Device, GenerateOptions, LoadOptions, Overflow, Precision, Rng
+from gpt2cli.options import Device, GenerateOptions, LoadOptions, Overflow, Precision, Rng, shown
 
 Value = str | int | float | bool
 
@@ -112,7 +113,7 @@ def parse_value(key: str, text: str, where: str | None = None) -> Value:
         value: Value = _parse_bool(text) if kind is bool else kind(text)
     except ValueError:
         what = {int: "a whole number", float: "a number", bool: "true or false"}[kind]
-        raise UsageError(f"{where or key}: {text!r} is not {what}") from None
+        raise UsageError(f"{where or key}: {shown(text)} is not {what}") from None
     return _checked(key, value, where or key)
 
 
@@ -128,11 +129,11 @@ def _parse_bool(text: str) -> bool:
 def _checked(key: str, value: Any, where: str) -> Value:
     """``value`` when its type and range are right; the ranges are those of the options."""
     kind = KEYS[key].kind
-    if kind is float and type(value) is int:
+    if kind is float and type(value) is int and abs(value) <= sys.float_info.max:
         value = float(value)
     if type(value) is not kind or value == "":
         names = {int: "a whole number", float: "a number", bool: "true or false", str: "a text"}
-        raise UsageError(f"{where}: {value!r} is not {names[kind]}")
+        raise UsageError(f"{where}: {shown(value)} is not {names[kind]}")
     option: dict[str, Any] = {key: value}
     try:
         if key in ("device", "precision", "threads"):
@@ -153,7 +154,7 @@ def read_config_file() -> dict[str, Value]:
         return {}
     except OSError as error:
         raise UsageError(f"{path}: {error.strerror or error}") from None
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise UsageError(f"{path}: {error}", hint="edit the file, or delete it") from None
     for key in raw:
         if key not in KEYS:
@@ -178,8 +179,9 @@ def unset_in_file(key: str) -> bool:
 
 def write_config_file(values: Mapping[str, Value]) -> None:
     """Replace ``config.toml`` in one rename, keys in the order of `KEYS`. Raises `Gpt2cliError`."""
-    path = paths.config_file()
-    text = "".join(f"{key} = {_toml(values[key])}\n" for key in KEYS if key in values)
+    # A link is kept, and the file that it leads to replaced.
+    path = Path(os.path.realpath(paths.config_file()))
+    text = "".join(f"{key} = {_toml(key, values[key])}\n" for key in KEYS if key in values)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=".config-")
@@ -195,11 +197,16 @@ def write_config_file(values: Mapping[str, Value]) -> None:
         raise Gpt2cliError(f"cannot write {path}: {error.strerror or error}") from None
 
 
-def _toml(value: Value) -> str:
-    """A TOML value. Basic strings escape what TOML does not allow in them."""
+def _toml(key: str, value: Value) -> str:
+    """A TOML value. Basic strings escape what TOML does not allow in them.
+
+    Raises `UsageError` for a lone surrogate (a byte that was no UTF-8), which TOML cannot hold.
+    """
     if isinstance(value, bool):
         return "true" if value else "false"
     if isinstance(value, int | float):
         return repr(value)
+    if any("\ud800" <= char <= "\udfff" for char in value):
+        raise UsageError(f"{key}: {shown(value)} is not valid Unicode and cannot be kept in a file")
     escaped = value.replace("\\", "\\\\").replace('"', '\\"')
     return '"' + "".join(c if c.isprintable() else f"\\U{ord(c):08X}" for c in escaped) + '"'

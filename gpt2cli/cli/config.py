@@ -64,7 +64,8 @@ def get_setting(ctx: typer.Context, key: KeyName) -> None:
         ctx.obj.write(_shown(value) + "\n")
 
 
-@app.command("set")
+# A negative number is a value here, not a flag.
+@app.command("set", context_settings={"ignore_unknown_options": True})
 def set_setting(
     ctx: typer.Context,
     key: KeyName,

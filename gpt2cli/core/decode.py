@@ -96,6 +96,8 @@ def _slide(model: GPT2, cache: KVCache, row: int, state: SequenceState) -> None:
     state.window += max(1, model.config.n_positions // 4)
     view = cache.row(row)
     view.truncate(0)
+    # Should the prefill be interrupted, what it leaves behind must not count as present.
+    cache.lengths[row] = 0
     kept = state.ids[state.window : -1]
     if kept:
         prefill(model, view, kept)

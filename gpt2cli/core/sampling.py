@@ -7,6 +7,7 @@ same numbers come out.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
@@ -14,6 +15,7 @@ import torch
 from torch import Tensor
 
 from gpt2cli.core.random import uniform
+from gpt2cli.errors import Gpt2cliError
 from gpt2cli.options import GenerateOptions, SamplingOptions
 
 NEVER = float("-inf")
@@ -156,19 +158,30 @@ def make_sampler(options: GenerateOptions, rows: int) -> Sampler:
     """A function from logits [B, V] and the B active states to B token ids.
 
     ``rows`` is the number of sequences at the start: with ``rng`` ``transformers`` finished ones keep
-    their place in the draw. ``options.seed`` must be set for that.
+    their place in the draw. ``options.seed`` must be set for that. The function raises `Gpt2cliError`
+    for logits that are no numbers.
     """
     filters = make_filters(options)
     choose = _chooser(options, rows)
 
     @torch.inference_mode()
     def sample(logits: Tensor, states: Sequence[SequenceState]) -> list[int]:
+        _check_finite(logits)
         scores = logits
         for apply in filters:
             scores = apply(scores, states)
         return choose(scores, states)
 
     return sample
+
+
+def _check_finite(logits: Tensor) -> None:
+    """Raise `Gpt2cliError` for what nothing can be drawn from: weights can be finite and overflow."""
+    if not math.isfinite(logits.amax().item()):
+        raise Gpt2cliError(
+            "the model computes NaN or infinity",
+            hint="its weights are damaged, or too large for the precision; try --precision fp32",
+        )
 
 
 def _chooser(options: GenerateOptions, rows: int) -> Sampler:

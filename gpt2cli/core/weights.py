@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pickle
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -158,20 +159,34 @@ def _read_pickles(checkpoint: Checkpoint) -> dict[str, Tensor]:
 
 
 def _state_dict(path: Path) -> Iterator[tuple[str, Tensor]]:
-    try:
-        state = torch.load(path, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, OSError, EOFError, ValueError, KeyError) as error:
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise ModelFileError(f"{path}: not a checkpoint of plain tensors: {reason[:200]}") from None
+    state = _unpickle(path)
     if not isinstance(state, dict):
         raise ModelFileError(f"{path}: not a table of tensors")
     for key, tensor in state.items():
         name = canonical_name(str(key))
         if name is None:
             continue
-        if not isinstance(tensor, Tensor) or tensor.dtype not in FLOAT_TYPES:
+        if not isinstance(tensor, Tensor) or not _plain(tensor):
             raise ModelFileError(f"{path}: {key} is not a tensor of type fp32, fp16 or bf16")
-        yield name, tensor
+        yield name, tensor.detach()
+
+
+def _unpickle(path: Path) -> Any:
+    """The content of a pickle, by torch's unpickler that runs no code."""
+    try:
+        with warnings.catch_warnings(action="ignore"):
+            return torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError:
+        # torch's own message advises to allow code.
+        raise ModelFileError(f"{path}: damaged, or it holds more than plain tensors") from None
+    except Exception as error:
+        # A crafted file can make the unpickler raise anything.
+        reason = str(error).strip() or type(error).__name__
+        raise ModelFileError(f"{path}: damaged: {reason.splitlines()[0][:200]}") from None
+
+
+def _plain(tensor: Tensor) -> bool:
+    return tensor.dtype in FLOAT_TYPES and tensor.layout == torch.strided and tensor.device.type == "cpu"
 
 
 def check_memory(checkpoint: Checkpoint, precision: str) -> None:

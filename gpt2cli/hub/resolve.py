@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -30,7 +31,7 @@ def resolve(model: str | None, *, revision: str | None = None, offline: bool = F
         revision = parse_revision(revision)
     if model is None or model == BUILTIN:
         return _builtin(given=model is not None)
-    path = Path(model).expanduser()
+    path = Path(os.path.expanduser(model))
     if _is_directory(path):
         return ResolvedModel(model, path)
     if model.startswith((".", "/", "~")) or not model:

@@ -1,21 +1,21 @@
 """Text to token ids and back, over the ``tokenizers`` library.
 
 GPT-2's byte-level BPE (Radford et al. 2019) writes each byte as a printable character; a token is a
-string of those. A tokenizer is read from ``tokenizer.json``, or from ``vocab.json`` + ``merges.txt``.
+string of those. `gpt2cli.text.tokenizer_files` reads a tokenizer from its files.
 """
 
 from __future__ import annotations
 
-import json
-from collections.abc import Callable, Sequence
+import re
+from collections.abc import Sequence
 from functools import cache, cached_property
 from pathlib import Path
 from typing import Any
 
-from gpt2cli.errors import ModelFileError, UsageError
+from gpt2cli.errors import UsageError
+from gpt2cli.text.tokenizer_files import library_errors, read_backend
 
-END_OF_TEXT = "<|endoftext|>"
-MAX_FILE_BYTES = 64 * 2**20
+_BYTE_TOKEN = re.compile(r"<0x[0-9A-Fa-f]{2}>")
 
 
 @cache
@@ -52,13 +52,8 @@ class Tokenizer:
 
         Raises `ModelFileError` when its files are damaged.
         """
-        whole = directory / "tokenizer.json"
-        vocab, merges = directory / "vocab.json", directory / "merges.txt"
-        if whole.is_file():
-            return cls(_guarded(_read_tokenizer_json, whole))
-        if vocab.is_file() and merges.is_file():
-            return cls(_guarded(_read_vocab_and_merges, vocab))
-        return None
+        backend = read_backend(directory)
+        return None if backend is None else cls(backend)
 
     @property
     def vocab_size(self) -> int:
@@ -81,13 +76,15 @@ class Tokenizer:
         """
         self._check_writable(text)
         self._backend.encode_special_tokens = not special_tokens
-        ids: list[int] = self._backend.encode(text).ids
+        with library_errors("the model's tokenizer cannot read this prompt", UsageError):
+            ids: list[int] = self._backend.encode(text).ids
         return ids
 
     def decode(self, ids: Sequence[int]) -> str:
         """The text of ``ids``, special tokens included; what is no UTF-8 becomes U+FFFD."""
         if not self.byte_level:
-            text: str = self._backend.decode(list(ids), skip_special_tokens=False)
+            with library_errors("the model's tokenizer cannot write its tokens"):
+                text: str = self._backend.decode(list(ids), skip_special_tokens=False)
             return text
         return b"".join(map(self.token_bytes, ids)).decode("utf-8", "replace")
 
@@ -98,12 +95,9 @@ class Tokenizer:
             known = self._bytes[token_id] = _bytes_of(self._backend.id_to_token(token_id), self.byte_level)
         return known
 
-    def decode_stream(self) -> Callable[[int], str]:
-        """A function from the next id to the text that becomes certain with it, by the library."""
-        from tokenizers.decoders import DecodeStream
-
-        stream = DecodeStream(skip_special_tokens=False)
-        return lambda token_id: stream.step(self._backend, token_id) or ""
+    def is_part_of_character(self, token_id: int) -> bool:
+        """Whether the token stands for one byte, ``<0xF0>``, in a tokenizer that is not ``byte_level``."""
+        return bool(_BYTE_TOKEN.fullmatch(self._backend.id_to_token(token_id) or ""))
 
     @cached_property
     def _unwritable(self) -> frozenset[int]:
@@ -132,45 +126,3 @@ def _bytes_of(token: str | None, byte_level: bool) -> bytes:
         if all(char in alphabet for char in token):
             return bytes(alphabet[char] for char in token)
     return token.encode("utf-8", "replace")
-
-
-def _guarded(read: Callable[[Path], Any], path: Path) -> Any:
-    """``read(path)``; whatever the library makes of a crafted file becomes a `ModelFileError`."""
-    try:
-        if path.stat().st_size > MAX_FILE_BYTES:
-            raise ModelFileError(f"{path}: larger than any tokenizer ({MAX_FILE_BYTES >> 20} MiB)")
-        return read(path)
-    except ModelFileError:
-        raise
-    except Exception as error:
-        raise ModelFileError(f"{path}: not a tokenizer: {error}") from error
-    except BaseException as error:
-        # A panic of the Rust library is no Exception.
-        if type(error).__name__ != "PanicException":
-            raise
-        raise ModelFileError(f"{path}: not a tokenizer: {error}") from None
-
-
-def _read_tokenizer_json(path: Path) -> Any:
-    import tokenizers
-
-    return tokenizers.Tokenizer.from_file(str(path))
-
-
-def _read_vocab_and_merges(vocab_path: Path) -> Any:
-    import tokenizers
-    from tokenizers import decoders, models, pre_tokenizers
-
-    vocab = json.loads(vocab_path.read_bytes())
-    if not isinstance(vocab, dict) or not all(type(token_id) is int for token_id in vocab.values()):
-        raise ModelFileError(f"{vocab_path}: not a table of tokens and their ids")
-    lines = (vocab_path.parent / "merges.txt").read_text("utf-8").split("\n")
-    pairs = [line.split(" ") for line in lines if line and not line.startswith("#version")]
-    if not all(len(pair) == 2 for pair in pairs):
-        raise ModelFileError(f"{vocab_path.parent / 'merges.txt'}: a line is not a pair of tokens")
-    backend = tokenizers.Tokenizer(models.BPE(vocab=vocab, merges=[(a, b) for a, b in pairs]))
-    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    backend.decoder = decoders.ByteLevel()
-    if END_OF_TEXT in vocab:
-        backend.add_special_tokens([END_OF_TEXT])
-    return backend

@@ -1,0 +1,198 @@
+"""The files of a tokenizer, checked and handed to the ``tokenizers`` library.
+
+The library is written in Rust: what it does not expect in a file can make it panic, which prints a
+report of its own before Python sees an exception, or take memory until the process is aborted. What
+is known to end so is refused here, before the library sees it.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from gpt2cli.errors import Gpt2cliError, ModelFileError
+
+END_OF_TEXT = "<|endoftext|>"
+
+MAX_FILE_BYTES = 32 * 2**20
+MAX_BRACKETS = 2_000_000
+MAX_TOKEN_ID = 1_000_000
+MAX_TRIE_CHARS = 2_000_000
+"""In all added tokens, and in a Unigram vocabulary: the library takes up to 330 bytes for each."""
+MAX_REGEX_CHARS = 10_000
+
+_PARTS = ("normalizer", "pre_tokenizer", "post_processor", "decoder")
+_NESTED = ("normalizers", "pretokenizers", "processors", "decoders")
+_REGEX_ATOM = re.compile(r"\\[pP]\{[^}]*\}|\\.|\[(?:\\.|[^\]\\])*\]", re.DOTALL)
+_REGEX_EXPLOSIVE = re.compile(r"[)}*+?][*{]|[)}]\+")
+
+
+def read_backend(directory: Path) -> Any | None:
+    """The library's tokenizer of a model directory: of ``tokenizer.json``, else of ``vocab.json`` and
+    ``merges.txt``; None where there is none. Raises `ModelFileError`.
+    """
+    whole = directory / "tokenizer.json"
+    vocab, merges = directory / "vocab.json", directory / "merges.txt"
+    if whole.is_file():
+        with library_errors(f"{whole}: not a tokenizer"):
+            return _read_tokenizer_json(whole)
+    if vocab.is_file() and merges.is_file():
+        with library_errors(f"{vocab}: not a tokenizer"):
+            return _read_vocab_and_merges(vocab, merges)
+    return None
+
+
+@contextmanager
+def library_errors(subject: str, kind: type[Gpt2cliError] = ModelFileError) -> Iterator[None]:
+    """What the library raises becomes an error of ``kind`` about ``subject``, a panic a `ModelFileError`."""
+    try:
+        yield
+    except Gpt2cliError:
+        raise
+    except Exception as error:
+        raise kind(f"{subject}: {error}") from error
+    except BaseException as error:
+        # A panic of the Rust library is no Exception.
+        if type(error).__name__ != "PanicException":
+            raise
+        raise ModelFileError(f"{subject}: {error}") from None
+
+
+def _read_tokenizer_json(path: Path) -> Any:
+    import tokenizers
+
+    data = _read(path)
+    _check_table(_parse(data, path), path)
+    backend = tokenizers.Tokenizer.from_buffer(data)
+    # Whether a prompt is too long is the engine's business.
+    backend.no_truncation()
+    backend.no_padding()
+    if backend.normalizer is not None:
+        for token in backend.get_added_tokens_decoder().values():
+            if token.normalized and not backend.normalizer.normalize_str(token.content):
+                raise ModelFileError(f"{path}: the added token {token.content!r} is normalised to nothing")
+    return backend
+
+
+def _read_vocab_and_merges(vocab_path: Path, merges_path: Path) -> Any:
+    import tokenizers
+    from tokenizers import decoders, models, pre_tokenizers
+
+    vocab = _parse(_read(vocab_path), vocab_path)
+    _check_ids(vocab, vocab_path)
+    lines = _read(merges_path).decode("utf-8").replace("\r\n", "\n").split("\n")
+    pairs = [line.split(" ") for line in lines if line and not line.startswith("#version")]
+    if not all(len(pair) == 2 for pair in pairs):
+        raise ModelFileError(f"{merges_path}: a line is not a pair of tokens")
+    backend = tokenizers.Tokenizer(models.BPE(vocab=vocab, merges=[(a, b) for a, b in pairs]))
+    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    backend.decoder = decoders.ByteLevel()
+    if END_OF_TEXT in vocab:
+        backend.add_special_tokens([END_OF_TEXT])
+    return backend
+
+
+def _read(path: Path) -> bytes:
+    with path.open("rb") as file:
+        data = file.read(MAX_FILE_BYTES + 1)
+    if len(data) > MAX_FILE_BYTES:
+        raise ModelFileError(f"{path}: larger than any tokenizer ({MAX_FILE_BYTES >> 20} MiB)")
+    return data
+
+
+def _parse(data: bytes, path: Path) -> dict[str, Any]:
+    def no_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        table = dict(pairs)
+        if len(table) != len(pairs):
+            raise ModelFileError(f"{path}: a key comes twice")
+        return table
+
+    if data.count(b"{") + data.count(b"[") > MAX_BRACKETS:
+        raise ModelFileError(f"{path}: has more parts than any tokenizer")
+    table = json.loads(data, object_pairs_hook=no_duplicates)
+    if not isinstance(table, dict):
+        raise ModelFileError(f"{path}: not a JSON object")
+    return table
+
+
+def _check_table(table: Mapping[str, Any], path: Path) -> None:
+    try:
+        _check_model(table["model"], path)
+        _check_trie([token["content"] for token in table.get("added_tokens") or ()], path)
+        components = [component for part in _PARTS for component in _components(table.get(part))]
+        for component in components:
+            _check_component(component, path)
+    except (AttributeError, KeyError, TypeError, ValueError):
+        raise ModelFileError(f"{path}: not laid out as a tokenizer is") from None
+    if sum("single" in component for component in components) > 1:
+        raise ModelFileError(f"{path}: more than one template for a text is not supported")
+
+
+def _check_model(model: Mapping[str, Any], path: Path) -> None:
+    vocab = model["vocab"]
+    if isinstance(vocab, dict):
+        _check_ids(vocab, path)
+    else:
+        _check_trie([token for token, _ in vocab], path)
+    prefix = model.get("continuing_subword_prefix")
+    if prefix and "merges" in model:
+        # The library cuts the prefix off by its length, without looking.
+        rights = (m.split(" ")[-1] if isinstance(m, str) else m[-1] for m in model["merges"])
+        if not all(right.startswith(prefix) for right in rights):
+            raise ModelFileError(f"{path}: a merge is not of the form that its prefix {prefix!r} asks for")
+
+
+def _check_ids(vocab: Mapping[str, Any], path: Path) -> None:
+    """Ids are small whole numbers, and no two tokens share one: it would be anyone's guess which is shown."""
+    if not all(type(token_id) is int and 0 <= token_id < MAX_TOKEN_ID for token_id in vocab.values()):
+        raise ModelFileError(f"{path}: a token's id is not a whole number from 0 to {MAX_TOKEN_ID - 1}")
+    if len(set(vocab.values())) != len(vocab):
+        raise ModelFileError(f"{path}: two tokens have the same id")
+
+
+def _check_trie(tokens: list[str], path: Path) -> None:
+    if sum(map(len, tokens)) > MAX_TRIE_CHARS:
+        raise ModelFileError(f"{path}: its tokens are too long")
+
+
+def _components(part: Any) -> Iterator[Mapping[str, Any]]:
+    """The components of a part: itself, or those of a sequence at any depth."""
+    for component in part if isinstance(part, list) else [] if part is None else [part]:
+        yield component
+        for name in _NESTED:
+            yield from _components(component.get(name))
+
+
+def _check_component(component: Mapping[str, Any], path: Path) -> None:
+    """What a component is shows in its fields: the library tries every kind that has them."""
+    if component["type"] == "Precompiled" or "precompiled_charsmap" in component:
+        raise ModelFileError(f"{path}: a tokenizer with a precompiled normalizer is not supported")
+    if component.get("stop"):
+        raise ModelFileError(f"{path}: a decoder that strips the end of tokens is not supported")
+    if component.get("length") == 0:
+        raise ModelFileError(f"{path}: it cuts the text into pieces of no length")
+    if "single" in component:
+        _check_template(component, path)
+    pattern = component.get("pattern")
+    if isinstance(pattern, dict) and "Regex" in pattern:
+        _check_regex(pattern["Regex"], path)
+
+
+def _check_template(component: Mapping[str, Any], path: Path) -> None:
+    """The text stands in the template once, and the special tokens beside it are all described."""
+    pieces = component["single"]
+    texts = [piece["Sequence"]["id"] for piece in pieces if "Sequence" in piece]
+    special = {piece["SpecialToken"]["id"] for piece in pieces if "SpecialToken" in piece}
+    if texts != ["A"] or not special <= component["special_tokens"].keys():
+        raise ModelFileError(f"{path}: its template for one text is damaged")
+
+
+def _check_regex(pattern: str, path: Path) -> None:
+    """The library panics where a match takes too long: no repetition of a repetition, no back reference."""
+    bare = _REGEX_ATOM.sub("x", pattern)
+    if len(pattern) > MAX_REGEX_CHARS or _REGEX_EXPLOSIVE.search(bare) or re.search(r"\\[1-9kg]", pattern):
+        raise ModelFileError(f"{path}: a regular expression in it may take for ever, and is refused")

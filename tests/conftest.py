@@ -1,0 +1,46 @@
+"""Every test runs in an environment of its own: no settings, no stores, no network."""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+
+import pytest
+from hypothesis import settings
+from support import make_model
+
+# The models are tiny: a second thread only waits, and spins where the machine is busy. Read when torch loads.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+# The same examples on every run, however busy the machine is.
+settings.register_profile("tests", derandomize=True, deadline=None)
+settings.load_profile("tests")
+
+KEPT = ("GPT2CLI_SHARED", "GPT2CLI_REQUIRE_SHARED")
+
+
+@pytest.fixture(autouse=True)
+def _isolated(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Our store and the Hugging Face cache are empty folders, and the Hub is out of reach."""
+    for name in os.environ:
+        if name.startswith("GPT2CLI_") and name not in KEPT:
+            monkeypatch.delenv(name)
+    home = tmp_path_factory.mktemp("home")
+    huggingface, hub = home / "huggingface", home / "huggingface" / "hub"
+    monkeypatch.setenv("GPT2CLI_HOME", str(home / "gpt2cli"))
+    monkeypatch.setenv("HF_HOME", str(huggingface))
+    monkeypatch.setenv("HF_HUB_CACHE", str(hub))
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    # huggingface_hub reads its environment once, when it is imported.
+    constants = sys.modules.get("huggingface_hub.constants")
+    if constants is not None:
+        monkeypatch.setattr(constants, "HF_HOME", str(huggingface))
+        monkeypatch.setattr(constants, "HF_HUB_CACHE", str(hub))
+        monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+
+
+@pytest.fixture(scope="session")
+def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A random model of 257 byte tokens, context 64, 2 layers, 32 wide, that tests only read."""
+    return make_model(tmp_path_factory.mktemp("models") / "tiny-random")

@@ -1,0 +1,155 @@
+"""Who may call whom, as design/house.md draws it, read from the imports."""
+
+from __future__ import annotations
+
+import ast
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import typer
+from support import REPOSITORY
+
+from gpt2cli.cli.app import app
+
+PACKAGE = REPOSITORY / "gpt2cli"
+BASE = {"errors", "options", "paths"}
+MIDDLE = {"settings", "checkpoint", "text"}
+ALLOWED: dict[str, set[str]] = {
+    "errors": set(),
+    "options": {"errors"},
+    "paths": {"errors"},
+    "settings": BASE,
+    "checkpoint": BASE,
+    "text": BASE,
+    "hub": BASE | MIDDLE,
+    "core": {"errors", "options", "checkpoint", "text"},
+    "analysis": BASE | MIDDLE | {"core"},
+    "train": BASE | MIDDLE | {"core"},
+    "bench": BASE | MIDDLE | {"core"},
+    "terminal": {"errors", "text"},
+}
+EVERYTHING_BELOW = {*ALLOWED}
+ALLOWED["repl"] = EVERYTHING_BELOW
+ALLOWED["cli"] = EVERYTHING_BELOW | {"repl", "__init__"}
+ALLOWED["__init__"] = {"core", "errors", "options"}
+ALLOWED["__main__"] = {"cli"}
+
+ONLY_IN = {"typer": {"cli"}, "rich": {"terminal", "repl"}, "prompt_toolkit": {"repl"}}
+AT_MODULE_LEVEL = {"torch": {"core", "analysis", "train", "bench"}, "transformers": {"train"}}
+
+
+def room_of(path: Path) -> str:
+    parts = path.relative_to(PACKAGE).parts
+    return parts[0] if len(parts) > 1 else path.stem
+
+
+def modules() -> list[Path]:
+    return sorted(PACKAGE.rglob("*.py"))
+
+
+def imports(tree: ast.AST, *, module_level: bool = False) -> Iterator[str]:
+    """The dotted names that are imported; at module level only what runs, not what type checkers see."""
+    for node in ast.iter_child_nodes(tree):
+        if module_level and isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+            continue
+        if module_level and isinstance(node, ast.If) and "TYPE_CHECKING" in ast.dump(node.test):
+            continue
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, "relative import"
+            assert node.module is not None
+            yield from (f"{node.module}.{alias.name}" for alias in node.names)
+        yield from imports(node, module_level=module_level)
+
+
+@pytest.mark.parametrize("path", modules(), ids=lambda path: str(path.relative_to(PACKAGE)))
+def test_rooms_call_only_what_is_below_them(path: Path) -> None:
+    room = room_of(path)
+    tree = ast.parse(path.read_text("utf-8"))
+    for name in imports(tree):
+        top, *rest = name.split(".")
+        if top == "gpt2cli":
+            called = (
+                rest[0]
+                if rest and ((PACKAGE / rest[0]).exists() or (PACKAGE / f"{rest[0]}.py").exists())
+                else "__init__"
+            )
+            assert called == room or called in ALLOWED[room], f"{room} imports {name}"
+        if top in ONLY_IN:
+            assert room in ONLY_IN[top], f"{room} imports {name}"
+    for name in imports(tree, module_level=True):
+        top = name.split(".")[0]
+        if top in AT_MODULE_LEVEL:
+            assert room in AT_MODULE_LEVEL[top], f"{room} imports {name} at module level"
+
+
+def test_no_click() -> None:
+    """Typer carries its own; an installed one is another."""
+    for path in modules():
+        names = [name.split(".")[0] for name in imports(ast.parse(path.read_text("utf-8")))]
+        assert "click" not in names, path
+
+
+def test_only_terminal_writes() -> None:
+    for path in modules():
+        if room_of(path) in ("terminal", "repl"):
+            continue
+        for node in ast.walk(ast.parse(path.read_text("utf-8"))):
+            called = isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id
+            assert called != "print", path
+            stream = isinstance(node, ast.Attribute) and ast.unparse(node)
+            assert stream not in ("sys.stdout", "sys.stderr"), path
+
+
+def command_paths() -> Iterator[tuple[str, ...]]:
+    def walk(command: object, path: tuple[str, ...]) -> Iterator[tuple[str, ...]]:
+        yield path
+        for name, below in getattr(command, "commands", {}).items():
+            yield from walk(below, (*path, name))
+
+    yield from walk(typer.main.get_command(app), ())
+
+
+def modules_loaded_by(*arguments: str | Path) -> set[str]:
+    """The top-level modules that a run of the command line loads, in a process of its own."""
+    code = (
+        "import sys; from gpt2cli.cli.app import main; code = main(sys.argv[1:]);"
+        "sys.stderr.write('\\nLOADED ' + ' '.join(sorted({n.split('.')[0] for n in sys.modules})));"
+        "sys.exit(code)"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code, *map(os.fspath, arguments)], capture_output=True, text=True, timeout=60
+    )
+    assert done.returncode == 0, done.stderr
+    return set(done.stderr.rpartition("LOADED ")[2].split())
+
+
+@pytest.mark.parametrize("path", list(command_paths()), ids=lambda path: " ".join(path) or "gpt2cli")
+def test_help_loads_nothing_heavy(path: tuple[str, ...]) -> None:
+    """Help answers at once."""
+    loaded = modules_loaded_by(*path, "--help")
+    assert loaded.isdisjoint({"torch", "transformers", "prompt_toolkit", "tokenizers", "huggingface_hub"})
+
+
+@pytest.mark.parametrize("arguments", [("config", "list"), ("completions", "--models")])
+def test_light_commands_stay_light(arguments: tuple[str, ...]) -> None:
+    loaded = modules_loaded_by(*arguments)
+    assert loaded.isdisjoint({"torch", "transformers", "prompt_toolkit", "httpx"})
+
+
+def test_generate_does_not_load_transformers(tiny_model: Path) -> None:
+    """Two seconds that the token path never pays."""
+    loaded = modules_loaded_by("generate", "-q", "-m", tiny_model, "--max-new-tokens", "1", "ab")
+    assert "torch" in loaded
+    assert loaded.isdisjoint({"transformers", "prompt_toolkit", "huggingface_hub"})
+
+
+def test_importing_the_package_loads_nothing() -> None:
+    code = "import sys, gpt2cli; print(' '.join(n for n in sys.modules if n.startswith('gpt2cli.')))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == ""
