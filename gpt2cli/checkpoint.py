@@ -12,18 +12,20 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import re
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from gpt2cli.errors import InvalidOption, ModelFileError, ModelNotFound
-from gpt2cli.options import GenerateOptions, shown
+from gpt2cli.options import MAX_WHOLE, GenerateOptions, shown
 
 MAX_JSON_BYTES = 2**20
 MAX_INDEX_BYTES = 8 * 2**20
-MAX_HEADER_BYTES = 32 * 2**20
+MAX_HEADER_BYTES = 8 * 2**20
+MAX_DIMENSIONS = 8
 MAX_LAYERS = 64
 MAX_EMBD = 8192
 MAX_INNER = 8 * MAX_EMBD
@@ -47,7 +49,7 @@ GENERATION_KEYS = (
 """What ``generation_config.json`` may set; the rest of it is ignored."""
 
 _LEGACY_BUFFER = re.compile(r"h\.\d+\.attn\.(bias|masked_bias)")
-_SHARD_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
+_SHARD_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,254}")
 
 WEIGHT_FILES = ("model.safetensors", "model.safetensors.index.json")
 PICKLE_FILES = ("pytorch_model.bin", "pytorch_model.bin.index.json")
@@ -132,9 +134,9 @@ def open_checkpoint(directory: Path, *, allow_pickle: bool = False) -> Checkpoin
     """
     config, generation = read_config(directory)
     single, index = (directory / name for name in WEIGHT_FILES)
-    if single.exists():
+    if _exists(single):
         tensors = _canonical(read_header(single), single)
-    elif index.exists():
+    elif _exists(index):
         tensors = _sharded(index)
     else:
         return Checkpoint(directory, config, generation, pickles=_find_pickles(directory, allow_pickle))
@@ -145,17 +147,22 @@ def open_checkpoint(directory: Path, *, allow_pickle: bool = False) -> Checkpoin
 def read_config(directory: Path) -> tuple[ModelConfig, Mapping[str, Any]]:
     """The configuration, and the sampling defaults of ``generation_config.json`` (empty without one)."""
     path = directory / "config.json"
-    if not path.exists():
+    if not _exists(path):
         raise ModelNotFound(
             f"{directory}: not a model directory (it has no config.json)",
             hint="give a directory that holds config.json and model.safetensors",
         )
     raw = read_json(path, MAX_JSON_BYTES)
     generation_path = directory / "generation_config.json"
-    generation = read_json(generation_path, MAX_JSON_BYTES) if generation_path.exists() else {}
+    generation = read_json(generation_path, MAX_JSON_BYTES) if _exists(generation_path) else {}
+    config = parse_config(raw, path)
     # transformers takes the special ids from generation_config.json where it has them.
-    special = {k: generation[k] for k in ("bos_token_id", "eos_token_id") if generation.get(k) is not None}
-    return parse_config({**raw, **special}, path), generation
+    own = _Reader(generation, generation_path)
+    if generation.get("bos_token_id") is not None:
+        config = replace(config, bos_token_id=own.token_id("bos_token_id", config.vocab_size))
+    if generation.get("eos_token_id") is not None:
+        config = replace(config, eos_token_ids=own.token_ids("eos_token_id", config.vocab_size))
+    return config, generation
 
 
 def parse_config(raw: Mapping[str, Any], path: Path) -> ModelConfig:
@@ -191,7 +198,7 @@ def parse_config(raw: Mapping[str, Any], path: Path) -> ModelConfig:
         scale_attn_by_inverse_layer_idx=whole.switch("scale_attn_by_inverse_layer_idx", False),
         reorder_and_upcast_attn=whole.switch("reorder_and_upcast_attn", False),
         tie_word_embeddings=whole.switch("tie_word_embeddings", True),
-        bos_token_id=next(iter(whole.token_ids("bos_token_id", vocab_size)), None),
+        bos_token_id=whole.token_id("bos_token_id", vocab_size),
         eos_token_ids=whole.token_ids("eos_token_id", vocab_size),
     )
 
@@ -230,6 +237,10 @@ class _Reader:
                 f"{self._path}: layer_norm_epsilon is {shown(value)}; allowed: 0 to 1 (exclusive)"
             )
         return float(value)
+
+    def token_id(self, name: str, vocab_size: int) -> int | None:
+        """The id of a special token, the first of several."""
+        return next(iter(self.token_ids(name, vocab_size)), None)
 
     def token_ids(self, name: str, vocab_size: int) -> tuple[int, ...]:
         """The ids of a special token; one outside the vocabulary counts as unset."""
@@ -330,7 +341,9 @@ def read_header(path: Path) -> dict[str, TensorInfo]:
 def _header_entry(key: str, entry: Any, path: Path) -> tuple[TensorInfo, tuple[int, int]]:
     try:
         dtype, shape, (begin, stop) = entry["dtype"], tuple(entry["shape"]), entry["data_offsets"]
-        if not all(type(n) is int and n >= 0 for n in (*shape, begin, stop)) or not isinstance(dtype, str):
+        # Bounded, since the product of a shape of huge numbers would take for ever.
+        sizes = all(type(n) is int and 0 <= n <= MAX_WHOLE for n in (*shape, begin, stop))
+        if not sizes or len(shape) > MAX_DIMENSIONS or not isinstance(dtype, str):
             raise ValueError
     except (TypeError, KeyError, ValueError):
         raise ModelFileError(f"{path}: the header entry of {shown(key)} is malformed") from None
@@ -338,9 +351,9 @@ def _header_entry(key: str, entry: Any, path: Path) -> tuple[TensorInfo, tuple[i
     if name is None:
         return TensorInfo(path, key, dtype, shape), (begin, stop)
     if dtype not in SAFETENSORS_BYTES:
-        raise ModelFileError(f"{path}: {key} is of type {shown(dtype)}; known: F32, F16, BF16")
+        raise ModelFileError(f"{path}: {shown(key)} is of type {shown(dtype)}; known: F32, F16, BF16")
     if stop - begin != math.prod(shape) * SAFETENSORS_BYTES[dtype]:
-        raise ModelFileError(f"{path}: {key} has not as many bytes as its shape asks for")
+        raise ModelFileError(f"{path}: {shown(key)} has not as many bytes as its shape asks for")
     return TensorInfo(path, key, dtype, shape), (begin, stop)
 
 
@@ -375,7 +388,7 @@ def _canonical(table: Mapping[str, TensorInfo], where: Path) -> dict[str, Tensor
     for key, info in table.items():
         name = canonical_name(key)
         if name in tensors:
-            raise ModelFileError(f"{where}: {name} comes twice")
+            raise ModelFileError(f"{where}: {shown(name)} comes twice")
         if name is not None:
             tensors[name] = info
     return tensors
@@ -411,23 +424,28 @@ def _shard_path(index: Path, name: str) -> Path:
     path = index.parent / name
     if not _SHARD_NAME.fullmatch(name) or ".." in name or (path.is_symlink() and not index.is_symlink()):
         raise ModelFileError(f"{index}: refuses the file name {shown(name)}")
-    if not path.exists():
+    if not _exists(path):
         raise ModelFileError(f"{index}: {name} is missing")
     return path
 
 
 def _find_pickles(directory: Path, allowed: bool) -> tuple[Path, ...]:
     single, index = (directory / name for name in PICKLE_FILES)
-    if not single.exists() and not index.exists():
+    if not _exists(single) and not _exists(index):
         raise ModelFileError(f"{directory}: it has no model.safetensors")
     if not allowed:
         raise ModelFileError(
             f"{directory}: its weights are a pickle, which can carry code",
             hint="if you trust where they come from, add --allow-pickle",
         )
-    if single.exists():
+    if _exists(single):
         return (single,)
     return tuple(_shard_path(index, name) for name in sorted(set(_weight_map(index).values())))
+
+
+def _exists(path: Path) -> bool:
+    """Whether there is a file; pathlib's own raises for a name that is too long."""
+    return os.path.exists(path)
 
 
 def _open(path: Path) -> Any:

@@ -151,7 +151,7 @@ class TestDamage:
         head = _state(directory)["lm_head.weight"]
         head[3, 3] = float("nan")
         _replace(directory, "lm_head.weight", head)
-        with pytest.raises(ModelFileError, match="lm_head.weight contains NaN"):
+        with pytest.raises(ModelFileError, match=r"lm_head\.weight contains NaN"):
             _logits(directory)
 
     def test_finite_weights_that_overflow(self, directory: Path) -> None:

@@ -28,17 +28,19 @@ Kind = Literal["text", "words", "file", "directory", "model"]
 _MODEL_PARAMETERS = frozenset({"model", "models"})
 _WORDS_OF_PARAMETER = {"key": tuple(KEYS)}
 
-EXAMPLES = """Install, then open a new shell.
+EXAMPLES = """Write the script to a file, have the shell read it, and open a new shell.
 
 bash:
 
   gpt2cli completions bash > ~/.gpt2cli.bash
 
-  echo 'source ~/.gpt2cli.bash' >> ~/.bashrc
+  echo '. ~/.gpt2cli.bash' >> ~/.bashrc
 
-zsh, in a directory of $fpath, e.g. one added before compinit in ~/.zshrc:
+zsh:
 
-  gpt2cli completions zsh > ~/.zfunc/_gpt2cli
+  mkdir -p ~/.zfunc && gpt2cli completions zsh > ~/.zfunc/_gpt2cli
+
+  and in ~/.zshrc, before compinit: fpath=(~/.zfunc $fpath)
 
 fish:
 
@@ -46,16 +48,19 @@ fish:
 
 PowerShell:
 
-  gpt2cli completions powershell >> $PROFILE
+  gpt2cli completions powershell > $HOME/gpt2cli.ps1
 
-For this shell only: source <(gpt2cli completions bash), the same with zsh;
-gpt2cli completions fish | source; gpt2cli completions powershell | Out-String | Invoke-Expression
+  and in the file that $PROFILE names: . $HOME/gpt2cli.ps1
+
+To try it in a running bash or zsh:
+
+  source <(gpt2cli completions bash)
 """
 
 
 @dataclass(frozen=True, slots=True)
 class Value:
-    """What stands after a flag or at a place of the command line. ``words`` are all there are, for ``words``."""
+    """What stands after a flag, or at a place of the command line; ``words`` are all that it can be."""
 
     name: str
     kind: Kind = "text"
@@ -99,7 +104,7 @@ class Command:
 
 def read_command(command: Any, path: tuple[str, ...] = (), parent: typer.Context | None = None) -> Command:
     """The `Command` of a command in a Typer tree (`typer.main.get_command`); hidden things are left out."""
-    context = typer.Context(command, info_name=path[-1] if path else None, parent=parent, **command.context_settings)
+    context = typer.Context(command, parent=parent, **command.context_settings)
     parameters = [p for p in command.get_params(context) if not p.hidden]
     below = getattr(command, "commands", {})
     return Command(
@@ -169,5 +174,5 @@ def completions(
         terminal.write("".join(f"{name}\n" for name in local_names()))
         return
     if shell is None:
-        raise UsageError("which shell?", hint=f"one of {', '.join(get_args(Shell))}; e.g. gpt2cli completions bash")
+        raise UsageError("for which shell?", hint=f"gpt2cli completions {'|'.join(get_args(Shell))}")
     terminal.write(shells.SCRIPTS[shell](read_command(ctx.find_root().command)))

@@ -14,7 +14,7 @@ from gpt2cli.checkpoint import Checkpoint, open_checkpoint
 from gpt2cli.core.decode import Step, decode, prefill
 from gpt2cli.core.model import GPT2
 from gpt2cli.core.sampling import SequenceState, TokenLogprobs
-from gpt2cli.core.weights import check_memory, load_weights
+from gpt2cli.core.weights import check_cache_memory, check_memory, load_weights
 from gpt2cli.errors import InvalidOption, ModelFileError, PromptTooLong, UsageError
 from gpt2cli.options import GenerateOptions, LoadOptions
 from gpt2cli.text.detokenizer import Detokenizer
@@ -179,11 +179,14 @@ class Engine:
             raise UsageError("the prompt is empty, and the model has no token to start a text with")
         return [self.config.bos_token_id]
 
-    def stream(self, prompt: str | Sequence[int], options: GenerateOptions | None = None) -> Iterator[Chunk]:
-        """Chunks as they are drawn; close the iterator to stop early.
+    def stream(
+        self, prompt: str | Sequence[int], options: GenerateOptions | None = None
+    ) -> Generator[Chunk, None, None]:
+        """Chunks as they are drawn; close the generator to stop early.
 
         ``prompt`` is a text or token ids; without ``options`` the model's defaults apply. The prompt
-        is checked now, before the first chunk. Raises `UsageError`, `PromptTooLong`, `ModelFileError`.
+        is checked now, before the first chunk. Raises `UsageError`, `PromptTooLong`, `ModelFileError`, and
+        `Gpt2cliError` when the memory does not suffice.
         """
         started = time.perf_counter()
         options = (options or self.options()).settled()
@@ -193,6 +196,7 @@ class Engine:
         else:
             ids = list(prompt)
         kept, max_new_tokens = self._fit(ids, options)
+        check_cache_memory(self.config, options.num_return_sequences, kept + max_new_tokens)
         if self._open is not None:
             self._open.close()
         self._interrupted = False

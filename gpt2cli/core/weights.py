@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from gpt2cli.checkpoint import Checkpoint, canonical_name, check_shapes
+from gpt2cli.checkpoint import Checkpoint, ModelConfig, canonical_name, check_shapes
 from gpt2cli.core.linear import FP16_MAX, Linear, make_linear
 from gpt2cli.errors import Gpt2cliError, ModelFileError
 
@@ -198,6 +198,19 @@ def check_memory(checkpoint: Checkpoint, precision: str) -> None:
             f"the model needs about {needed / 1e9:.1f} GB of memory in {precision}, "
             f"and {free / 1e9:.1f} GB are free",
             hint="close other programs, or try --precision int8",
+        )
+
+
+def check_cache_memory(config: ModelConfig, rows: int, tokens: int) -> None:
+    """Raise `Gpt2cliError` when ``rows`` texts of ``tokens`` tokens will not fit the free memory."""
+    free = available_memory()
+    kept = min(tokens, config.n_positions) * config.n_layer * 2 * config.n_embd
+    needed = 4 * rows * (kept + 4 * config.vocab_size)
+    if free is not None and rows > 1 and needed > free:
+        raise Gpt2cliError(
+            f"{rows} texts at once need about {needed / 1e9:.1f} GB of memory, "
+            f"and {free / 1e9:.1f} GB are free",
+            hint="draw fewer at a time: text i of a run with seed S is the one of seed S+i alone",
         )
 
 

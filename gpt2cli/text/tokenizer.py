@@ -74,7 +74,7 @@ class Tokenizer:
         else it is plain text. Raises `UsageError` when the vocabulary cannot write a character of
         the text: the library would drop it silently.
         """
-        self._check_writable(text)
+        self._check_writable(text, special_tokens)
         self._backend.encode_special_tokens = not special_tokens
         with library_errors("the model's tokenizer cannot read this prompt", UsageError):
             ids: list[int] = self._backend.encode(text).ids
@@ -96,8 +96,11 @@ class Tokenizer:
         return known
 
     def is_part_of_character(self, token_id: int) -> bool:
-        """Whether the token stands for one byte, ``<0xF0>``, in a tokenizer that is not ``byte_level``."""
-        return bool(_BYTE_TOKEN.fullmatch(self._backend.id_to_token(token_id) or ""))
+        """Whether the token ends nothing, in a tokenizer that is not ``byte_level``: it stands for one
+        byte (``<0xF0>``), or is none.
+        """
+        token = self._backend.id_to_token(token_id)
+        return token is None or bool(_BYTE_TOKEN.fullmatch(token))
 
     @cached_property
     def _unwritable(self) -> frozenset[int]:
@@ -107,9 +110,14 @@ class Tokenizer:
         known = self._backend.token_to_id
         return frozenset(byte for char, byte in byte_alphabet().items() if known(char) is None)
 
-    def _check_writable(self, text: str) -> None:
+    def _check_writable(self, text: str, special_tokens: bool) -> None:
         missing = self._unwritable
-        if not missing or missing.isdisjoint(text.encode("utf-8", "replace")):
+        if not missing:
+            return
+        for token in self._backend.get_added_tokens_decoder().values():
+            if special_tokens or not token.special:
+                text = text.replace(token.content, "")
+        if missing.isdisjoint(text.encode("utf-8", "replace")):
             return
         char = next(c for c in text if not missing.isdisjoint(c.encode("utf-8", "replace")))
         raise UsageError(

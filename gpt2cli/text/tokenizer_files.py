@@ -15,13 +15,14 @@ from pathlib import Path
 from typing import Any
 
 from gpt2cli.errors import Gpt2cliError, ModelFileError
+from gpt2cli.options import shown
 
 END_OF_TEXT = "<|endoftext|>"
 
 MAX_FILE_BYTES = 32 * 2**20
 MAX_BRACKETS = 2_000_000
 MAX_TOKEN_ID = 1_000_000
-MAX_TRIE_CHARS = 2_000_000
+MAX_TRIE_BYTES = 2_000_000
 """In all added tokens, and in a Unigram vocabulary: the library takes up to 330 bytes for each."""
 MAX_REGEX_CHARS = 10_000
 
@@ -74,7 +75,7 @@ def _read_tokenizer_json(path: Path) -> Any:
     if backend.normalizer is not None:
         for token in backend.get_added_tokens_decoder().values():
             if token.normalized and not backend.normalizer.normalize_str(token.content):
-                raise ModelFileError(f"{path}: the added token {token.content!r} is normalised to nothing")
+                raise ModelFileError(f"{path}: the added token {shown(token.content)} is normalised to nothing")
     return backend
 
 
@@ -88,6 +89,7 @@ def _read_vocab_and_merges(vocab_path: Path, merges_path: Path) -> Any:
     pairs = [line.split(" ") for line in lines if line and not line.startswith("#version")]
     if not all(len(pair) == 2 for pair in pairs):
         raise ModelFileError(f"{merges_path}: a line is not a pair of tokens")
+    _check_merges(pairs, vocab, "", merges_path)
     backend = tokenizers.Tokenizer(models.BPE(vocab=vocab, merges=[(a, b) for a, b in pairs]))
     backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     backend.decoder = decoders.ByteLevel()
@@ -134,16 +136,12 @@ def _check_table(table: Mapping[str, Any], path: Path) -> None:
 
 def _check_model(model: Mapping[str, Any], path: Path) -> None:
     vocab = model["vocab"]
-    if isinstance(vocab, dict):
-        _check_ids(vocab, path)
-    else:
-        _check_trie([token for token, _ in vocab], path)
-    prefix = model.get("continuing_subword_prefix")
-    if prefix and "merges" in model:
-        # The library cuts the prefix off by its length, without looking.
-        rights = (m.split(" ")[-1] if isinstance(m, str) else m[-1] for m in model["merges"])
-        if not all(right.startswith(prefix) for right in rights):
-            raise ModelFileError(f"{path}: a merge is not of the form that its prefix {prefix!r} asks for")
+    if not isinstance(vocab, dict):
+        return _check_trie([token for token, _ in vocab], path)
+    _check_ids(vocab, path)
+    if "merges" in model:
+        pairs = [merge.split(" ") if isinstance(merge, str) else merge for merge in model["merges"]]
+        _check_merges(pairs, vocab, model.get("continuing_subword_prefix") or "", path)
 
 
 def _check_ids(vocab: Mapping[str, Any], path: Path) -> None:
@@ -154,8 +152,15 @@ def _check_ids(vocab: Mapping[str, Any], path: Path) -> None:
         raise ModelFileError(f"{path}: two tokens have the same id")
 
 
+def _check_merges(pairs: list[list[str]], vocab: Mapping[str, int], prefix: str, path: Path) -> None:
+    """What a merge gives is a token. The second part's prefix is cut off by its length alone."""
+    cut = len(prefix)
+    if not all(right.startswith(prefix) and left + right[cut:] in vocab for left, right in pairs):
+        raise ModelFileError(f"{path}: a merge gives no token of the vocabulary")
+
+
 def _check_trie(tokens: list[str], path: Path) -> None:
-    if sum(map(len, tokens)) > MAX_TRIE_CHARS:
+    if sum(len(token.encode()) for token in tokens) > MAX_TRIE_BYTES:
         raise ModelFileError(f"{path}: its tokens are too long")
 
 
