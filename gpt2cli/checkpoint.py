@@ -398,11 +398,11 @@ def _sharded(index: Path) -> dict[str, TensorInfo]:
     """The tensors of all shards; each must be in the file that the index names."""
     weight_map = _weight_map(index)
     tensors: dict[str, TensorInfo] = {}
-    for shard in sorted(set(weight_map.values())):
-        table = read_header(_shard_path(index, shard))
-        strays = [key for key in table if weight_map.get(key, shard) != shard]
+    for path in _shard_paths(index, weight_map):
+        table = read_header(path)
+        strays = [key for key in table if weight_map.get(key, path.name) != path.name]
         if strays or tensors.keys() & table.keys():
-            raise ModelFileError(f"{index}: does not agree with {shard}")
+            raise ModelFileError(f"{index}: does not agree with {path.name}")
         tensors.update(table)
     if missing := weight_map.keys() - tensors.keys():
         raise ModelFileError(f"{index}: {_some(missing)} missing from the shards")
@@ -416,17 +416,20 @@ def _weight_map(index: Path) -> dict[str, str]:
     return weight_map
 
 
-def _shard_path(index: Path, name: str) -> Path:
-    """The path of a shard, which must be a plain file name beside the index.
+def _shard_paths(index: Path, weight_map: Mapping[str, str]) -> list[Path]:
+    """The paths of the shards, each a plain file name beside the index.
 
     A link is accepted only where the index is one too: that is how a Hugging Face cache stores files.
     """
-    path = index.parent / name
-    if not _SHARD_NAME.fullmatch(name) or ".." in name or (path.is_symlink() and not index.is_symlink()):
-        raise ModelFileError(f"{index}: refuses the file name {shown(name)}")
-    if not _exists(path):
-        raise ModelFileError(f"{index}: {name} is missing")
-    return path
+    paths = []
+    for name in sorted(set(weight_map.values())):
+        path = index.parent / name
+        if not _SHARD_NAME.fullmatch(name) or ".." in name or (path.is_symlink() and not index.is_symlink()):
+            raise ModelFileError(f"{index}: refuses the file name {shown(name)}")
+        if not _exists(path):
+            raise ModelFileError(f"{index}: {name} is missing")
+        paths.append(path)
+    return paths
 
 
 def _find_pickles(directory: Path, allowed: bool) -> tuple[Path, ...]:
@@ -440,7 +443,7 @@ def _find_pickles(directory: Path, allowed: bool) -> tuple[Path, ...]:
         )
     if _exists(single):
         return (single,)
-    return tuple(_shard_path(index, name) for name in sorted(set(_weight_map(index).values())))
+    return tuple(_shard_paths(index, _weight_map(index)))
 
 
 def _exists(path: Path) -> bool:

@@ -7,18 +7,16 @@ model's generation_config and to `gpt2cli.options`.
 
 from __future__ import annotations
 
-import contextlib
 import os
 import sys
-import tempfile
 import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, cast, get_args
 
 from gpt2cli import paths
 from gpt2cli.errors import Gpt2cliError, UsageError
+from gpt2cli.files import write_atomically
 from gpt2cli.options import Device, GenerateOptions, LoadOptions, Overflow, Precision, Rng, shown
 
 Value = str | int | float | bool
@@ -179,22 +177,13 @@ def unset_in_file(key: str) -> bool:
 
 def write_config_file(values: Mapping[str, Value]) -> None:
     """Replace ``config.toml`` in one rename, keys in the order of `KEYS`. Raises `Gpt2cliError`."""
-    # A link is kept, and the file that it leads to replaced.
-    path = Path(os.path.realpath(paths.config_file()))
+    path = paths.config_file()
     text = "".join(f"{key} = {_toml(key, values[key])}\n" for key in KEYS if key in values)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=".config-")
-        try:
-            with os.fdopen(handle, "w", encoding="utf-8") as file:
-                file.write(text)
-            Path(temporary).replace(path)
-        except BaseException:
-            with contextlib.suppress(OSError):
-                os.unlink(temporary)
-            raise
     except OSError as error:
         raise Gpt2cliError(f"cannot write {path}: {error.strerror or error}") from None
+    write_atomically(path, text)
 
 
 def _toml(key: str, value: Value) -> str:

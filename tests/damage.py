@@ -21,6 +21,8 @@ from typing import Any
 
 from support import make_model, write_json
 
+from gpt2cli.checkpoint import GENERATION_KEYS
+
 Damage = Callable[[random.Random, Path], None]
 DAMAGES: dict[str, Damage] = {}
 
@@ -139,9 +141,8 @@ def header_length_that_lies(rng: random.Random, directory: Path) -> None:
     path = directory / WEIGHTS
     data = path.read_bytes()
     length = struct.unpack("<Q", data[:8])[0]
-    lie = rng.choice(
-        [0, 1, 2, length - 1, length + 1, len(data) - 8, len(data), 2**31, 2**40, 2**63, 2**64 - 1]
-    )
+    near = [0, 1, 2, length - 1, length + 1, len(data) - 8, len(data)]
+    lie = rng.choice([*near, 2**31, 2**40, 2**63, 2**64 - 1])
     path.write_bytes(struct.pack("<Q", lie) + data[8:])
 
 
@@ -170,9 +171,8 @@ def entry_values(rng: random.Random, directory: Path) -> None:
     if key == "__metadata__" or rng.random() < 0.1:
         header[key] = rng.choice(VALUES)
     else:
-        header[key][rng.choice(list(header[key]))] = rng.choice(
-            [*VALUES, "F64", "I8", "F8_E4M3", "F33", [0, 0]]
-        )
+        field = rng.choice(list(header[key]))
+        header[key][field] = rng.choice([*VALUES, "F64", "I8", "F8_E4M3", "F33", [0, 0]])
     write_table(path, header, data)
 
 
@@ -383,16 +383,7 @@ def files_of_another_kind(rng: random.Random, directory: Path) -> None:
 
 @damage
 def generation_fields(rng: random.Random, directory: Path) -> None:
-    keys = [
-        "temperature",
-        "top_k",
-        "top_p",
-        "min_p",
-        "typical_p",
-        "repetition_penalty",
-        "no_repeat_ngram_size",
-    ]
-    keys += ["max_new_tokens", "eos_token_id", "bos_token_id", "do_sample"]
+    keys = [*GENERATION_KEYS, "eos_token_id", "bos_token_id", "do_sample"]
     content = {rng.choice(keys): rng.choice(VALUES) for _ in range(rng.randint(1, 2))}
     (directory / "generation_config.json").write_text(json.dumps(content))
 
@@ -417,9 +408,8 @@ def vocabulary_files(rng: random.Random, directory: Path) -> None:
     elif kind == 2:
         edit_json(directory / "vocab.json", lambda v: v.update({rng.choice(list(v)): rng.choice(VALUES)}))
     else:
-        (directory / "merges.txt").write_text(
-            rng.choice(["a b\n", "a\n", "a b c\n", "\n\n", "zz zz\n", " \n"])
-        )
+        merges = rng.choice(["a b\n", "a\n", "a b c\n", "\n\n", "zz zz\n", " \n", "b a\n"])
+        (directory / "merges.txt").write_text(merges)
 
 
 @damage
@@ -429,6 +419,29 @@ def tokenizer_of_another_model(rng: random.Random, directory: Path) -> None:
     (directory / "tokenizer.json").unlink()
     shift = rng.choice([1, 100, 257, 999_000])
     edit_json(directory / "vocab.json", lambda v: v.update({token: i + shift for token, i in v.items()}))
+
+
+def swell_header(directory: Path) -> None:
+    _, data = read_table(directory / WEIGHTS)
+    write_table(directory / WEIGHTS, b'{"a": [' + b"[]," * 2_700_000 + b"0]}", data)
+
+
+def swell_texts(directory: Path) -> None:
+    (directory / "tokenizer.json").write_bytes(b'{"a": [' + b'"ab",' * 6_700_000 + b"0]}")
+
+
+def swell_unigram(directory: Path) -> None:
+    model = {"type": "Unigram", "unk_id": 0, "vocab": [["ab" * 200_000, 0.0]] * 70}
+    write_json(directory / "tokenizer.json", {"version": "1.0", "model": model})
+
+
+def swell_merges(directory: Path) -> None:
+    (directory / "tokenizer.json").unlink()
+    (directory / "merges.txt").write_text("a b\n" * 8_000_000)
+
+
+SWELLING = (swell_header, swell_texts, swell_unigram, swell_merges)
+"""Files within the limits of their size that take a hundred times as much when they are read."""
 
 
 def load_and_generate(directory: Path) -> str:
@@ -445,7 +458,7 @@ def load_and_generate(directory: Path) -> str:
 
 
 def main(base: Path, seeds: range) -> None:
-    """Load all folders in this process, and print the outcomes, the memory it grew by and the longest time."""
+    """Load all folders in this process; print the outcomes, how much memory it took and the longest time."""
     import resource
 
     load_and_generate(base / "single")
@@ -453,10 +466,14 @@ def main(base: Path, seeds: range) -> None:
     outcomes: dict[str, int] = {}
     longest = 0.0
     with tempfile.TemporaryDirectory() as folder:
-        for seed in seeds:
-            directory = Path(folder) / str(seed) / "model"
+        for case in (*seeds, *SWELLING):
+            directory = Path(folder) / "parent" / "model"
             directory.parent.mkdir()
-            damaged(base, directory, seed)
+            if callable(case):
+                shutil.copytree(base / "single", directory)
+                case(directory)
+            else:
+                damaged(base, directory, case)
             started = time.perf_counter()
             outcome = load_and_generate(directory)
             longest = max(longest, time.perf_counter() - started)

@@ -11,7 +11,7 @@ import pytest
 from support import shared
 
 from gpt2cli.text.detokenizer import Detokenizer
-from gpt2cli.text.tokenizer import Tokenizer
+from gpt2cli.text.tokenizer import Tokenizer, byte_alphabet
 
 EMOJI = "👩‍👩‍👧👍🏽🏳️‍🌈😀é字한ß\U0010ffff"
 BYTES = range(256)
@@ -120,6 +120,7 @@ VOCABULARY = [
     " ",
     *(f"<0x{byte:02X}>" for byte in "😀é".encode()),
     "<0x61>",
+    *(symbol for symbol, byte in byte_alphabet().items() if byte in "😀é".encode() and symbol != "é"),
 ]
 
 
@@ -151,11 +152,21 @@ def byte_fallback(tokenizers: Any) -> tuple[Any, Any]:
     return tokenizers.models.BPE(ids_of_all(), [], byte_fallback=True), decoder
 
 
+def byte_level_in_a_sequence(tokenizers: Any) -> tuple[Any, Any]:
+    """Bytes as in GPT-2, but in a place where we do not look for them."""
+    return tokenizers.models.BPE(ids_of_all(), []), tokenizers.decoders.Sequence(
+        [tokenizers.decoders.ByteLevel()]
+    )
+
+
 def ids_of_all() -> dict[str, int]:
     return {token: token_id for token_id, token in enumerate(VOCABULARY)}
 
 
-@pytest.mark.parametrize("build", [word_level, metaspace, word_piece, bpe_suffix, unigram, byte_fallback])
+@pytest.mark.parametrize(
+    "build",
+    [word_level, metaspace, word_piece, bpe_suffix, unigram, byte_fallback, byte_level_in_a_sequence],
+)
 def test_other_kinds_of_tokenizers(build: Callable[[Any], tuple[Any, Any]], tmp_path: Path) -> None:
     """The library's own stream loses the end of a text, or raises, where byte tokens make no character."""
     import tokenizers

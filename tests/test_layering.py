@@ -16,12 +16,13 @@ from support import REPOSITORY
 from gpt2cli.cli.app import app
 
 PACKAGE = REPOSITORY / "gpt2cli"
-BASE = {"errors", "options", "paths"}
+BASE = {"errors", "options", "paths", "files"}
 MIDDLE = {"settings", "checkpoint", "text"}
 ALLOWED: dict[str, set[str]] = {
     "errors": set(),
     "options": {"errors"},
     "paths": {"errors"},
+    "files": {"errors"},
     "settings": BASE,
     "checkpoint": BASE,
     "text": BASE,

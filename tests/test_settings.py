@@ -313,7 +313,7 @@ def test_a_failed_write_leaves_the_old_file(monkeypatch: pytest.MonkeyPatch) -> 
     def full(*_: Any) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(Path, "replace", full)
+    monkeypatch.setattr(os, "replace", full)
     with pytest.raises(Gpt2cliError, match="No space left"):
         write_config_file({"top_k": 2})
     assert read_config_file() == {"top_k": 1}

@@ -13,8 +13,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from gpt2cli.errors import Gpt2cliError, Interrupted, ReaderGone, UsageError
+from gpt2cli.files import check_writable, write_atomically
 from gpt2cli.terminal.blocks import Blocks
-from gpt2cli.terminal.files import check_writable, write_atomically
 from gpt2cli.terminal.jsonout import json_line
 from gpt2cli.terminal.signals import Signals
 from gpt2cli.terminal.streams import Terminal

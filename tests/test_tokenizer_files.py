@@ -128,9 +128,19 @@ REFUSED: dict[str, dict[str, Any]] = {
     "id a switch": table({"vocab": {"a": True}, "merges": []}),
     "id a fraction": table({"vocab": {"a": 0.5}, "merges": []}),
     "id a text": table({"vocab": {"a": "0"}, "merges": []}),
-    "token of the trie too long": table(added_tokens=[added("x" * tokenizer_files.MAX_TRIE_BYTES + "y")]),
-    "unigram too long": table(
-        {"type": "Unigram", "unk_id": 0, "vocab": [["x" * (tokenizer_files.MAX_TRIE_BYTES + 1), 0.0]]}
+    "added token too long": table(added_tokens=[added("x" * (tokenizer_files.MAX_TRIE_DEPTH + 1))]),
+    "unigram token too long": table(
+        {"type": "Unigram", "unk_id": 0, "vocab": [["é" * (tokenizer_files.MAX_TRIE_DEPTH // 2 + 1), 0.0]]}
+    ),
+    "unigram tokens too long in all": table(
+        {"type": "Unigram", "vocab": [["x" * 1000, 0.0]] * (tokenizer_files.MAX_TRIE_BYTES // 999)}
+    ),
+    "too many merges": table({"merges": [["a", "b"]] * tokenizer_files.MAX_BRACKETS}),
+    "too many parts": table(
+        pre_tokenizer={
+            "type": "Sequence",
+            "pretokenizers": [{"type": "Whitespace"}] * tokenizer_files.MAX_COMPONENTS,
+        }
     ),
     "no model": {"version": "1.0"},
     "model of no kind": table({"type": "Other"}),
@@ -228,6 +238,7 @@ def load_vocab(directory: Path, content: bytes, merges: bytes = b"#version: 0.2\
         ({"a": 0, "b": 1, "ab": 2}, b"ab\n"),
         ({"a": 0, "b": 1, "ab": 2}, b"\xff \xff\n"),
         ({"a": 0}, b" " * (tokenizer_files.MAX_FILE_BYTES + 1)),
+        ({"a": 0, "b": 1, "ab": 2}, b"a b\n" * (tokenizer_files.MAX_MERGES + 1)),
     ],
 )
 def test_refused_vocabularies(vocab: dict[str, Any], merges: bytes, tmp_path: Path) -> None:
@@ -265,6 +276,23 @@ def test_regexes_of_real_tokenizers_are_not(regex: str, tmp_path: Path) -> None:
     tokenizer = load(tmp_path, table(pre_tokenizer=split(regex)))
     assert tokenizer.encode("a a") == [0, 0]
     assert tokenizer.encode("a" * 20_000 + " " * 20_000)[:3] == [0, 0, 0]
+
+
+@pytest.mark.usefixtures("silent")
+@pytest.mark.parametrize("regex", [r"é{0}", r"a*", r"a?", r"^", r"\b", r"(?=a)", r"a|", r"$", r"\A"])
+def test_a_match_of_nothing_is_not_replaced(regex: str, tmp_path: Path) -> None:
+    """A text put in where there was none breaks what the library knows of the places of characters."""
+    replace = {"type": "Replace", "pattern": {"Regex": regex}, "content": "bb"}
+    before = {"type": "ByteLevel", "add_prefix_space": True, "trim_offsets": True, "use_regex": True}
+    with pytest.raises(ModelFileError, match="regular expression"):
+        load(tmp_path, table(normalizer=replace, pre_tokenizer=before))
+
+
+@pytest.mark.usefixtures("silent")
+@pytest.mark.parametrize("regex", [r" {2,}", r"\s+", r"[^b]", r"a", r".", r"\p{Z}\p{Z}+"])
+def test_a_match_of_something_is(regex: str, tmp_path: Path) -> None:
+    replace = {"type": "Replace", "pattern": {"Regex": regex}, "content": "b"}
+    assert load(tmp_path, table(normalizer=replace)).encode("b  ")[0] == 1
 
 
 @pytest.mark.usefixtures("silent")

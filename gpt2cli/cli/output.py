@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 from gpt2cli.errors import UsageError
+from gpt2cli.files import check_writable, write_atomically
 from gpt2cli.terminal.blocks import Blocks
-from gpt2cli.terminal.files import check_writable, write_atomically
 from gpt2cli.terminal.jsonout import json_line
 from gpt2cli.terminal.streams import Terminal
 from gpt2cli.text.sanitize import sanitize
@@ -83,7 +83,7 @@ def make_sink(terminal: Terminal, run: Run, output: OutputOptions, tokenizer: To
     if output.json:
         return JsonSink(write, run, tokenizer, target)
     if output.jsonl:
-        return JsonlSink(write, run, tokenizer, target)
+        return JsonlSink(write, run, tokenizer, target).start()
     on_terminal = target is None and terminal.stdout_is_terminal
     heads = _heads(terminal, run, echo=output.echo, on_terminal=on_terminal)
     if not output.stream and target is None:
@@ -169,23 +169,21 @@ class JsonSink:
 
     def finish(self, choices: Sequence[Choice], tail: Mapping[str, Any]) -> None:
         documents = [choice_document(choice, self._tokenizer) for choice in choices]
-        self._write(json_line({**self._run.head(), "choices": documents, **tail}))
+        self._end({**self._run.head(), "choices": documents, **tail})
+
+    def _end(self, document: Mapping[str, Any]) -> None:
+        self._write(json_line(document))
         if self._target:
             self._target.close()
 
 
-class JsonlSink:
+class JsonlSink(JsonSink):
     """Events: ``start``, a ``token`` for each token, an ``end`` for each choice, ``summary``."""
 
-    def __init__(
-        self,
-        write: Callable[[str], None],
-        run: Run,
-        tokenizer: Tokenizer | None,
-        target: FileTarget | None,
-    ) -> None:
-        self._write, self._run, self._tokenizer, self._target = write, run, tokenizer, target
-        self._write(json_line({"event": "start", **run.head(), "engine": run.engine}))
+    def start(self) -> JsonlSink:
+        """Put out the first event."""
+        self._write(json_line({"event": "start", **self._run.head(), "engine": self._run.engine}))
+        return self
 
     def chunk(self, chunk: Chunk) -> None:
         if chunk.token is not None:
@@ -208,9 +206,7 @@ class JsonlSink:
             )
 
     def finish(self, choices: Sequence[Choice], tail: Mapping[str, Any]) -> None:
-        self._write(json_line({"event": "summary", **tail}))
-        if self._target:
-            self._target.close()
+        self._end({"event": "summary", **tail})
 
 
 def choice_document(choice: Choice, tokenizer: Tokenizer | None) -> dict[str, Any]:

@@ -12,12 +12,13 @@ huggingface_hub but its constants is imported: they know the environment variabl
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from pathlib import Path
 
 from gpt2cli.checkpoint import MAX_JSON_BYTES, PICKLE_FILES, WEIGHT_FILES, read_json
 from gpt2cli.errors import Gpt2cliError
-from gpt2cli.hub.registry import ModelName
+from gpt2cli.hub.registry import ModelName, is_name
 from gpt2cli.hub.store import StoredModel, folder_name, matches_revision
 
 _PREFIX = "models--"
@@ -56,11 +57,14 @@ def _snapshots(folder: Path) -> Iterator[StoredModel]:
         snapshots = sorted((folder / "snapshots").iterdir())
     except OSError:
         return
+    name = folder.name.removeprefix(_PREFIX).replace("--", "/")
+    if not is_name(name):
+        return
     refs = _refs(folder / "refs")
     for directory in snapshots:
         if _is_gpt2(directory):
             yield StoredModel(
-                name=folder.name.removeprefix(_PREFIX).replace("--", "/"),
+                name=name,
                 revision=directory.name,
                 directory=directory,
                 source="hf-cache",
@@ -81,7 +85,7 @@ def _refs(folder: Path) -> dict[str, str]:
 
 
 def _is_gpt2(directory: Path) -> bool:
-    if not any((directory / name).exists() for name in (*WEIGHT_FILES, *PICKLE_FILES)):
+    if not any(os.path.exists(directory / name) for name in (*WEIGHT_FILES, *PICKLE_FILES)):
         return False
     try:
         kind = read_json(directory / "config.json", MAX_JSON_BYTES).get("model_type", "gpt2")

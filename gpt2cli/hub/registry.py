@@ -10,6 +10,7 @@ import re
 from dataclasses import dataclass
 
 from gpt2cli.errors import UsageError
+from gpt2cli.options import shown
 
 BUILTIN = "tiny"
 
@@ -41,16 +42,21 @@ class ModelName:
     @property
     def spellings(self) -> tuple[str, ...]:
         """The names under which the model may lie on disk: the repository's, and older or local ones."""
-        short = self.repository.rpartition("/")[2]
-        spellings = (self.repository, self.given, short) if self.given in ALIASES else (self.repository,)
-        return tuple(dict.fromkeys(spellings))
+        if self.repository not in ALIASES.values():
+            return (self.repository,)
+        return tuple(dict.fromkeys((self.repository, self.given, self.repository.rpartition("/")[2])))
+
+
+def is_name(text: str) -> bool:
+    """Whether ``text`` can be the name of a model."""
+    return bool(_NAME.fullmatch(text)) and ".." not in text and "--" not in text
 
 
 def parse_name(text: str) -> ModelName:
     """A checked name: ``gpt2``, ``owner/name`` or a local one. Raises `UsageError`."""
-    if not _NAME.fullmatch(text) or ".." in text or "--" in text:
+    if not is_name(text):
         raise UsageError(
-            f"{text!r} is neither a directory nor a model name",
+            f"{shown(text)} is neither a directory nor a model name",
             hint="a name is like gpt2, distilgpt2 or owner/name",
         )
     return ModelName(text, ALIASES.get(text, text))
@@ -59,5 +65,5 @@ def parse_name(text: str) -> ModelName:
 def parse_revision(text: str) -> str:
     """A checked branch, tag or commit. Raises `UsageError`."""
     if not _REVISION.fullmatch(text) or ".." in text or "//" in text or text.endswith("/"):
-        raise UsageError(f"{text!r} is not a revision", hint="a revision is a branch, a tag or a commit")
+        raise UsageError(f"{shown(text)} is not a revision", hint="a revision is a branch, a tag or a commit")
     return text

@@ -32,7 +32,8 @@ def resolve(model: str | None, *, revision: str | None = None, offline: bool = F
     if model is None or model == BUILTIN:
         return _builtin(given=model is not None)
     path = Path(os.path.expanduser(model))
-    if _is_directory(path):
+    # The path of an empty text would be the working directory.
+    if model and os.path.isdir(path):
         return ResolvedModel(model, path)
     if model.startswith((".", "/", "~")) or not model:
         raise ModelNotFound(f"{model or '(empty)'}: no such directory", hint=_hint())
@@ -66,13 +67,6 @@ def _builtin(*, given: bool) -> ResolvedModel:
             hint="name one with -m DIR_OR_NAME, or once for all: gpt2cli config set model DIR_OR_NAME",
         )
     return ResolvedModel(BUILTIN, directory)
-
-
-def _is_directory(path: Path) -> bool:
-    try:
-        return path.is_dir()
-    except (OSError, ValueError):
-        return False
 
 
 def _not_found(name: ModelName, revision: str | None, offline: bool) -> ModelNotFound | Unavailable:

@@ -20,13 +20,14 @@ led here, ``main`` for none), ``source`` and ``created`` (ISO 8601, UTC), and ``
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from gpt2cli import paths
-from gpt2cli.hub.registry import ModelName
+from gpt2cli.hub.registry import ModelName, is_name
 
 MANIFEST_FORMAT = 1
 MAX_MANIFEST_BYTES = 2**20
@@ -72,9 +73,12 @@ def matches_revision(asked: str, commit: str, refs: tuple[str, ...]) -> bool:
 def _revisions(folder: Path) -> Iterator[StoredModel]:
     for path in _entries(folder):
         directory = path.with_suffix("")
-        if path.suffix == ".json" and directory.is_dir() and (manifest := read_manifest(path)):
+        if path.suffix == ".json" and os.path.isdir(directory) and (manifest := read_manifest(path)):
+            name = str(manifest.get("name"))
+            if not is_name(name) or folder_name(name) != folder.name:
+                continue
             yield StoredModel(
-                name=str(manifest.get("name", folder.name)),
+                name=name,
                 revision=directory.name,
                 directory=directory,
                 source="store",
@@ -86,7 +90,7 @@ def _revisions(folder: Path) -> Iterator[StoredModel]:
 def read_manifest(path: Path) -> dict[str, Any] | None:
     """The manifest at ``path``; None when it is not one of ours."""
     try:
-        if path.stat().st_size > MAX_MANIFEST_BYTES:
+        if not path.is_file() or path.stat().st_size > MAX_MANIFEST_BYTES:
             return None
         manifest = json.loads(path.read_bytes())
     except (OSError, ValueError, RecursionError):

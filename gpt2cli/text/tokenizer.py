@@ -55,11 +55,6 @@ class Tokenizer:
         backend = read_backend(directory)
         return None if backend is None else cls(backend)
 
-    @property
-    def vocab_size(self) -> int:
-        """One more than the largest id that can come out of ``encode``."""
-        return int(self._backend.get_vocab_size(with_added_tokens=True))
-
     @cached_property
     def longest_token(self) -> int | None:
         """The most characters that one token stands for; None where the library may drop characters."""

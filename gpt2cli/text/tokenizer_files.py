@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -20,16 +20,21 @@ from gpt2cli.options import shown
 END_OF_TEXT = "<|endoftext|>"
 
 MAX_FILE_BYTES = 32 * 2**20
-MAX_BRACKETS = 2_000_000
+MAX_MERGES = 500_000
+MAX_BRACKETS = 600_000
+MAX_COMPONENTS = 100
 MAX_TOKEN_ID = 1_000_000
 MAX_TRIE_BYTES = 2_000_000
-"""In all added tokens, and in a Unigram vocabulary: the library takes up to 330 bytes for each."""
+"""Of all added tokens, and of a Unigram vocabulary: the library takes up to 330 bytes for each byte."""
+MAX_TRIE_DEPTH = 1000
+"""Of one such token: the library frees a long one by recursion, and overflows its stack."""
 MAX_REGEX_CHARS = 10_000
 
 _PARTS = ("normalizer", "pre_tokenizer", "post_processor", "decoder")
 _NESTED = ("normalizers", "pretokenizers", "processors", "decoders")
 _REGEX_ATOM = re.compile(r"\\[pP]\{[^}]*\}|\\.|\[(?:\\.|[^\]\\])*\]", re.DOTALL)
 _REGEX_EXPLOSIVE = re.compile(r"[)}*+?][*{]|[)}]\+")
+_REGEX_OF_SOMETHING = re.compile(r"[^()|^$?*{}]+(?:\{[1-9][^}]*\})?")
 
 
 def read_backend(directory: Path) -> Any | None:
@@ -75,7 +80,7 @@ def _read_tokenizer_json(path: Path) -> Any:
     if backend.normalizer is not None:
         for token in backend.get_added_tokens_decoder().values():
             if token.normalized and not backend.normalizer.normalize_str(token.content):
-                raise ModelFileError(f"{path}: the added token {shown(token.content)} is normalised to nothing")
+                raise ModelFileError(f"{path}: the token {shown(token.content)} is normalised to nothing")
     return backend
 
 
@@ -85,7 +90,10 @@ def _read_vocab_and_merges(vocab_path: Path, merges_path: Path) -> Any:
 
     vocab = _parse(_read(vocab_path), vocab_path)
     _check_ids(vocab, vocab_path)
-    lines = _read(merges_path).decode("utf-8").replace("\r\n", "\n").split("\n")
+    data = _read(merges_path)
+    if data.count(b"\n") > MAX_MERGES:
+        raise ModelFileError(f"{merges_path}: has more lines than any tokenizer")
+    lines = data.decode("utf-8").replace("\r\n", "\n").split("\n")
     pairs = [line.split(" ") for line in lines if line and not line.startswith("#version")]
     if not all(len(pair) == 2 for pair in pairs):
         raise ModelFileError(f"{merges_path}: a line is not a pair of tokens")
@@ -130,6 +138,8 @@ def _check_table(table: Mapping[str, Any], path: Path) -> None:
             _check_component(component, path)
     except (AttributeError, KeyError, TypeError, ValueError):
         raise ModelFileError(f"{path}: not laid out as a tokenizer is") from None
+    if len(components) > MAX_COMPONENTS:
+        raise ModelFileError(f"{path}: has more parts than any tokenizer")
     if sum("single" in component for component in components) > 1:
         raise ModelFileError(f"{path}: more than one template for a text is not supported")
 
@@ -140,8 +150,7 @@ def _check_model(model: Mapping[str, Any], path: Path) -> None:
         return _check_trie([token for token, _ in vocab], path)
     _check_ids(vocab, path)
     if "merges" in model:
-        pairs = [merge.split(" ") if isinstance(merge, str) else merge for merge in model["merges"]]
-        _check_merges(pairs, vocab, model.get("continuing_subword_prefix") or "", path)
+        _check_merges(model["merges"], vocab, model.get("continuing_subword_prefix") or "", path)
 
 
 def _check_ids(vocab: Mapping[str, Any], path: Path) -> None:
@@ -152,15 +161,20 @@ def _check_ids(vocab: Mapping[str, Any], path: Path) -> None:
         raise ModelFileError(f"{path}: two tokens have the same id")
 
 
-def _check_merges(pairs: list[list[str]], vocab: Mapping[str, int], prefix: str, path: Path) -> None:
-    """What a merge gives is a token. The second part's prefix is cut off by its length alone."""
+def _check_merges(
+    merges: Iterable[str | list[str]], vocab: Mapping[str, int], prefix: str, path: Path
+) -> None:
+    """What a merge gives is a token. The library cuts off the second part's prefix by its length alone."""
     cut = len(prefix)
-    if not all(right.startswith(prefix) and left + right[cut:] in vocab for left, right in pairs):
-        raise ModelFileError(f"{path}: a merge gives no token of the vocabulary")
+    for merge in merges:
+        left, right = merge.split(" ") if isinstance(merge, str) else merge
+        if left + right[cut:] not in vocab or (cut and not right.startswith(prefix)):
+            raise ModelFileError(f"{path}: a merge gives no token of the vocabulary")
 
 
 def _check_trie(tokens: list[str], path: Path) -> None:
-    if sum(len(token.encode()) for token in tokens) > MAX_TRIE_BYTES:
+    sizes = [len(token.encode()) for token in tokens]
+    if sum(sizes) > MAX_TRIE_BYTES or max(sizes, default=0) > MAX_TRIE_DEPTH:
         raise ModelFileError(f"{path}: its tokens are too long")
 
 
@@ -184,7 +198,7 @@ def _check_component(component: Mapping[str, Any], path: Path) -> None:
         _check_template(component, path)
     pattern = component.get("pattern")
     if isinstance(pattern, dict) and "Regex" in pattern:
-        _check_regex(pattern["Regex"], path)
+        _check_regex(pattern["Regex"], "content" in component, path)
 
 
 def _check_template(component: Mapping[str, Any], path: Path) -> None:
@@ -196,8 +210,12 @@ def _check_template(component: Mapping[str, Any], path: Path) -> None:
         raise ModelFileError(f"{path}: its template for one text is damaged")
 
 
-def _check_regex(pattern: str, path: Path) -> None:
-    """The library panics where a match takes too long: no repetition of a repetition, no back reference."""
+def _check_regex(pattern: str, replaces: bool, path: Path) -> None:
+    """The library panics where a match takes too long: no repetition of a repetition, no back reference;
+    and where it replaces a match of nothing.
+    """
     bare = _REGEX_ATOM.sub("x", pattern)
     if len(pattern) > MAX_REGEX_CHARS or _REGEX_EXPLOSIVE.search(bare) or re.search(r"\\[1-9kg]", pattern):
         raise ModelFileError(f"{path}: a regular expression in it may take for ever, and is refused")
+    if replaces and (not _REGEX_OF_SOMETHING.fullmatch(bare) or re.search(r"\\[bBAzZGKyY]", pattern)):
+        raise ModelFileError(f"{path}: a regular expression in it may replace nothing, and is refused")
