@@ -10,7 +10,6 @@ Tensors are listed under their canonical names (``h.0.attn.c_attn.weight``), wit
 
 from __future__ import annotations
 
-import json
 import math
 import os
 import re
@@ -20,12 +19,12 @@ from pathlib import Path
 from typing import Any
 
 from gpt2cli.errors import InvalidOption, ModelFileError, ModelNotFound
-from gpt2cli.options import MAX_WHOLE, GenerateOptions, shown
+from gpt2cli.options import GenerateOptions, shown
+from gpt2cli.safetensors_header import TensorInfo, read_header
+from gpt2cli.untrusted import read_json
 
 MAX_JSON_BYTES = 2**20
 MAX_INDEX_BYTES = 8 * 2**20
-MAX_HEADER_BYTES = 8 * 2**20
-MAX_DIMENSIONS = 8
 MAX_LAYERS = 64
 MAX_EMBD = 8192
 MAX_INNER = 8 * MAX_EMBD
@@ -35,7 +34,7 @@ MAX_POSITIONS = 65_536
 ACTIVATIONS = ("gelu_new", "gelu", "relu", "silu", "tanh")
 _ACTIVATION_ALIASES = {"swish": "silu", "gelu_pytorch_tanh": "gelu_new", "gelu_python": "gelu"}
 
-SAFETENSORS_BYTES = {"F32": 4, "F16": 2, "BF16": 2}
+WEIGHT_TYPES = ("F32", "F16", "BF16")
 GENERATION_KEYS = (
     "temperature",
     "top_k",
@@ -89,16 +88,6 @@ class ModelConfig:
         """What the scores of ``layer`` (from 0) are multiplied by."""
         scale = self.head_dim**-0.5 if self.scale_attn_weights else 1.0
         return scale / (layer + 1) if self.scale_attn_by_inverse_layer_idx else scale
-
-
-@dataclass(frozen=True, slots=True)
-class TensorInfo:
-    """One tensor of a checkpoint: where it is and what it looks like."""
-
-    file: Path
-    key: str
-    dtype: str
-    shape: tuple[int, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -310,78 +299,6 @@ def check_shapes(config: ModelConfig, found: Mapping[str, tuple[int, ...]], wher
             )
 
 
-def read_header(path: Path) -> dict[str, TensorInfo]:
-    """The tensor table of a safetensors file, under the file's own keys.
-
-    Raises `ModelFileError` unless the header lies within the file, has no key twice, and its tensors
-    tile the rest of the file exactly.
-    """
-    with _open(path) as file:
-        size = path.stat().st_size
-        length = int.from_bytes(file.read(8), "little") if size >= 8 else -1
-        if not 2 <= length <= min(size - 8, MAX_HEADER_BYTES):
-            raise ModelFileError(f"{path}: not a safetensors file (its header does not fit the file)")
-        header = _parse_json(file.read(length), path)
-    header.pop("__metadata__", None)
-    tensors: dict[str, TensorInfo] = {}
-    spans = []
-    for key, entry in header.items():
-        tensors[key], span = _header_entry(key, entry, path)
-        spans.append(span)
-    end = 0
-    for begin, stop in sorted(spans):
-        if begin != end:
-            raise ModelFileError(f"{path}: its tensors overlap or leave gaps")
-        end = stop
-    if end != size - 8 - length:
-        raise ModelFileError(f"{path}: the file is cut short or has data after its tensors")
-    return tensors
-
-
-def _header_entry(key: str, entry: Any, path: Path) -> tuple[TensorInfo, tuple[int, int]]:
-    try:
-        dtype, shape, (begin, stop) = entry["dtype"], tuple(entry["shape"]), entry["data_offsets"]
-        # Bounded, since the product of a shape of huge numbers would take for ever.
-        sizes = all(type(n) is int and 0 <= n <= MAX_WHOLE for n in (*shape, begin, stop))
-        if not sizes or len(shape) > MAX_DIMENSIONS or not isinstance(dtype, str):
-            raise ValueError
-    except (TypeError, KeyError, ValueError):
-        raise ModelFileError(f"{path}: the header entry of {shown(key)} is malformed") from None
-    name = canonical_name(key)
-    if name is None:
-        return TensorInfo(path, key, dtype, shape), (begin, stop)
-    if dtype not in SAFETENSORS_BYTES:
-        raise ModelFileError(f"{path}: {shown(key)} is of type {shown(dtype)}; known: F32, F16, BF16")
-    if stop - begin != math.prod(shape) * SAFETENSORS_BYTES[dtype]:
-        raise ModelFileError(f"{path}: {shown(key)} has not as many bytes as its shape asks for")
-    return TensorInfo(path, key, dtype, shape), (begin, stop)
-
-
-def read_json(path: Path, limit: int) -> dict[str, Any]:
-    """The object in ``path``. Raises `ModelFileError` over ``limit`` bytes or when it is no JSON object."""
-    with _open(path) as file:
-        data = file.read(limit + 1)
-    if len(data) > limit:
-        raise ModelFileError(f"{path}: larger than {limit} bytes")
-    return _parse_json(data, path)
-
-
-def _parse_json(data: bytes, path: Path) -> dict[str, Any]:
-    def no_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-        table = dict(pairs)
-        if len(table) != len(pairs):
-            raise ModelFileError(f"{path}: a key comes twice")
-        return table
-
-    try:
-        value = json.loads(data, object_pairs_hook=no_duplicates)
-    except (ValueError, RecursionError) as error:
-        raise ModelFileError(f"{path}: not valid JSON ({shown(str(error))})") from None
-    if not isinstance(value, dict):
-        raise ModelFileError(f"{path}: not a JSON object")
-    return value
-
-
 def _canonical(table: Mapping[str, TensorInfo], where: Path) -> dict[str, TensorInfo]:
     """The table under canonical names, legacy buffers left out."""
     tensors: dict[str, TensorInfo] = {}
@@ -389,8 +306,11 @@ def _canonical(table: Mapping[str, TensorInfo], where: Path) -> dict[str, Tensor
         name = canonical_name(key)
         if name in tensors:
             raise ModelFileError(f"{where}: {shown(name)} comes twice")
-        if name is not None:
-            tensors[name] = info
+        if name is None:
+            continue
+        if info.dtype not in WEIGHT_TYPES:
+            raise ModelFileError(f"{where}: {shown(key)} is of type {info.dtype}; known: F32, F16, BF16")
+        tensors[name] = info
     return tensors
 
 
@@ -449,15 +369,6 @@ def _find_pickles(directory: Path, allowed: bool) -> tuple[Path, ...]:
 def _exists(path: Path) -> bool:
     """Whether there is a file; pathlib's own raises for a name that is too long."""
     return os.path.exists(path)
-
-
-def _open(path: Path) -> Any:
-    try:
-        if not path.is_file():
-            raise ModelFileError(f"{path}: not a regular file")
-        return path.open("rb")
-    except OSError as error:
-        raise ModelFileError(f"{path}: {error.strerror or error}") from None
 
 
 def _some(names: Iterable[str]) -> str:

@@ -51,6 +51,9 @@ def call(*arguments: str | os.PathLike[str], stdin: bytes = b"", tty: str = "", 
     streams[0].seek(0)
     terminal = Terminal(*streams, environ={**os.environ, "TERM": "xterm", **environ})
     code = main([os.fspath(argument) for argument in arguments], terminal)
+    if "torch" in sys.modules:
+        # --threads holds for the whole process.
+        sys.modules["torch"].set_num_threads(1)
     out, err = (stream.getvalue().decode() for stream in streams[1:])
     return Outcome(code, out, err)
 

@@ -17,7 +17,7 @@ import damage
 import pytest
 from support import make_model, random_weights, shared, write_json, write_weights
 
-from gpt2cli import checkpoint as checkpoint_module
+from gpt2cli import safetensors_header
 from gpt2cli.checkpoint import (
     ACTIVATIONS,
     Checkpoint,
@@ -26,10 +26,10 @@ from gpt2cli.checkpoint import (
     open_checkpoint,
     parse_config,
     read_config,
-    read_header,
-    read_json,
 )
 from gpt2cli.errors import InvalidOption, ModelFileError, ModelNotFound
+from gpt2cli.safetensors_header import read_header
+from gpt2cli.untrusted import read_json
 
 PATH = Path("config.json")
 SMALL = {"n_embd": 8, "n_head": 2, "n_layer": 1, "vocab_size": 11, "n_positions": 16, "n_inner": None}
@@ -62,14 +62,12 @@ def refusal(directory: Path) -> str:
 
 @pytest.mark.parametrize("seed", range(300))
 def test_a_damaged_folder(seed: int, base: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
-    """It works by luck, or ends in an error of ours: no traceback, no panic, no code run, no long wait.
+    """It works by luck, or is refused: no traceback, no panic, no code run, no long wait.
 
-    Weights that are merely wrong may compute NaN (1). A tokenizer of another model may have no token
-    in this one for a prompt (2).
+    A vocabulary that has lost letters is one of a character model: then it is the prompt that is wrong (2).
     """
     kind = damage.damaged(base, tmp_path / "model", seed)
     allowed = {"works", "3", "5"}
-    allowed |= {"flipped_weight_bits": {"1"}, "tokenizer_of_another_model": {"2"}}.get(kind, set())
     allowed |= {"2"} if kind in ("text_files", "vocabulary_files", "tokenizer_fields") else set()
     started = time.perf_counter()
     assert damage.load_and_generate(tmp_path / "model") in allowed
@@ -264,7 +262,7 @@ def test_a_config_of_one_megabyte(tmp_path: Path) -> None:
 
 
 def test_the_largest_header(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(checkpoint_module, "MAX_HEADER_BYTES", 1000)
+    monkeypatch.setattr(safetensors_header, "MAX_HEADER_BYTES", 1000)
     path = tmp_path / "model.safetensors"
     for length, fits in ((1000, True), (1001, False)):
         path.write_bytes(struct.pack("<Q", length) + b"{}".ljust(length))
@@ -305,10 +303,10 @@ def table_of(shape: list[Any], stop: int, dtype: str = "F32", key: str = "a") ->
         (table_of([2], 8), 9, "cut short"),
         (table_of([2], 4), 4, "bytes"),
         (table_of([2**62], 4), 4, "bytes"),
-        (table_of([1], 8, "F64"), 8, "F64"),
+        (table_of([1], 16, "C64"), 16, "C64"),
         ({**table_of([1], 4), **table_of([1], 4, key="b")}, 4, "overlap"),
         ({"a": {"dtype": "F32", "shape": [1], "data_offsets": [4, 8]}}, 8, "overlap or leave gaps"),
-        (table_of([2], 8, "BOOL", key="h.0.attn.bias"), 8, None),
+        (table_of([2], 2, "BOOL", key="h.0.attn.bias"), 2, None),
         (table_of([2], 4, key="x\ny\x1b[2J" * 1000), 4, "bytes"),
     ],
 )
@@ -398,6 +396,14 @@ def test_the_buffers_of_old_checkpoints_are_left_out(small: Callable[..., Path])
 
     found = open_checkpoint(spoil(small(), add))
     assert found.tensors.keys() == expected_shapes(found.config).keys()
+
+
+def test_weights_of_another_type(small: Callable[..., Path]) -> None:
+    def double(tensors: dict[str, Any]) -> None:
+        tensors["transformer.ln_f.bias"] = tensors["transformer.ln_f.bias"].double()
+
+    found = refusal(spoil(small(), double))
+    assert "is of type F64; known: F32, F16, BF16" in found
 
 
 def test_a_name_twice(small: Callable[..., Path]) -> None:

@@ -16,15 +16,17 @@ from support import REPOSITORY
 from gpt2cli.cli.app import app
 
 PACKAGE = REPOSITORY / "gpt2cli"
-BASE = {"errors", "options", "paths", "files"}
+BASE = {"errors", "options", "paths", "files", "untrusted"}
 MIDDLE = {"settings", "checkpoint", "text"}
 ALLOWED: dict[str, set[str]] = {
     "errors": set(),
     "options": {"errors"},
     "paths": {"errors"},
     "files": {"errors"},
+    "untrusted": {"errors", "options"},
+    "safetensors_header": BASE,
     "settings": BASE,
-    "checkpoint": BASE,
+    "checkpoint": BASE | {"safetensors_header"},
     "text": BASE,
     "hub": BASE | MIDDLE,
     "core": {"errors", "options", "checkpoint", "text"},

@@ -173,6 +173,11 @@ class Engine:
                 hint="a model directory holds tokenizer.json, or vocab.json and merges.txt",
             )
         ids = self.tokenizer.encode(prompt, special_tokens=special_tokens)
+        if ids and max(ids) >= self.config.vocab_size:
+            raise ModelFileError(
+                f"{self.checkpoint.directory}: its tokenizer gives id {max(ids)}, "
+                f"and the model's vocabulary has {self.config.vocab_size}"
+            )
         if ids:
             return ids
         if self.config.bos_token_id is None:

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from gpt2cli.core.random import uniform
-from gpt2cli.errors import Gpt2cliError
+from gpt2cli.errors import ModelFileError
 from gpt2cli.options import GenerateOptions, SamplingOptions
 
 NEVER = float("-inf")
@@ -176,9 +176,9 @@ def make_sampler(options: GenerateOptions, rows: int) -> Sampler:
 
 
 def _check_finite(logits: Tensor) -> None:
-    """Raise `Gpt2cliError` for what nothing can be drawn from: weights can be finite and overflow."""
+    """Raise `ModelFileError` for what nothing can be drawn from: weights can be finite and overflow."""
     if not math.isfinite(logits.amax().item()):
-        raise Gpt2cliError(
+        raise ModelFileError(
             "the model computes NaN or infinity",
             hint="its weights are damaged, or too large for the precision; try --precision fp32",
         )

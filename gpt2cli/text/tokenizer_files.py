@@ -7,7 +7,6 @@ is known to end so is refused here, before the library sees it.
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
@@ -16,6 +15,7 @@ from typing import Any
 
 from gpt2cli.errors import Gpt2cliError, ModelFileError
 from gpt2cli.options import shown
+from gpt2cli.untrusted import parse_json, read_capped
 
 END_OF_TEXT = "<|endoftext|>"
 
@@ -71,7 +71,7 @@ def library_errors(subject: str, kind: type[Gpt2cliError] = ModelFileError) -> I
 def _read_tokenizer_json(path: Path) -> Any:
     import tokenizers
 
-    data = _read(path)
+    data = read_capped(path, MAX_FILE_BYTES)
     _check_table(_parse(data, path), path)
     backend = tokenizers.Tokenizer.from_buffer(data)
     # Whether a prompt is too long is the engine's business.
@@ -88,9 +88,9 @@ def _read_vocab_and_merges(vocab_path: Path, merges_path: Path) -> Any:
     import tokenizers
     from tokenizers import decoders, models, pre_tokenizers
 
-    vocab = _parse(_read(vocab_path), vocab_path)
+    vocab = _parse(read_capped(vocab_path, MAX_FILE_BYTES), vocab_path)
     _check_ids(vocab, vocab_path)
-    data = _read(merges_path)
+    data = read_capped(merges_path, MAX_FILE_BYTES)
     if data.count(b"\n") > MAX_MERGES:
         raise ModelFileError(f"{merges_path}: has more lines than any tokenizer")
     lines = data.decode("utf-8").replace("\r\n", "\n").split("\n")
@@ -106,27 +106,10 @@ def _read_vocab_and_merges(vocab_path: Path, merges_path: Path) -> Any:
     return backend
 
 
-def _read(path: Path) -> bytes:
-    with path.open("rb") as file:
-        data = file.read(MAX_FILE_BYTES + 1)
-    if len(data) > MAX_FILE_BYTES:
-        raise ModelFileError(f"{path}: larger than any tokenizer ({MAX_FILE_BYTES >> 20} MiB)")
-    return data
-
-
 def _parse(data: bytes, path: Path) -> dict[str, Any]:
-    def no_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-        table = dict(pairs)
-        if len(table) != len(pairs):
-            raise ModelFileError(f"{path}: a key comes twice")
-        return table
-
     if data.count(b"{") + data.count(b"[") > MAX_BRACKETS:
         raise ModelFileError(f"{path}: has more parts than any tokenizer")
-    table = json.loads(data, object_pairs_hook=no_duplicates)
-    if not isinstance(table, dict):
-        raise ModelFileError(f"{path}: not a JSON object")
-    return table
+    return parse_json(data, path)
 
 
 def _check_table(table: Mapping[str, Any], path: Path) -> None:
