@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -465,3 +466,20 @@ def test_aliases_are_names_of_names() -> None:
     assert all(is_name(alias) and is_name(repository) for alias, repository in ALIASES.items())
     assert BUILTIN not in ALIASES
     assert not set(ALIASES.values()) & set(ALIASES)
+
+
+def test_a_folder_that_only_has_a_models_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, tiny_model: Path
+) -> None:
+    """A working directory with a folder ``gpt2`` of something else must not hide the model of that name."""
+    (tmp_path / "gpt2").mkdir()
+    monkeypatch.chdir(tmp_path)
+    assert resolve("gpt2").directory == Path("gpt2")
+    snapshot = cache_root() / "models--gpt2" / "snapshots" / ("a" * 40)
+    shutil.copytree(tiny_model, snapshot)
+    assert resolve("gpt2").directory == snapshot
+
+
+def test_a_directory_has_no_revisions(tiny_model: Path) -> None:
+    with pytest.raises(UsageError, match="no revisions"):
+        resolve(str(tiny_model), revision="main")

@@ -6,9 +6,9 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 
-from gpt2cli.errors import ModelNotFound, Unavailable
+from gpt2cli.errors import ModelNotFound, Unavailable, UsageError
 from gpt2cli.hub.hfcache import cached_models, find_cached
-from gpt2cli.hub.registry import ALIASES, BUILTIN, ModelName, parse_name, parse_revision
+from gpt2cli.hub.registry import ALIASES, BUILTIN, ModelName, is_name, parse_name, parse_revision
 from gpt2cli.hub.store import find_stored, stored_models
 
 
@@ -24,24 +24,34 @@ class ResolvedModel:
 def resolve(model: str | None, *, revision: str | None = None, offline: bool = False) -> ResolvedModel:
     """The directory of ``model``: a directory, a name in our store or in a Hugging Face cache.
 
-    None stands for the built-in model. A directory that exists comes before a name; what looks like
-    a path is never taken for a name. Raises `ModelNotFound`, `Unavailable` (``offline``), `UsageError`.
+    None stands for the built-in model. A model directory comes before a name, and what looks like a
+    path is never taken for a name. Raises `ModelNotFound`, `Unavailable` (``offline``), `UsageError`.
     """
     if revision is not None:
         revision = parse_revision(revision)
     if model is None or model == BUILTIN:
-        return _builtin(given=model is not None)
+        return _without_revision(_builtin(given=model is not None), revision)
     path = Path(os.path.expanduser(model))
     # The path of an empty text would be the working directory.
-    if model and os.path.isdir(path):
-        return ResolvedModel(model, path)
-    if model.startswith((".", "/", "~")) or not model:
+    is_directory = bool(model) and os.path.isdir(path)
+    is_path = model.startswith((".", "/", "~")) or not model
+    if is_directory and (is_path or os.path.exists(path / "config.json") or not is_name(model)):
+        return _without_revision(ResolvedModel(model, path), revision)
+    if is_path:
         raise ModelNotFound(f"{model or '(empty)'}: no such directory", hint=_hint())
     name = parse_name(model)
     found = find_stored(name, revision) or find_cached(name, revision)
-    if found is None:
-        raise _not_found(name, revision, offline)
-    return ResolvedModel(model, found.directory, found.revision)
+    if found is not None:
+        return ResolvedModel(model, found.directory, found.revision)
+    if is_directory:
+        return _without_revision(ResolvedModel(model, path), revision)
+    raise _not_found(name, revision, offline)
+
+
+def _without_revision(model: ResolvedModel, revision: str | None) -> ResolvedModel:
+    if revision is not None:
+        raise UsageError(f"{model.name}: a directory has no revisions", hint="leave --revision out")
+    return model
 
 
 def local_names() -> list[str]:
