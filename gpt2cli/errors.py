@@ -47,7 +47,7 @@ class InvalidOption(UsageError):
 
     def __init__(self, option: str, message: str, *, hint: str | None = None) -> None:
         super().__init__(f"{option.replace('_', '-')}: {message}", hint=hint)
-        self.option = option
+        self.option, self.reason = option, message
 
 
 class ModelNotFound(Gpt2cliError):

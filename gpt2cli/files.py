@@ -28,8 +28,10 @@ def write_atomically(path: Path, text: str) -> None:
     Raises `Gpt2cliError`.
     """
     try:
-        if path.exists() and not path.is_file():
-            path.write_bytes(text.encode("utf-8", "replace"))
+        if path.exists() and (not path.is_file() or str(path).startswith(("/dev/", "/proc/"))):
+            # /dev/stdout may lead to a file that the shell appends to.
+            with path.open("ab") as device:
+                device.write(text.encode("utf-8", "replace"))
             return
         target = path.resolve()
         mode = stat.S_IMODE(target.stat().st_mode) if target.exists() else 0o666 & ~_umask()

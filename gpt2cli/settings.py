@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from typing import Any, cast, get_args
 
 from gpt2cli import paths
-from gpt2cli.errors import Gpt2cliError, UsageError
+from gpt2cli.errors import Gpt2cliError, InvalidOption, UsageError
 from gpt2cli.files import write_atomically
 from gpt2cli.options import Device, GenerateOptions, LoadOptions, Overflow, Precision, Rng, shown
 
@@ -129,7 +129,9 @@ def _checked(key: str, value: Any, where: str) -> Value:
     kind = KEYS[key].kind
     if kind is float and type(value) is int and abs(value) <= sys.float_info.max:
         value = float(value)
-    if type(value) is not kind or value == "":
+    if value == "":
+        raise UsageError(f"{where}: the value is empty")
+    if type(value) is not kind:
         names = {int: "a whole number", float: "a number", bool: "true or false", str: "a text"}
         raise UsageError(f"{where}: {shown(value)} is not {names[kind]}")
     option: dict[str, Any] = {key: value}
@@ -138,8 +140,8 @@ def _checked(key: str, value: Any, where: str) -> Value:
             LoadOptions(**option)
         elif key not in ("model", "offline", "quiet"):
             GenerateOptions(**option)
-    except UsageError as error:
-        raise UsageError(f"{where}: {error}") from None
+    except InvalidOption as error:
+        raise UsageError(f"{where}: {error.reason}") from None
     return cast(Value, value)
 
 

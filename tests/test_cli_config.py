@@ -43,7 +43,7 @@ def test_path_is_below_home() -> None:
         (("set", "temperature", "nan"), "not allowed"),
         (("set", "offline", "perhaps"), "true or false"),
         (("set", "device", "tpu"), "tpu"),
-        (("set", "model", ""), "text"),
+        (("set", "model", ""), "empty"),
         (("get", "bogus"), "bogus"),
     ],
 )

@@ -6,6 +6,7 @@ import json
 import os
 import signal
 import sys
+import threading
 import time
 from pathlib import Path
 from subprocess import DEVNULL
@@ -175,6 +176,89 @@ def test_signal_while_starting(slow_model: Path, delay: float) -> None:
         assert process.returncode == 130
         assert "Traceback" not in err.decode()
     assert process.returncode in (130, -signal.SIGINT, 1)
+
+
+@pytest.mark.parametrize("delay", [0.3, 0.34, 0.36, 0.38, 0.4, 0.45, 0.6, 1.0])
+def test_signal_while_torch_loads(slow_model: Path, delay: float) -> None:
+    """A torn import is retried by Python and loses the signal, or ends in an error that is none."""
+    process = start("generate", "-m", slow_model, "--jsonl", "--max-new-tokens", "8000", "ab", stdin=DEVNULL)
+    time.sleep(delay)
+    process.send_signal(signal.SIGINT)
+    out, err = process.communicate(timeout=20)
+    assert (process.returncode, err) == (130, b"")
+    events = [json.loads(line) for line in out.splitlines()]
+    assert not events or events[-1]["event"] == "summary"
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_signal_while_nobody_reads(tiny_model: Path, number: signal.Signals, code: int) -> None:
+    """``timeout`` must be able to end a program whose pipe is stuck."""
+    flags = ("--overflow", "slide", "--ignore-eos", "--max-new-tokens", "100000", "--jsonl")
+    process = start("generate", "-m", tiny_model, *flags, "ab", stdin=DEVNULL)
+    time.sleep(4)
+    assert process.poll() is None
+    process.send_signal(number)
+    assert process.wait(timeout=10) == code
+    process.communicate()
+
+
+def test_signal_while_prefilling(tmp_path: Path) -> None:
+    """The events end as they do otherwise, and the JSON is a document."""
+    model = make_model(tmp_path / "m", n_positions=16384, n_embd=256, n_layer=8, std=0.05)
+    (tmp_path / "prompt").write_text("x" * 16000)
+    process = start("generate", "-m", model, "--jsonl", "-f", tmp_path / "prompt", stdin=DEVNULL)
+    assert process.stdout is not None
+    first = process.stdout.readline()
+    process.send_signal(signal.SIGINT)
+    out, _ = process.communicate(timeout=60)
+    assert process.returncode == 130
+    events = [json.loads(line) for line in [first, *out.splitlines()]]
+    assert [event["event"] for event in events] == ["start", "end", "summary"]
+    assert events[1]["finish_reason"] == "interrupted"
+
+
+def test_output_to_a_descriptor_that_is_appended_to(tiny_model: Path, tmp_path: Path) -> None:
+    """``-o /dev/stdout >> log`` must not replace the log."""
+    log = tmp_path / "log"
+    log.write_text("keep\n")
+    shell(f"$G generate -m {tiny_model} --seed 1 -q -o /dev/stdout ab >> {log}")
+    assert log.read_text().startswith("keep\n")
+    assert len(log.read_text()) > 5
+
+
+def test_prompt_from_a_descriptor_that_does_not_block(tiny_model: Path) -> None:
+    process = start("generate", "-q", "-m", tiny_model, "--json", **piped_without_blocking())
+    out, err = process.communicate(timeout=60)
+    assert (process.returncode, err) == (0, b"")
+    assert json.loads(out)["prompt"] == "late"
+
+
+def piped_without_blocking() -> dict[str, int]:
+    """A pipe as stdin that has its text only later."""
+    reader, writer = os.pipe()
+    os.set_blocking(reader, False)
+
+    def later() -> None:
+        time.sleep(1.5)
+        os.write(writer, b"late")
+        os.close(writer)
+
+    threading.Thread(target=later, daemon=True).start()
+    return {"stdin": reader}
+
+
+@pytest.mark.parametrize("arguments", ["--help", "generate --help", "config list"])
+def test_full_disk_is_no_defect(arguments: str) -> None:
+    outcome = shell(f"$G {arguments} >/dev/full")
+    assert outcome.code == 1
+    assert "No space left" in outcome.err and "defect" not in outcome.err
+
+
+@pytest.mark.parametrize("arguments", ["", "config"])
+def test_a_group_alone_shows_its_help(arguments: str) -> None:
+    outcome = shell(f"$G {arguments}")
+    assert (outcome.code, outcome.err) == (0, "")
+    assert "Usage: gpt2cli" in outcome.out
 
 
 def test_same_text_in_another_process(tiny_model: Path) -> None:

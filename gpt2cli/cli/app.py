@@ -39,7 +39,9 @@ def root(
     ctx: typer.Context,
     version: Annotated[
         bool,
-        typer.Option("--version", "-V", callback=_print_version, is_eager=True, help="Show the version."),
+        typer.Option(
+            "--version", "-V", metavar="", callback=_print_version, is_eager=True, help="Show the version."
+        ),
     ] = False,
 ) -> None:
     if ctx.invoked_subcommand is None:
@@ -93,6 +95,9 @@ def _report(terminal: Terminal, error: BaseException) -> int:
         return ReaderGone.exit_code
     if isinstance(error, MemoryError):
         terminal.error(Gpt2cliError("out of memory"), "try a smaller model or --precision int8")
+        return 1
+    if isinstance(error, OSError) and error.strerror:
+        terminal.error(Gpt2cliError(f"{error.filename or 'input or output'}: {error.strerror}"))
         return 1
     message = f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
     terminal.error(Gpt2cliError(message), "this is a defect of gpt2cli; --debug shows where")

@@ -24,12 +24,18 @@ EXAMPLES = """Examples:
 app = typer.Typer(
     help="Settings: list, get, set, unset. A flag comes before GPT2CLI_<KEY>, that before config.toml.",
     epilog=EXAMPLES,
-    no_args_is_help=True,
+    invoke_without_command=True,
 )
 
 KeyName = Annotated[
     str, typer.Argument(metavar="KEY", help=f"One of: {', '.join(KEYS)}.", show_default=False)
 ]
+
+
+@app.callback()
+def root(ctx: typer.Context) -> None:
+    if ctx.invoked_subcommand is None:
+        ctx.get_help()
 
 
 @app.command("list")

@@ -173,7 +173,8 @@ def _run(request: Request) -> None:
     """Load the model, pass its chunks on, and report. Raises what a signal asked for, at the end."""
     terminal, options = request.terminal, request.options
     started = time.perf_counter()
-    from gpt2cli.core.engine import Engine, new_choices
+    with terminal.signals.deferred():
+        from gpt2cli.core.engine import Engine, new_choices
 
     import_s = time.perf_counter() - started
     engine = Engine.from_checkpoint(request.checkpoint, request.load)
@@ -184,15 +185,16 @@ def _run(request: Request) -> None:
     choices = new_choices(options)
     cleaners = [Sanitizer() if request.output.sanitize else None for _ in choices]
     stats = None
+    terminal.signals.soften(engine.interrupt)
     for chunk in chunks:
-        terminal.signals.soften(engine.interrupt)
         if (cleaner := cleaners[chunk.sequence]) is not None:
             chunk = replace(chunk, text=cleaner.push(chunk.text))
         choices[chunk.sequence].add(chunk)
         sink.chunk(chunk)
         stats = chunk.stats
     assert stats is not None
-    terminal.signals.soften(None)
+    # A first signal that comes only now must not tear what is being written.
+    terminal.signals.soften(lambda: None)
     sink.finish(choices, _tail(engine, stats, import_s, age))
     _report(request, choices, stats)
     if terminal.signals.received is not None:

@@ -85,7 +85,8 @@ def _clean(terminal: Terminal, text: str, source: str, strict: bool) -> str:
     bad = len(_BAD.findall(text))
     if not bad:
         return text
-    message = f"{source} has {bad} byte{'s' if bad > 1 else ''} that are NUL or no UTF-8"
+    what = "a byte that is" if bad == 1 else f"{bad} bytes that are"
+    message = f"{source} has {what} NUL or no UTF-8"
     if strict:
         raise UsageError(message)
     terminal.warn(f"{message}; replaced")

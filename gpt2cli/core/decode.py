@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -26,13 +26,16 @@ class Step:
 
 
 def prefill(model: GPT2, cache: KVCache, ids: Sequence[int]) -> Tensor:
-    """Put ``ids`` into a one-row cache, in chunks of bounded memory; the logits after the last, [1, V]."""
-    logits = None
+    """Put ``ids`` into a one-row cache; the logits after the last, [1, V]."""
+    *_, logits = prefill_chunks(model, cache, ids)
+    return logits
+
+
+def prefill_chunks(model: GPT2, cache: KVCache, ids: Sequence[int]) -> Iterator[Tensor]:
+    """`prefill` in chunks of bounded memory, one a step, so that it can be left between them."""
     for start in range(0, len(ids), PREFILL_CHUNK):
         chunk = torch.tensor([ids[start : start + PREFILL_CHUNK]], device=model.device)
-        logits = model.forward(chunk, cache)
-    assert logits is not None, "nothing to prefill"
-    return logits
+        yield model.forward(chunk, cache)
 
 
 def decode(

@@ -11,7 +11,7 @@ from typing import Any, cast
 import torch
 
 from gpt2cli.checkpoint import Checkpoint, open_checkpoint
-from gpt2cli.core.decode import Step, decode, prefill
+from gpt2cli.core.decode import Step, decode, prefill_chunks
 from gpt2cli.core.model import GPT2
 from gpt2cli.core.sampling import SequenceState, TokenLogprobs
 from gpt2cli.core.weights import check_cache_memory, check_memory, load_weights
@@ -29,7 +29,7 @@ class Stats:
     prompt_tokens: int
     completion_tokens: int
     dropped_tokens: int
-    """Prompt tokens cut off, and tokens that a sliding window left behind."""
+    """Prompt tokens cut off, and what a sliding window left behind (of the sequence that left most)."""
     cached_tokens: int
     """Prompt tokens that did not have to be computed again."""
     prefill_s: float
@@ -272,8 +272,12 @@ class Engine:
         texts = [_TextOf(self.tokenizer, options.stop) for _ in states]
         cached = self._reuse(ids)
         self._cache.reserve(min(len(ids) + max_new_tokens, self.config.n_positions))
-        logits = prefill(self.model, self._cache, ids[cached:])
-        self._cached_ids = list(ids)
+        for part in prefill_chunks(self.model, self._cache, ids[cached:]):
+            logits, now = part, time.perf_counter()
+            self._cached_ids = ids[: self._cache.lengths[0]]
+            if self._interrupted:
+                yield from self._end(states, texts, cached, (started, now, now))
+                return
         prefilled = time.perf_counter()
         cache = self._cache
         if len(states) > 1:
@@ -293,11 +297,21 @@ class Engine:
             steps.close()
             if len(states) == 1:
                 self._remember(states[0])
+        yield from self._end(states, texts, cached, (started, prefilled, first or prefilled))
+
+    def _end(
+        self,
+        states: Sequence[SequenceState],
+        texts: Sequence[_TextOf],
+        cached: int,
+        times: tuple[float, float, float],
+    ) -> Iterator[Chunk]:
+        """The end of sequences that were interrupted, and the last chunk; ``times`` as in `_last_chunk`."""
         for state in states:
             if state.finish_reason is None:
                 state.finish_reason = "interrupted"
                 yield Chunk(state.index, texts[state.index].flush(), finish_reason="interrupted")
-        yield self._last_chunk(states, cached, (started, prefilled, first or prefilled, time.perf_counter()))
+        yield self._last_chunk(states, cached, times)
 
     def _chunks(self, step: Step, text: _TextOf) -> Iterator[Chunk]:
         """A token's chunk, and the end of its sequence where this is it. The very last chunk comes later."""
@@ -311,15 +325,17 @@ class Engine:
             yield Chunk(state.index, text.flush(), finish_reason=state.finish_reason)
 
     def _last_chunk(
-        self, states: Sequence[SequenceState], cached: int, times: tuple[float, float, float, float]
+        self, states: Sequence[SequenceState], cached: int, times: tuple[float, float, float]
     ) -> Chunk:
-        started, prefilled, first, last = times
+        """Statistics; ``times`` are when the stream was asked for, prefilled, and had its first token."""
+        started, prefilled, first = times
+        last = time.perf_counter()
         completed = sum(state.new_tokens for state in states)
         later = completed - sum(1 for state in states if state.new_tokens)
         stats = Stats(
             prompt_tokens=states[0].dropped + states[0].prompt_tokens,
             completion_tokens=completed,
-            dropped_tokens=states[0].dropped + sum(state.window for state in states),
+            dropped_tokens=states[0].dropped + max(state.window for state in states),
             cached_tokens=cached,
             prefill_s=prefilled - started,
             first_token_s=first - started,

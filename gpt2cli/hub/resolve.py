@@ -38,7 +38,8 @@ def resolve(model: str | None, *, revision: str | None = None, offline: bool = F
     if is_directory and (is_path or os.path.exists(path / "config.json") or not is_name(model)):
         return _without_revision(ResolvedModel(model, path), revision)
     if is_path:
-        raise ModelNotFound(f"{model or '(empty)'}: no such directory", hint=_hint())
+        what = "not a directory" if model and os.path.exists(path) else "no such directory"
+        raise ModelNotFound(f"{model or '(empty)'}: {what}", hint=_hint())
     name = parse_name(model)
     found = find_stored(name, revision) or find_cached(name, revision)
     if found is not None:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import signal
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from types import FrameType, TracebackType
 from typing import Any
 
@@ -27,6 +28,17 @@ class Signals:
     def soften(self, stop: Callable[[], None] | None) -> None:
         """Call ``stop`` on the first signal instead of raising; None raises again."""
         self._soft = stop
+
+    @contextmanager
+    def deferred(self) -> Iterator[None]:
+        """Let a block run to its end before the first signal raises: an import must not be torn."""
+        self.soften(lambda: None)
+        try:
+            yield
+        finally:
+            self.soften(None)
+        if self.received is not None:
+            raise self.received
 
     def __enter__(self) -> Signals:
         try:

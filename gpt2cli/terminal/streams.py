@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import os
 import select
-import shutil
 import sys
 from collections.abc import Mapping
 from typing import Any
@@ -16,6 +15,11 @@ from typing import Any
 from gpt2cli.errors import Gpt2cliError, ReaderGone
 from gpt2cli.terminal.signals import Signals
 from gpt2cli.text.sanitize import one_line, sanitize
+
+PIECE_BYTES = 4096
+"""PIPE_BUF: a pipe that is ready takes as much without blocking."""
+READY_EVERY_S = 0.25
+SIGNAL_PATIENCE_S = 2.0
 
 _DIM, _RED, _YELLOW, _PLAIN = "\x1b[2m", "\x1b[1;31m", "\x1b[33m", "\x1b[0m"
 
@@ -55,17 +59,21 @@ class Terminal:
         """Whether the environment allows colours and the like on a terminal."""
         return not self.environ.get("NO_COLOR") and self.environ.get("TERM") != "dumb"
 
-    @property
-    def width(self) -> int:
-        """The columns of the terminal."""
-        return shutil.get_terminal_size().columns
-
     def read_stdin(self, limit: int) -> bytes:
         """At most ``limit`` bytes of stdin; none when it is closed. Raises `Gpt2cliError`."""
         if self._stdin is None:
             return b""
+        data = b""
         try:
-            data: bytes = self._stdin.read(limit)
+            while len(data) < limit:
+                more = self._stdin.read(limit - len(data))
+                if more is None:
+                    # A descriptor that does not block, and has nothing yet.
+                    select.select([self._stdin], [], [])
+                    continue
+                if not more:
+                    break
+                data += more
         except OSError as error:
             raise Gpt2cliError(f"cannot read standard input: {error.strerror or error}") from None
         return data
@@ -79,7 +87,7 @@ class Terminal:
         """Put ``text`` on stdout, at once. Raises `ReaderGone`, `Gpt2cliError`."""
         self.check_stdout()
         try:
-            _write_all(self._stdout, text.encode("utf-8", "replace"))
+            self._write_all(self._stdout, text.encode("utf-8", "replace"))
         except BrokenPipeError:
             raise ReaderGone("the reader of standard output went away") from None
         except OSError as error:
@@ -116,9 +124,24 @@ class Terminal:
         if style and self.stderr_is_terminal and self.styled:
             line = f"{style}{line}{_PLAIN}"
         try:
-            _write_all(self._stderr, (line + "\n").encode("utf-8", "replace"))
+            self._write_all(self._stderr, (line + "\n").encode("utf-8", "replace"))
         except OSError:
             self._stderr = None
+
+    def _write_all(self, stream: Any, data: bytes) -> None:
+        """Write in pieces that do not block, so that a signal can end the wait for a stuck reader."""
+        view = memoryview(data)
+        patience = SIGNAL_PATIENCE_S
+        while view:
+            if not _is_ready(stream):
+                if self.signals.received is not None:
+                    patience -= READY_EVERY_S
+                    if patience <= 0:
+                        raise self.signals.received
+                continue
+            written = stream.write(view[:PIECE_BYTES])
+            view = view[written or 0 :]
+        stream.flush()
 
 
 def _reserve_standard_descriptors() -> None:
@@ -147,12 +170,10 @@ def _is_terminal(stream: Any) -> bool:
         return False
 
 
-def _write_all(stream: Any, data: bytes) -> None:
-    view = memoryview(data)
-    while view:
-        written = stream.write(view)
-        if written is None:
-            select.select([], [stream], [])
-            continue
-        view = view[written:]
-    stream.flush()
+def _is_ready(stream: Any) -> bool:
+    """Whether a piece can be written now; waits a moment for it."""
+    try:
+        return bool(select.select([], [stream], [], READY_EVERY_S)[1])
+    except (OSError, ValueError):
+        # Not a descriptor, or none that can be waited for.
+        return True
