@@ -93,6 +93,12 @@ def test_no_escape_code_in_a_pipe_but_the_models_own(tmp_path: Path) -> None:
     assert "\x1b" not in choice_texts(generate(model, *flags, "--json", "--sanitize", escape))[0]
 
 
+def test_sanitize_holds_for_the_echoed_prompt_too(tiny_model: Path) -> None:
+    prompt = "ab\x1b[31m"
+    assert "\x1b" in generate(tiny_model, *SAY, "--echo", prompt).out
+    assert "\x1b" not in generate(tiny_model, *SAY, "--echo", "--sanitize", prompt).out
+
+
 def test_seed_is_always_reported(tiny_model: Path) -> None:
     """A text drawn without a seed can be drawn again with the one reported."""
     first = generate(tiny_model, "ab")

@@ -180,12 +180,13 @@ def _run(request: Request) -> None:
     engine = Engine.from_checkpoint(request.checkpoint, request.load)
     age = process_age()
     chunks = engine.stream(request.prompt, options)
+    # From here on there is something to end properly.
+    terminal.signals.soften(engine.interrupt)
     run = Run(request.model.name, request.model.revision, request.prompt, options, asdict(engine.info))
     sink = make_sink(terminal, run, request.output, engine.tokenizer)
     choices = new_choices(options)
     cleaners = [Sanitizer() if request.output.sanitize else None for _ in choices]
     stats = None
-    terminal.signals.soften(engine.interrupt)
     for chunk in chunks:
         if (cleaner := cleaners[chunk.sequence]) is not None:
             chunk = replace(chunk, text=cleaner.push(chunk.text))

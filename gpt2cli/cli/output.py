@@ -78,25 +78,27 @@ class Sink(Protocol):
 
 def make_sink(terminal: Terminal, run: Run, output: OutputOptions, tokenizer: Tokenizer | None) -> Sink:
     """The sink that the flags ask for, over stdout or a file."""
-    target = FileTarget(output.file) if output.file else None
+    path = output.file
+    target = Collected(lambda text: write_atomically(path, text)) if path else None
     write = target.write if target else terminal.write
     if output.json:
         return JsonSink(write, run, tokenizer, target)
     if output.jsonl:
         return JsonlSink(write, run, tokenizer, target).start()
     on_terminal = target is None and terminal.stdout_is_terminal
-    heads = _heads(terminal, run, echo=output.echo, on_terminal=on_terminal)
+    heads = _heads(terminal, run, output, on_terminal=on_terminal)
     if not output.stream and target is None:
-        target = Held(terminal.write)
+        target = Collected(terminal.write)
         write = target.write
-    blocks = Blocks(write, heads, safe=on_terminal or output.sanitize)
+    blocks = Blocks(write, heads, safe=on_terminal)
     return TextSink(blocks, target)
 
 
-def _heads(terminal: Terminal, run: Run, *, echo: bool, on_terminal: bool) -> list[str]:
+def _heads(terminal: Terminal, run: Run, output: OutputOptions, *, on_terminal: bool) -> list[str]:
     """What stands before each text: a header or a rule where there are several, and the prompt."""
     seeds = run.options.seeds
-    prompt = terminal.dim(sanitize(run.prompt)) if on_terminal else run.prompt if echo else ""
+    prompt = sanitize(run.prompt) if on_terminal or output.sanitize else run.prompt
+    prompt = terminal.dim(prompt) if on_terminal else prompt if output.echo else ""
     heads = []
     for i, seed in enumerate(seeds):
         above = ""
@@ -108,11 +110,11 @@ def _heads(terminal: Terminal, run: Run, *, echo: bool, on_terminal: bool) -> li
     return heads
 
 
-class FileTarget:
-    """Collects what is written and puts it into a file at the end, whole."""
+class Collected:
+    """Collects what is written, and hands it all to ``done`` at the end."""
 
-    def __init__(self, path: Path) -> None:
-        self._path = path
+    def __init__(self, done: Callable[[str], None]) -> None:
+        self._done = done
         self._parts: list[str] = []
 
     def write(self, text: str) -> None:
@@ -120,26 +122,14 @@ class FileTarget:
         self._parts.append(text)
 
     def close(self) -> None:
-        """Write the file."""
-        write_atomically(self._path, "".join(self._parts))
-
-
-class Held(FileTarget):
-    """Collects what is written and passes it on at the end."""
-
-    def __init__(self, write: Callable[[str], None]) -> None:
-        super().__init__(Path())
-        self._pass_on = write
-
-    def close(self) -> None:
-        """Pass it on."""
-        self._pass_on("".join(self._parts))
+        """Hand it over."""
+        self._done("".join(self._parts))
 
 
 class TextSink:
     """Texts, one block after the other."""
 
-    def __init__(self, blocks: Blocks, target: FileTarget | None) -> None:
+    def __init__(self, blocks: Blocks, target: Collected | None) -> None:
         self._blocks, self._target = blocks, target
 
     def chunk(self, chunk: Chunk) -> None:
@@ -160,7 +150,7 @@ class JsonSink:
         write: Callable[[str], None],
         run: Run,
         tokenizer: Tokenizer | None,
-        target: FileTarget | None,
+        target: Collected | None,
     ) -> None:
         self._write, self._run, self._tokenizer, self._target = write, run, tokenizer, target
 
