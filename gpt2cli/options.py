@@ -34,20 +34,22 @@ def shown(value: Any) -> str:
     return text if len(text) <= 60 else text[:59] + "…"
 
 
-def _check_number(option: str, value: Any, allowed: str, within: Callable[[float], bool]) -> None:
+def check_number(option: str, value: Any, allowed: str, within: Callable[[float], bool]) -> None:
     """Raise `InvalidOption` unless ``value`` is a finite number ``within`` the range."""
     number = isinstance(value, int | float) and not isinstance(value, bool)
     if not number or not abs(value) <= sys.float_info.max or not within(value):
         raise InvalidOption(option, f"{shown(value)} is not allowed; allowed: {allowed}")
 
 
-def _check_whole(option: str, value: Any, low: int, high: int | None, allowed: str) -> None:
+def check_whole(option: str, value: Any, low: int, high: int | None, allowed: str) -> None:
+    """Raise `InvalidOption` unless ``value`` is a whole number from ``low`` to ``high``."""
     whole = isinstance(value, int) and not isinstance(value, bool)
     if not whole or not low <= value <= (MAX_WHOLE if high is None else high):
         raise InvalidOption(option, f"{shown(value)} is not allowed; allowed: {allowed}")
 
 
-def _check_choice(option: str, value: Any, choices: tuple[str, ...]) -> None:
+def check_choice(option: str, value: Any, choices: tuple[str, ...]) -> None:
+    """Raise `InvalidOption` unless ``value`` is one of ``choices``."""
     if value not in choices:
         raise InvalidOption(option, f"{shown(value)} is not allowed; allowed: {', '.join(choices)}")
 
@@ -79,23 +81,23 @@ class SamplingOptions:
 
     def __post_init__(self) -> None:
         share = "more than 0, up to 1 (off)"
-        _check_number(
+        check_number(
             "temperature",
             self.temperature,
             "0 (greedy), or 0.001 and more",
             lambda t: t == 0 or t >= MIN_TEMPERATURE,
         )
-        _check_whole("top_k", self.top_k, 0, None, "0 (off), or a positive whole number")
-        _check_number("top_p", self.top_p, share, lambda p: 0 < p <= 1)
-        _check_number("min_p", self.min_p, "0 (off) to 1", lambda p: 0 <= p <= 1)
-        _check_number("typical_p", self.typical_p, share, lambda p: 0 < p <= 1)
-        _check_number(
+        check_whole("top_k", self.top_k, 0, None, "0 (off), or a positive whole number")
+        check_number("top_p", self.top_p, share, lambda p: 0 < p <= 1)
+        check_number("min_p", self.min_p, "0 (off) to 1", lambda p: 0 <= p <= 1)
+        check_number("typical_p", self.typical_p, share, lambda p: 0 < p <= 1)
+        check_number(
             "repetition_penalty",
             self.repetition_penalty,
             "0.01 to 100, 1 is off",
             lambda penalty: MIN_PENALTY <= penalty <= MAX_PENALTY,
         )
-        _check_whole(
+        check_whole(
             "no_repeat_ngram_size", self.no_repeat_ngram_size, 0, None, "0 (off), or a positive whole number"
         )
 
@@ -137,8 +139,8 @@ class GenerateOptions(SamplingOptions):
         positive = "a positive whole number"
         for option in ("max_new_tokens", "max_length"):
             if getattr(self, option) is not None:
-                _check_whole(option, getattr(self, option), 1, None, positive)
-        _check_whole("num_return_sequences", self.num_return_sequences, 1, 4096, "1 to 4096")
+                check_whole(option, getattr(self, option), 1, None, positive)
+        check_whole("num_return_sequences", self.num_return_sequences, 1, 4096, "1 to 4096")
         if self.greedy and self.num_return_sequences > 1:
             raise InvalidOption(
                 "num_return_sequences",
@@ -146,13 +148,13 @@ class GenerateOptions(SamplingOptions):
             )
         if self.seed is not None:
             high = MAX_SEED if self.rng == "transformers" else MAX_SEED - (self.num_return_sequences - 1)
-            _check_whole("seed", self.seed, 0, high, f"0 to {high}")
-        _check_choice("rng", self.rng, get_args(Rng))
-        _check_choice("overflow", self.overflow, get_args(Overflow))
+            check_whole("seed", self.seed, 0, high, f"0 to {high}")
+        check_choice("rng", self.rng, get_args(Rng))
+        check_choice("overflow", self.overflow, get_args(Overflow))
         if not isinstance(self.stop, tuple | list) or not all(isinstance(s, str) and s for s in self.stop):
             raise InvalidOption("stop", "a stop is a text of at least one character")
         if self.logprobs is not None:
-            _check_whole("logprobs", self.logprobs, 0, None, "0 or a positive whole number")
+            check_whole("logprobs", self.logprobs, 0, None, "0 or a positive whole number")
 
     def settled(self) -> GenerateOptions:
         """These options with nothing left open: a seed is drawn, and the default length stands."""
@@ -184,7 +186,7 @@ class LoadOptions:
     """Read ``.bin`` checkpoints (``torch.load`` with ``weights_only=True``) where no safetensors are."""
 
     def __post_init__(self) -> None:
-        _check_choice("device", self.device, get_args(Device))
-        _check_choice("precision", self.precision, get_args(Precision))
+        check_choice("device", self.device, get_args(Device))
+        check_choice("precision", self.precision, get_args(Precision))
         if self.threads is not None:
-            _check_whole("threads", self.threads, 1, 1024, "1 to 1024")
+            check_whole("threads", self.threads, 1, 1024, "1 to 1024")

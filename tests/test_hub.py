@@ -14,9 +14,10 @@ from gpt2cli import paths
 from gpt2cli.errors import Gpt2cliError, ModelNotFound, Unavailable, UsageError
 from gpt2cli.hub import resolve as resolve_module
 from gpt2cli.hub.hfcache import cache_root, cached_models
+from gpt2cli.hub.manifest import MAX_BYTES, FileRecord, Manifest, read_manifest
 from gpt2cli.hub.registry import ALIASES, BUILTIN, is_name, parse_name, parse_revision
 from gpt2cli.hub.resolve import local_names, resolve
-from gpt2cli.hub.store import MAX_MANIFEST_BYTES, read_manifest, stored_models
+from gpt2cli.hub.store import stored_models
 
 GPT2 = "openai-community/gpt2"
 SPELLINGS = [GPT2, *(alias for alias, repository in ALIASES.items() if repository == GPT2)]
@@ -305,7 +306,7 @@ def test_main_then_the_newest() -> None:
         b'{"format": 1, "name": "a/b\\u001b[2J"}',
         b'{"format": 1, "name": "a/b", "refs": "main"}',
         b"[" * 100_000,
-        b'{"format": 1, "name": "a/b", "x": "' + b"x" * MAX_MANIFEST_BYTES + b'"}',
+        b'{"format": 1, "name": "a/b", "x": "' + b"x" * MAX_BYTES + b'"}',
     ],
     ids=lambda content: repr(content)[:40],
 )
@@ -331,10 +332,23 @@ def test_what_else_lies_in_the_store_is_passed_over() -> None:
     assert [model.directory for model in stored_models()] == [good]
 
 
-def test_a_manifest_is_read_whole(tmp_path: Path) -> None:
-    content = {"format": 1, "name": "a/b", "refs": ["main"], "files": [], "later": "kept"}
-    write_json(tmp_path / "m.json", content)
-    assert read_manifest(tmp_path / "m.json") == content
+def test_a_manifest_comes_back_as_it_was_written(tmp_path: Path) -> None:
+    manifest = Manifest(
+        "a/b",
+        NEW,
+        (FileRecord("config.json", 3, "ab" * 32, "the Hub's sha256"),),
+        ("main",),
+        {"kind": "hub", "endpoint": "https://huggingface.co"},
+        "2026-11-21T00:00:00+00:00",
+    )
+    manifest.write(tmp_path / "m.json")
+    assert read_manifest(tmp_path / "m.json") == manifest
+    for path in ("../x", "a/b", "", ".."):
+        write_json(
+            tmp_path / "n.json",
+            {"format": 1, "name": "a/b", "files": [{"path": path, "size": 1, "sha256": ""}]},
+        )
+        assert read_manifest(tmp_path / "n.json") is None
     assert read_manifest(tmp_path / "missing.json") is None
     assert read_manifest(tmp_path) is None
 

@@ -75,6 +75,17 @@ class Tokenizer:
             ids: list[int] = self._backend.encode(text).ids
         return ids
 
+    def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
+        """The ids of each text, special tokens read as plain text; on several threads.
+
+        Raises `UsageError` as `encode` does.
+        """
+        for text in texts:
+            self._check_writable(text, special_tokens=False)
+        self._backend.encode_special_tokens = True
+        with library_errors("the model's tokenizer cannot read this text", UsageError):
+            return [encoding.ids for encoding in self._backend.encode_batch_fast(list(texts))]
+
     def decode(self, ids: Sequence[int]) -> str:
         """The text of ``ids``, special tokens included; what is no UTF-8 becomes U+FFFD."""
         if not self.byte_level:
