@@ -31,7 +31,7 @@ ALLOWED: dict[str, set[str]] = {
     "hub": BASE | MIDDLE,
     "core": {"errors", "options", "checkpoint", "text"},
     "analysis": BASE | MIDDLE | {"core"},
-    "train": BASE | MIDDLE | {"core"},
+    "train": BASE | MIDDLE | {"core", "__init__"},
     "bench": BASE | MIDDLE | {"core"},
     "terminal": {"errors", "text"},
 }
@@ -41,7 +41,7 @@ ALLOWED["cli"] = EVERYTHING_BELOW | {"repl", "__init__"}
 ALLOWED["__init__"] = {"core", "errors", "options"}
 ALLOWED["__main__"] = {"cli"}
 
-ONLY_IN = {"typer": {"cli"}, "rich": {"terminal", "repl"}, "prompt_toolkit": {"repl"}}
+ONLY_IN = {"typer": {"cli"}, "matplotlib": {"terminal"}, "rich": {"terminal", "repl"}, "prompt_toolkit": {"repl"}}
 AT_MODULE_LEVEL = {"torch": {"core", "analysis", "train", "bench"}, "transformers": {"train"}}
 
 

@@ -13,7 +13,10 @@ import typer
 
 from gpt2cli import __version__
 from gpt2cli.cli import completions, config
+from gpt2cli.cli import distill as distill_module
+from gpt2cli.cli import finetune as finetune_module
 from gpt2cli.cli import generate as generate_module
+from gpt2cli.cli import train as train_module
 from gpt2cli.errors import Gpt2cliError, InvalidOption, ReaderGone, Signalled
 from gpt2cli.terminal.streams import Terminal
 
@@ -49,6 +52,9 @@ def root(
 
 
 app.command("generate", epilog=generate_module.EXAMPLES)(generate_module.generate)
+app.command("train", epilog=train_module.EXAMPLES)(train_module.train)
+app.command("finetune", epilog=finetune_module.EXAMPLES)(finetune_module.finetune)
+app.command("distill", epilog=distill_module.EXAMPLES)(distill_module.distill)
 app.add_typer(config.app, name="config")
 app.command("completions", epilog=completions.EXAMPLES)(completions.completions)
 

@@ -125,11 +125,12 @@ def _read_request(terminal: Terminal, flags: Mapping[str, Any]) -> Request:
     prompt = read_prompt(
         terminal, flags["words"] or (), flags["prompt"], flags["file"], strict=flags["strict"]
     )
+    wanted = settings.over({"model": flags["model"]}).get("model")
     model = resolve(
-        settings.over({"model": flags["model"]}).get("model"),
-        revision=flags["revision"],
-        offline=_offline(terminal, settings, flags["offline"]),
+        wanted, revision=flags["revision"], offline=_offline(terminal, settings, flags["offline"])
     )
+    if wanted is None and terminal.stderr_is_terminal:
+        terminal.note(f"{model.name}: the built-in story-teller; for GPT-2: gpt2cli pull distilgpt2")
     checkpoint = open_checkpoint(model.directory, allow_pickle=load.allow_pickle)
     options = checkpoint.generate_options(given).settled()
     return Request(terminal, model, checkpoint, prompt, options, load, output)

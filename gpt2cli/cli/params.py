@@ -34,14 +34,15 @@ def _option(
 ) -> typer.models.OptionInfo:
     """An option whose default stands in `gpt2cli.options`, under the field ``default_of``."""
     if default_of is not None:
-        help = f"{help} Default: {_shown(_DEFAULTS[default_of])}."
+        help = f"{help} Default: {shown_default(_DEFAULTS[default_of])}."
     info: typer.models.OptionInfo = typer.Option(
         *names, help=help, metavar=metavar, rich_help_panel=panel, show_default=False
     )
     return info
 
 
-def _shown(default: object) -> str:
+def shown_default(default: object) -> str:
+    """``default`` as a help page has it."""
     return f"{default:g}" if isinstance(default, float) else str(default)
 
 

@@ -6,8 +6,10 @@ own, so that nothing is left to fail when the interpreter exits.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import select
+import shutil
 import sys
 from collections.abc import Mapping
 from typing import Any
@@ -22,6 +24,7 @@ READY_EVERY_S = 0.25
 SIGNAL_PATIENCE_S = 2.0
 
 _DIM, _RED, _YELLOW, _PLAIN = "\x1b[2m", "\x1b[1;31m", "\x1b[33m", "\x1b[0m"
+_CLEAR = "\r\x1b[K"
 
 
 class Terminal:
@@ -31,6 +34,7 @@ class Terminal:
         self._stdin, self._stdout, self._stderr = stdin, stdout, stderr
         self.environ = environ
         self.quiet = False
+        self._live = False
         self.signals = Signals()
 
     @classmethod
@@ -113,6 +117,21 @@ class Terminal:
         if hint:
             self._say(f"hint: {one_line(hint)}", _DIM)
 
+    @property
+    def width(self) -> int:
+        """Columns of the terminal; 80 where there is none."""
+        return shutil.get_terminal_size().columns
+
+    def live(self, text: str) -> bool:
+        """A dim line on stderr that the next one replaces; false where lines cannot be replaced."""
+        if self.quiet or not self.stderr_is_terminal or not self.styled or self._stderr is None:
+            return False
+        line = one_line(text)[: max(1, self.width - 1)]
+        with contextlib.suppress(OSError):
+            self._write_all(self._stderr, f"{_CLEAR}{_DIM}{line}{_PLAIN}".encode("utf-8", "replace"))
+            self._live = True
+        return True
+
     def traceback(self, text: str) -> None:
         """A traceback, as ``--debug`` asks for it."""
         self._say(sanitize(text).rstrip("\n"), "")
@@ -123,6 +142,8 @@ class Terminal:
             return
         if style and self.stderr_is_terminal and self.styled:
             line = f"{style}{line}{_PLAIN}"
+        if self._live:
+            self._live, line = False, _CLEAR + line
         try:
             self._write_all(self._stderr, (line + "\n").encode("utf-8", "replace"))
         except OSError:

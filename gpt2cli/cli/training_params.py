@@ -1,0 +1,364 @@
+"""The options of ``train``, ``finetune`` and ``distill``, each written once, and the recipe they make.
+
+An option comes from its flag, else from the recipe file (``--config``), else it has the default of
+`gpt2cli.train.options`.
+"""
+
+from __future__ import annotations
+
+import inspect
+import tomllib
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import fields
+from pathlib import Path
+from typing import Annotated, Any, Literal, TypeVar, get_args, get_origin, get_type_hints
+
+import typer
+
+from gpt2cli.cli import params
+from gpt2cli.errors import UsageError
+from gpt2cli.train.options import (
+    DataOptions,
+    DistillOptions,
+    ExportOptions,
+    LoraOptions,
+    ShapeOptions,
+    TrainOptions,
+)
+
+T = TypeVar("T")
+MAX_RECIPE_BYTES = 2**20
+
+_DATA, _SHAPE, _TRAIN, _RUN, _RESULT = "Data", "Model", "Training", "Run", "Result"
+_LORA, _DISTILL = "LoRA", "Distillation"
+
+Parameters = tuple[inspect.Parameter, ...]
+
+
+def _parameter(name: str, annotation: Any, default: Any = None) -> inspect.Parameter:
+    return inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=annotation)
+
+
+def _of(
+    options: type, field: str, panel: str, help: str, metavar: str | None = "N", flag: str | None = None
+) -> inspect.Parameter:
+    """The flag of one field: its type and default are the field's."""
+    kind = _flag_type(get_type_hints(options)[field])
+    default = next(f.default for f in fields(options) if f.name == field)
+    name = flag or field
+    if kind is bool:
+        metavar = ""
+    elif isinstance(default, str | int | float) and default != "":
+        help = f"{help} Default: {params.shown_default(default)}."
+    info: Any = typer.Option(
+        f"--{name.replace('_', '-')}",
+        help=help,
+        metavar=None if get_origin(kind) is Literal else metavar,
+        rich_help_panel=panel,
+        show_default=False,
+    )
+    return _parameter(name, Annotated[kind | None, info])
+
+
+def _flag_type(hint: Any) -> Any:
+    """The type of a flag's value: the field's, without the None of a field that may be left open."""
+    inner = [kind for kind in get_args(hint) if kind is not type(None)]
+    optional = len(inner) < len(get_args(hint))
+    return inner[0] if optional else hint
+
+
+Data = Annotated[
+    list[Path] | None,
+    typer.Argument(
+        metavar="DATA",
+        help="Text files, JSONL files, folders of them; - is stdin.",
+        show_default=False,
+    ),
+]
+
+
+def _paths(flag: str, help: str) -> inspect.Parameter:
+    info: Any = typer.Option(flag, metavar="PATH", help=help, rich_help_panel=_DATA, show_default=False)
+    return _parameter(flag.strip("-").replace("-", "_"), Annotated[list[Path] | None, info])
+
+
+DATA: Parameters = (
+    _parameter("data", Data),
+    _of(DataOptions, "field", _DATA, "The field of a JSONL object that holds the text.", "NAME"),
+    _of(
+        DataOptions,
+        "separator",
+        _DATA,
+        "What stands between the documents of a file; empty: nothing.",
+        "TEXT",
+    ),
+    _of(DataOptions, "validation", _DATA, "The share of the text held back for validation.", "SHARE"),
+    _paths("--validation-data", "Validate on this text instead; may be given several times."),
+    _paths("--test-data", "Score this text at the end, never trained on; may be given several times."),
+)
+
+SHAPE: Parameters = (
+    _of(ShapeOptions, "layers", _SHAPE, "Transformer layers."),
+    _of(ShapeOptions, "width", _SHAPE, "The size of the hidden states (n_embd)."),
+    _of(ShapeOptions, "heads", _SHAPE, "Attention heads."),
+    _of(ShapeOptions, "context", _SHAPE, "The most tokens of a text."),
+    _of(ShapeOptions, "vocab_size", _SHAPE, "Entries of the tokenizer that is trained."),
+)
+
+TRAINING: Parameters = (
+    _of(TrainOptions, "steps", _TRAIN, "Optimizer steps."),
+    _of(TrainOptions, "epochs", _TRAIN, "Passes over the text, instead of --steps. Default: 1.", "X"),
+    _of(TrainOptions, "batch_size", _TRAIN, "Windows a step."),
+    _of(TrainOptions, "micro_batch_size", _TRAIN, "Windows at a time; less needs less memory."),
+    _of(TrainOptions, "window", _TRAIN, "Tokens a window. Default: the context, at most 1024."),
+    _of(TrainOptions, "short_window", _TRAIN, "Train with this window first: as many tokens a step, faster."),
+    _of(TrainOptions, "short_share", _TRAIN, "The share of the steps that --short-window is for.", "SHARE"),
+    _of(TrainOptions, "learning_rate", _TRAIN, "The highest learning rate.", "X"),
+    _of(TrainOptions, "schedule", _TRAIN, "How the learning rate falls to 0."),
+    _of(TrainOptions, "warmup", _TRAIN, "Steps in which it rises."),
+    _of(TrainOptions, "decay", _TRAIN, "The share of the steps in which a constant one falls.", "SHARE"),
+    _of(TrainOptions, "optimizer", _TRAIN, "muon: for the layers' matrices; AdamW for the rest."),
+    _of(TrainOptions, "muon_scale", _TRAIN, "Muon's learning rate, in terms of the other.", "X"),
+    _of(TrainOptions, "weight_decay", _TRAIN, "Of matrices.", "X"),
+    _of(TrainOptions, "dropout", _TRAIN, "Default: the model's own; 0 from scratch.", "X"),
+    _of(TrainOptions, "clip", _TRAIN, "The largest norm of the gradients; 0 is off.", "X"),
+    _of(TrainOptions, "seed", _TRAIN, "The same seed gives the same training.", "S"),
+    _of(TrainOptions, "patience", _TRAIN, "Stop after N evaluations without a better one; keep the best."),
+)
+
+BASE: Parameters = (
+    _parameter("model", params.Model),
+    _parameter("revision", params.Revision),
+)
+
+TEACHER: Parameters = (
+    _parameter(
+        "teacher",
+        Annotated[
+            str | None,
+            typer.Option(
+                "--teacher",
+                metavar="NAME|DIR",
+                rich_help_panel=_DISTILL,
+                show_default=False,
+                help="The model to learn from: a directory, or a name on this disk.",
+            ),
+        ],
+    ),
+    _parameter("revision", params.Revision),
+)
+
+LORA: Parameters = (
+    _parameter(
+        "lora",
+        Annotated[
+            bool | None,
+            typer.Option(
+                "--lora",
+                help="Train low-rank adapters only; merged at the end.",
+                metavar="",
+                rich_help_panel=_LORA,
+                show_default=False,
+            ),
+        ],
+    ),
+    _of(LoraOptions, "rank", _LORA, "Of the adapters.", flag="lora_rank"),
+    _of(LoraOptions, "alpha", _LORA, "Their update is scaled by alpha / rank.", "X", flag="lora_alpha"),
+    _of(LoraOptions, "dropout", _LORA, "Of the adapters.", "X", flag="lora_dropout"),
+)
+
+DISTILL: Parameters = (
+    _of(
+        DistillOptions,
+        "layers",
+        _DISTILL,
+        "Of the student. Default: half the teacher's.",
+        flag="student_layers",
+    ),
+    _of(DistillOptions, "temperature", _DISTILL, "Of the soft targets.", "T", flag="distill_temperature"),
+    _of(DistillOptions, "soft_weight", _DISTILL, "Of the soft targets' loss.", "X"),
+    _of(DistillOptions, "lm_weight", _DISTILL, "Of the language-modelling loss.", "X"),
+    _of(DistillOptions, "cosine_weight", _DISTILL, "Of the hidden states' cosine loss.", "X"),
+    _of(DistillOptions, "random_init", _DISTILL, "Start from random weights, not the teacher's layers."),
+)
+
+RUN: Parameters = (
+    _of(TrainOptions, "evaluate_every", _RUN, "Steps between evaluations. Default: a tenth of all."),
+    _of(TrainOptions, "save_every", _RUN, "Steps between checkpoints. Default: as evaluations."),
+    _of(TrainOptions, "sample_every", _RUN, "Steps between samples; 0: none. Default: as evaluations."),
+    _of(TrainOptions, "log_every", _RUN, "Steps between reports."),
+    _of(TrainOptions, "precision", _RUN, "Of the matrix products; auto is bf16 where the hardware has it."),
+    _of(TrainOptions, "device", _RUN, "Where to train."),
+    _of(TrainOptions, "threads", _RUN, "CPU threads. Default: one a core."),
+    _parameter(
+        "resume",
+        Annotated[
+            bool,
+            typer.Option(
+                "--resume",
+                help="Go on with the training in the directory --output.",
+                metavar="",
+                rich_help_panel=_RUN,
+                show_default=False,
+            ),
+        ],
+        False,
+    ),
+    _parameter(
+        "config",
+        Annotated[
+            Path | None,
+            typer.Option(
+                "--config",
+                metavar="FILE",
+                rich_help_panel=_RUN,
+                show_default=False,
+                help="Read options from a TOML file: learning-rate = 1e-3. Flags come before it.",
+            ),
+        ],
+    ),
+)
+
+RESULT: Parameters = (
+    _parameter(
+        "output",
+        Annotated[
+            Path | None,
+            typer.Option(
+                "--output",
+                "-o",
+                metavar="DIR",
+                file_okay=False,
+                rich_help_panel=_RESULT,
+                show_default=False,
+                help="The directory of the new model, and of its checkpoints until then.",
+            ),
+        ],
+    ),
+    _parameter(
+        "name",
+        Annotated[
+            str | None,
+            typer.Option(
+                "--name",
+                metavar="NAME",
+                rich_help_panel=_RESULT,
+                show_default=False,
+                help="Put the model into the store under this name: gpt2cli generate -m NAME.",
+            ),
+        ],
+    ),
+    _of(ExportOptions, "save_precision", _RESULT, "Of the saved weights."),
+    _of(ExportOptions, "samples", _RESULT, "Texts in the model card, with the seeds 1, 2, …"),
+    _of(ExportOptions, "sample_tokens", _RESULT, "Tokens of each."),
+    _of(ExportOptions, "sample_prompt", _RESULT, "What they continue. Default: nothing.", "TEXT"),
+    _of(
+        ExportOptions,
+        "temperature",
+        _RESULT,
+        "The model's default temperature.",
+        "T",
+        flag="default_temperature",
+    ),
+    _of(ExportOptions, "title", _RESULT, "Of the model card.", "TEXT"),
+    _of(ExportOptions, "license", _RESULT, "For the model card.", "NAME"),
+    _of(ExportOptions, "description", _RESULT, "A paragraph for the model card.", "TEXT"),
+    _parameter(
+        "keep_checkpoints",
+        Annotated[
+            bool | None,
+            typer.Option(
+                "--keep-checkpoints",
+                metavar="",
+                rich_help_panel=_RESULT,
+                show_default=False,
+                help="Do not remove the checkpoints at the end.",
+            ),
+        ],
+    ),
+    _parameter(
+        "plot",
+        Annotated[
+            Path | None,
+            typer.Option(
+                "--plot",
+                metavar="FILE",
+                rich_help_panel=_RESULT,
+                show_default=False,
+                help="Draw the loss curve into an .svg or .png file.",
+            ),
+        ],
+    ),
+    _parameter("jsonl", params.Jsonl, False),
+    _parameter("quiet", params.Quiet),
+    _parameter("debug", params.Debug, False),
+)
+
+
+def with_options(*groups: Parameters) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """Give a command the parameters of ``groups``; it reads them from ``ctx.params``."""
+
+    def decorate(command: Callable[..., None]) -> Callable[..., None]:
+        parameters = [parameter for group in groups for parameter in group]
+        own = [
+            p
+            for p in inspect.signature(command, eval_str=True).parameters.values()
+            if p.kind is not p.VAR_KEYWORD
+        ]
+        dynamic: Any = command
+        dynamic.__signature__ = inspect.Signature([*own, *parameters])
+        dynamic.__annotations__ = {p.name: p.annotation for p in (*own, *parameters)}
+        return command
+
+    return decorate
+
+
+def read_recipe_file(path: Path, allowed: Iterable[str]) -> dict[str, Any]:
+    """The options in a TOML file, by the names of parameters. Raises `UsageError`."""
+    try:
+        with path.open("rb") as file:
+            data = file.read(MAX_RECIPE_BYTES + 1)
+        if len(data) > MAX_RECIPE_BYTES:
+            raise UsageError(f"{path}: larger than {MAX_RECIPE_BYTES} bytes")
+        table = tomllib.loads(data.decode())
+    except OSError as error:
+        raise UsageError(f"cannot read {path}: {error.strerror or error}") from None
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise UsageError(f"{path}: not valid TOML ({error})") from None
+    known = set(allowed)
+    options = {key.replace("-", "_"): value for key, value in table.items()}
+    if unknown := sorted(options.keys() - known):
+        raise UsageError(
+            f"{path}: there is no option {unknown[0]}",
+            hint="its keys are the flags of the command, without --",
+        )
+    return options
+
+
+def build(
+    options: type[T],
+    given: Mapping[str, Any],
+    renamed: Mapping[str, str] | None = None,
+    over: T | None = None,
+) -> T:
+    """``options`` from what was given; the rest is as in ``over``, else the default.
+
+    ``renamed`` maps a field to its flag, where the names differ.
+    """
+    flag_of = renamed or {}
+    values = {}
+    for field in fields(options):  # type: ignore[arg-type]
+        flag = flag_of.get(field.name, field.name)
+        if flag in given:
+            value = given[flag]
+            values[field.name] = tuple(value) if isinstance(value, list) else value
+        elif over is not None:
+            values[field.name] = getattr(over, field.name)
+    return options(**values)
+
+
+LORA_FLAGS = {"rank": "lora_rank", "alpha": "lora_alpha", "dropout": "lora_dropout"}
+DISTILL_FLAGS = {"layers": "student_layers", "temperature": "distill_temperature"}
+EXPORT_FLAGS = {"temperature": "default_temperature"}
+RUN_ONLY = frozenset({"config", "resume", "jsonl", "quiet", "debug", "plot"})
+"""Flags that a recipe file cannot set."""

@@ -1,0 +1,149 @@
+"""The finished model on disk: a directory that transformers and gpt2cli load, and its card."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import PreTrainedModel
+
+from gpt2cli.core.engine import Engine
+from gpt2cli.options import LoadOptions
+from gpt2cli.train.options import ExportOptions, Recipe
+from gpt2cli.train.tokens import TokenSet
+from gpt2cli.train.trainer import Score
+from gpt2cli.train.windows import Plan
+
+TOKENIZER_FILES = (
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "vocab.json",
+    "merges.txt",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "chat_template.jinja",
+)
+DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
+
+
+@dataclass(frozen=True, slots=True)
+class FileScore:
+    """How well the finished model predicts one test file."""
+
+    file: str
+    sha256: str
+    score: Score
+
+
+@dataclass(frozen=True, slots=True)
+class Facts:
+    """What happened in a training, measured, for its card."""
+
+    recipe: Recipe
+    plan: Plan
+    parameters: int
+    trainable: int
+    """Weights that were trained: fewer than ``parameters`` with LoRA."""
+    data: Sequence[dict[str, Any]]
+    """Every file: use, file, bytes, sha256."""
+    tokens: TokenSet
+    excluded_documents: int
+    split_by_document: bool
+    steps_done: int
+    start: Score | None
+    """Of the validation text, before the first step; None when the training was resumed."""
+    final: Score
+    """Of the validation text, by the weights as saved."""
+    tests: Sequence[FileScore]
+    curve: Sequence[dict[str, Any]]
+    """The events ``step`` and ``evaluation``, in order."""
+    bf16: bool
+    device: str
+
+    @property
+    def training_s(self) -> float:
+        """Seconds spent in training steps, over all resumptions."""
+        seconds, before = 0.0, 0
+        for event in self.curve:
+            if event["event"] == "step" and event["tokens_per_s"]:
+                seconds += (event["tokens"] - before) / event["tokens_per_s"]
+                before = event["tokens"]
+        return seconds
+
+
+@dataclass(frozen=True, slots=True)
+class Sample:
+    """A text that the finished model drew."""
+
+    seed: int
+    text: str
+
+
+def round_weights(model: PreTrainedModel, precision: str) -> None:
+    """Round to what will be saved, so that the figures are those of the saved model."""
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.copy_(parameter.to(DTYPES[precision]).float())
+
+
+def export(model: PreTrainedModel, tokenizer: Path, facts: Facts, directory: Path) -> None:
+    """Write the model, the tokenizer of the directory ``tokenizer``, and the card into ``directory``.
+
+    ``config.json`` comes last: until then there is no model. Raises `OSError`.
+    """
+    from gpt2cli.train.card import write_card
+
+    options = facts.recipe.export
+    temporary = Path(tempfile.mkdtemp(dir=directory, prefix=".export-"))
+    try:
+        _save(model, options, temporary)
+        for name in TOKENIZER_FILES:
+            if (tokenizer / name).is_file():
+                shutil.copyfile(tokenizer / name, temporary / name)
+        card = write_card(facts, draw_samples(temporary, options))
+        (temporary / "README.md").write_text(card, encoding="utf-8")
+        names = sorted((p.name for p in temporary.iterdir()), key=lambda name: name == "config.json")
+        for name in names:
+            _flush(temporary / name)
+            os.replace(temporary / name, directory / name)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _save(model: PreTrainedModel, options: ExportOptions, directory: Path) -> None:
+    model.set_attn_implementation("eager")
+    any_model: Any = model
+    any_model.to(DTYPES[options.save_precision]).save_pretrained(directory)
+    if options.temperature is not None:
+        path = directory / "generation_config.json"
+        settings = json.loads(path.read_text("utf-8"))
+        settings |= {"do_sample": True, "temperature": options.temperature}
+        path.write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")
+
+
+def _flush(path: Path) -> None:
+    with path.open("rb") as file:
+        os.fsync(file.fileno())
+
+
+def draw_samples(directory: Path, options: ExportOptions) -> list[Sample]:
+    """The texts for the card, with the seeds 1, 2, …: all of them, as they come."""
+    if not options.samples:
+        return []
+    engine = Engine.load(directory, LoadOptions(device="cpu", precision="fp32"))
+    return [
+        Sample(
+            seed,
+            engine.generate(
+                options.sample_prompt, engine.options(seed=seed, max_new_tokens=options.sample_tokens)
+            ).text,
+        )
+        for seed in range(1, options.samples + 1)
+    ]
