@@ -7,6 +7,9 @@ Register-ArgumentCompleter -Native -CommandName gpt2cli -ScriptBlock {
     # all further ones), with the kind of its value, and the words that the value can be.
     $entries = @(
         @{Of = ''; What = 'command'; Name = 'generate'; Help = 'Continue a text: the prompt goes in, the model''s continuation comes out as it is drawn'; Kind = ''; Words = @()}
+        @{Of = ''; What = 'command'; Name = 'train'; Help = 'Train a new model from scratch, with a tokenizer of its own'; Kind = ''; Words = @()}
+        @{Of = ''; What = 'command'; Name = 'finetune'; Help = 'Go on training a model on your text: all of its weights, or low-rank adapters'; Kind = ''; Words = @()}
+        @{Of = ''; What = 'command'; Name = 'distill'; Help = 'Train a student of fewer layers on a teacher''s predictions, as DistilGPT2 was made'; Kind = ''; Words = @()}
         @{Of = ''; What = 'command'; Name = 'completions'; Help = 'Print the script that makes a shell complete commands, flags, model names and files'; Kind = ''; Words = @()}
         @{Of = ''; What = 'command'; Name = 'config'; Help = 'Settings: list, get, set, unset'; Kind = ''; Words = @()}
         @{Of = ''; What = 'flag'; Name = '--version'; Help = 'Show the version'; Kind = ''; Words = @()}
@@ -59,6 +62,182 @@ Register-ArgumentCompleter -Native -CommandName gpt2cli -ScriptBlock {
         @{Of = 'generate'; What = 'flag'; Name = '--help'; Help = 'Show this message and exit'; Kind = ''; Words = @()}
         @{Of = 'generate'; What = 'flag'; Name = '-h'; Help = 'Show this message and exit'; Kind = ''; Words = @()}
         @{Of = 'generate'; What = '0+'; Name = 'PROMPT'; Help = 'PROMPT'; Kind = 'text'; Words = @()}
+        @{Of = 'train'; What = 'flag'; Name = '--field'; Help = 'The field of a JSONL object that holds the text'; Kind = 'text'; Words = @()}
+        @{Of = 'train'; What = 'flag'; Name = '--separator'; Help = 'What stands between the documents of a file; empty: nothing'; Kind = 'text'; Words = @()}
+        @{Of = 'train'; What = 'flag'; Name = '--validation'; Help = 'The share of the text held back for validation'; Kind = 'text'; Words = @()}
+        @{Of = 'train'; What = 'flag'; Name = '--validation-data'; Help = 'Validate on this text instead; may be given several times'; Kind = 'file'; Words = @()}
+        @{Of = 'train'; What = 'flag'; Name = '--test-data'; Help = 'Score this text at the end, never trained on; may be given several times'; Kind = 'file'; Words = @()}
+        @{Of = 'train'; What = 'flag'; Name = '--layers'; Help = 'Transformer layers'; Kind = 'text'; Words = @()}
+        @{Of = 'train'; What = 'flag'; Name = '--width'; Help = 'The size of the hidden states (n_embd)'; Kind = 'text'; Words = @()}
+        @{Of = 'train'; What = 'flag'; Name = '--heads'; Help = 'Attention heads'; Kind = 'text'; Words = @()}
+        @{Of = 'train'; What = 'flag'; Name = '--context'; Help = 'The most tokens of a text'; Kind = 'text'; Words = @()}
+        @{Of = 'train'; What = 'flag'; Name = '--vocab-size'; Help = 'Entries of the tokenizer that is trained'; Kind = 'text'; Words = @()}
+        @{Of = 'train'; What = 'flag'; Name = '--steps'; Help = 'Optimizer steps'; Kind = 'text'; Words = @()}
+        @{Of = 'train'; What = 'flag'; Name = '--epochs'; Help = 'Passes over the text, instead of --steps'; Kind = 'text'; Words = @()}
+        @{Of = 'train'; What = 'flag'; Name = '--batch-size'; Help = 'Windows a step'; Kind = 'text'; Words = @()}
+        @{Of = 'train'; What = 'flag'; Name = '--micro-batch-size'; Help = 'Windows at a time; less needs less memory'; Kind = 'text'; Words = @()}
+        @{Of = 'train'; What = 'flag'; Name = '--window'; Help = 'Tokens a window'; Kind = 'text'; Words = @()}
+        @{Of = 'train'; What = 'flag'; Name = '--short-window'; Help = 'Train with this window first: as many tokens a step, faster'; Kind = 'text'; Words = @()}
+        @{Of = 'train'; What = 'flag'; Name = '--short-share'; Help = 'The share of the steps that --short-window is for'; Kind = 'text'; Words = @()}
+        @{Of = 'train'; What = 'flag'; Name = '--learning-rate'; Help = 'The highest learning rate'; Kind = 'text'; Words = @()}
+        @{Of = 'train'; What = 'flag'; Name = '--schedule'; Help = 'How the learning rate falls to 0'; Kind = 'words'; Words = @('cosine', 'linear', 'constant')}
+        @{Of = 'train'; What = 'flag'; Name = '--warmup'; Help = 'Steps in which it rises'; Kind = 'text'; Words = @()}
+        @{Of = 'train'; What = 'flag'; Name = '--decay'; Help = 'The share of the steps in which a constant one falls'; Kind = 'text'; Words = @()}
+        @{Of = 'train'; What = 'flag'; Name = '--optimizer'; Help = 'muon: for the layers'' matrices; AdamW for the rest'; Kind = 'words'; Words = @('adamw', 'muon')}
+        @{Of = 'train'; What = 'flag'; Name = '--muon-scale'; Help = 'Muon''s learning rate, in terms of the other'; Kind = 'text'; Words = @()}
+        @{Of = 'train'; What = 'flag'; Name = '--weight-decay'; Help = 'Of matrices'; Kind = 'text'; Words = @()}
+        @{Of = 'train'; What = 'flag'; Name = '--dropout'; Help = 'Default: the model''s own; 0 from scratch'; Kind = 'text'; Words = @()}
+        @{Of = 'train'; What = 'flag'; Name = '--clip'; Help = 'The largest norm of the gradients; 0 is off'; Kind = 'text'; Words = @()}
+        @{Of = 'train'; What = 'flag'; Name = '--seed'; Help = 'The same seed gives the same training'; Kind = 'text'; Words = @()}
+        @{Of = 'train'; What = 'flag'; Name = '--patience'; Help = 'Stop after N evaluations without a better one; keep the best'; Kind = 'text'; Words = @()}
+        @{Of = 'train'; What = 'flag'; Name = '--evaluate-every'; Help = 'Steps between evaluations'; Kind = 'text'; Words = @()}
+        @{Of = 'train'; What = 'flag'; Name = '--save-every'; Help = 'Steps between checkpoints'; Kind = 'text'; Words = @()}
+        @{Of = 'train'; What = 'flag'; Name = '--sample-every'; Help = 'Steps between samples; 0: none'; Kind = 'text'; Words = @()}
+        @{Of = 'train'; What = 'flag'; Name = '--log-every'; Help = 'Steps between reports'; Kind = 'text'; Words = @()}
+        @{Of = 'train'; What = 'flag'; Name = '--precision'; Help = 'Of the matrix products; auto is bf16 where the hardware has it'; Kind = 'words'; Words = @('auto', 'fp32', 'bf16')}
+        @{Of = 'train'; What = 'flag'; Name = '--device'; Help = 'Where to train'; Kind = 'words'; Words = @('auto', 'cpu', 'cuda', 'mps')}
+        @{Of = 'train'; What = 'flag'; Name = '--threads'; Help = 'CPU threads'; Kind = 'text'; Words = @()}
+        @{Of = 'train'; What = 'flag'; Name = '--resume'; Help = 'Go on with the training in the directory --output'; Kind = ''; Words = @()}
+        @{Of = 'train'; What = 'flag'; Name = '--config'; Help = 'Read options from a TOML file: learning-rate = 1e-3'; Kind = 'file'; Words = @()}
+        @{Of = 'train'; What = 'flag'; Name = '--output'; Help = 'The directory of the new model, and of its checkpoints until then'; Kind = 'directory'; Words = @()}
+        @{Of = 'train'; What = 'flag'; Name = '-o'; Help = 'The directory of the new model, and of its checkpoints until then'; Kind = 'directory'; Words = @()}
+        @{Of = 'train'; What = 'flag'; Name = '--name'; Help = 'Put the model into the store under this name: gpt2cli generate -m NAME'; Kind = 'text'; Words = @()}
+        @{Of = 'train'; What = 'flag'; Name = '--save-precision'; Help = 'Of the saved weights'; Kind = 'words'; Words = @('fp32', 'fp16', 'bf16')}
+        @{Of = 'train'; What = 'flag'; Name = '--samples'; Help = 'Texts in the model card, with the seeds 1, 2, ... Default: 3'; Kind = 'text'; Words = @()}
+        @{Of = 'train'; What = 'flag'; Name = '--sample-tokens'; Help = 'Tokens of each'; Kind = 'text'; Words = @()}
+        @{Of = 'train'; What = 'flag'; Name = '--sample-prompt'; Help = 'What they continue'; Kind = 'text'; Words = @()}
+        @{Of = 'train'; What = 'flag'; Name = '--default-temperature'; Help = 'The model''s default temperature'; Kind = 'text'; Words = @()}
+        @{Of = 'train'; What = 'flag'; Name = '--title'; Help = 'Of the model card'; Kind = 'text'; Words = @()}
+        @{Of = 'train'; What = 'flag'; Name = '--license'; Help = 'For the model card'; Kind = 'text'; Words = @()}
+        @{Of = 'train'; What = 'flag'; Name = '--description'; Help = 'A paragraph for the model card'; Kind = 'text'; Words = @()}
+        @{Of = 'train'; What = 'flag'; Name = '--keep-checkpoints'; Help = 'Do not remove the checkpoints at the end'; Kind = ''; Words = @()}
+        @{Of = 'train'; What = 'flag'; Name = '--plot'; Help = 'Draw the loss curve into an .svg or .png file'; Kind = 'file'; Words = @()}
+        @{Of = 'train'; What = 'flag'; Name = '--jsonl'; Help = 'JSON events, one a line: start, token, end, summary'; Kind = ''; Words = @()}
+        @{Of = 'train'; What = 'flag'; Name = '--quiet'; Help = 'No notes and warnings on stderr'; Kind = ''; Words = @()}
+        @{Of = 'train'; What = 'flag'; Name = '-q'; Help = 'No notes and warnings on stderr'; Kind = ''; Words = @()}
+        @{Of = 'train'; What = 'flag'; Name = '--debug'; Help = 'Show a traceback with an error'; Kind = ''; Words = @()}
+        @{Of = 'train'; What = 'flag'; Name = '--help'; Help = 'Show this message and exit'; Kind = ''; Words = @()}
+        @{Of = 'train'; What = 'flag'; Name = '-h'; Help = 'Show this message and exit'; Kind = ''; Words = @()}
+        @{Of = 'train'; What = '0+'; Name = 'DATA'; Help = 'DATA'; Kind = 'file'; Words = @()}
+        @{Of = 'finetune'; What = 'flag'; Name = '--field'; Help = 'The field of a JSONL object that holds the text'; Kind = 'text'; Words = @()}
+        @{Of = 'finetune'; What = 'flag'; Name = '--separator'; Help = 'What stands between the documents of a file; empty: nothing'; Kind = 'text'; Words = @()}
+        @{Of = 'finetune'; What = 'flag'; Name = '--validation'; Help = 'The share of the text held back for validation'; Kind = 'text'; Words = @()}
+        @{Of = 'finetune'; What = 'flag'; Name = '--validation-data'; Help = 'Validate on this text instead; may be given several times'; Kind = 'file'; Words = @()}
+        @{Of = 'finetune'; What = 'flag'; Name = '--test-data'; Help = 'Score this text at the end, never trained on; may be given several times'; Kind = 'file'; Words = @()}
+        @{Of = 'finetune'; What = 'flag'; Name = '--model'; Help = 'A model directory, or a name on this disk (gpt2, owner/name)'; Kind = 'model'; Words = @()}
+        @{Of = 'finetune'; What = 'flag'; Name = '-m'; Help = 'A model directory, or a name on this disk (gpt2, owner/name)'; Kind = 'model'; Words = @()}
+        @{Of = 'finetune'; What = 'flag'; Name = '--revision'; Help = 'A branch, tag or commit of the model'; Kind = 'text'; Words = @()}
+        @{Of = 'finetune'; What = 'flag'; Name = '--lora'; Help = 'Train low-rank adapters only; merged at the end'; Kind = ''; Words = @()}
+        @{Of = 'finetune'; What = 'flag'; Name = '--lora-rank'; Help = 'Of the adapters'; Kind = 'text'; Words = @()}
+        @{Of = 'finetune'; What = 'flag'; Name = '--lora-alpha'; Help = 'Their update is scaled by alpha / rank'; Kind = 'text'; Words = @()}
+        @{Of = 'finetune'; What = 'flag'; Name = '--lora-dropout'; Help = 'Of the adapters'; Kind = 'text'; Words = @()}
+        @{Of = 'finetune'; What = 'flag'; Name = '--steps'; Help = 'Optimizer steps'; Kind = 'text'; Words = @()}
+        @{Of = 'finetune'; What = 'flag'; Name = '--epochs'; Help = 'Passes over the text, instead of --steps'; Kind = 'text'; Words = @()}
+        @{Of = 'finetune'; What = 'flag'; Name = '--batch-size'; Help = 'Windows a step'; Kind = 'text'; Words = @()}
+        @{Of = 'finetune'; What = 'flag'; Name = '--micro-batch-size'; Help = 'Windows at a time; less needs less memory'; Kind = 'text'; Words = @()}
+        @{Of = 'finetune'; What = 'flag'; Name = '--window'; Help = 'Tokens a window'; Kind = 'text'; Words = @()}
+        @{Of = 'finetune'; What = 'flag'; Name = '--short-window'; Help = 'Train with this window first: as many tokens a step, faster'; Kind = 'text'; Words = @()}
+        @{Of = 'finetune'; What = 'flag'; Name = '--short-share'; Help = 'The share of the steps that --short-window is for'; Kind = 'text'; Words = @()}
+        @{Of = 'finetune'; What = 'flag'; Name = '--learning-rate'; Help = 'The highest learning rate'; Kind = 'text'; Words = @()}
+        @{Of = 'finetune'; What = 'flag'; Name = '--schedule'; Help = 'How the learning rate falls to 0'; Kind = 'words'; Words = @('cosine', 'linear', 'constant')}
+        @{Of = 'finetune'; What = 'flag'; Name = '--warmup'; Help = 'Steps in which it rises'; Kind = 'text'; Words = @()}
+        @{Of = 'finetune'; What = 'flag'; Name = '--decay'; Help = 'The share of the steps in which a constant one falls'; Kind = 'text'; Words = @()}
+        @{Of = 'finetune'; What = 'flag'; Name = '--optimizer'; Help = 'muon: for the layers'' matrices; AdamW for the rest'; Kind = 'words'; Words = @('adamw', 'muon')}
+        @{Of = 'finetune'; What = 'flag'; Name = '--muon-scale'; Help = 'Muon''s learning rate, in terms of the other'; Kind = 'text'; Words = @()}
+        @{Of = 'finetune'; What = 'flag'; Name = '--weight-decay'; Help = 'Of matrices'; Kind = 'text'; Words = @()}
+        @{Of = 'finetune'; What = 'flag'; Name = '--dropout'; Help = 'Default: the model''s own; 0 from scratch'; Kind = 'text'; Words = @()}
+        @{Of = 'finetune'; What = 'flag'; Name = '--clip'; Help = 'The largest norm of the gradients; 0 is off'; Kind = 'text'; Words = @()}
+        @{Of = 'finetune'; What = 'flag'; Name = '--seed'; Help = 'The same seed gives the same training'; Kind = 'text'; Words = @()}
+        @{Of = 'finetune'; What = 'flag'; Name = '--patience'; Help = 'Stop after N evaluations without a better one; keep the best'; Kind = 'text'; Words = @()}
+        @{Of = 'finetune'; What = 'flag'; Name = '--evaluate-every'; Help = 'Steps between evaluations'; Kind = 'text'; Words = @()}
+        @{Of = 'finetune'; What = 'flag'; Name = '--save-every'; Help = 'Steps between checkpoints'; Kind = 'text'; Words = @()}
+        @{Of = 'finetune'; What = 'flag'; Name = '--sample-every'; Help = 'Steps between samples; 0: none'; Kind = 'text'; Words = @()}
+        @{Of = 'finetune'; What = 'flag'; Name = '--log-every'; Help = 'Steps between reports'; Kind = 'text'; Words = @()}
+        @{Of = 'finetune'; What = 'flag'; Name = '--precision'; Help = 'Of the matrix products; auto is bf16 where the hardware has it'; Kind = 'words'; Words = @('auto', 'fp32', 'bf16')}
+        @{Of = 'finetune'; What = 'flag'; Name = '--device'; Help = 'Where to train'; Kind = 'words'; Words = @('auto', 'cpu', 'cuda', 'mps')}
+        @{Of = 'finetune'; What = 'flag'; Name = '--threads'; Help = 'CPU threads'; Kind = 'text'; Words = @()}
+        @{Of = 'finetune'; What = 'flag'; Name = '--resume'; Help = 'Go on with the training in the directory --output'; Kind = ''; Words = @()}
+        @{Of = 'finetune'; What = 'flag'; Name = '--config'; Help = 'Read options from a TOML file: learning-rate = 1e-3'; Kind = 'file'; Words = @()}
+        @{Of = 'finetune'; What = 'flag'; Name = '--output'; Help = 'The directory of the new model, and of its checkpoints until then'; Kind = 'directory'; Words = @()}
+        @{Of = 'finetune'; What = 'flag'; Name = '-o'; Help = 'The directory of the new model, and of its checkpoints until then'; Kind = 'directory'; Words = @()}
+        @{Of = 'finetune'; What = 'flag'; Name = '--name'; Help = 'Put the model into the store under this name: gpt2cli generate -m NAME'; Kind = 'text'; Words = @()}
+        @{Of = 'finetune'; What = 'flag'; Name = '--save-precision'; Help = 'Of the saved weights'; Kind = 'words'; Words = @('fp32', 'fp16', 'bf16')}
+        @{Of = 'finetune'; What = 'flag'; Name = '--samples'; Help = 'Texts in the model card, with the seeds 1, 2, ... Default: 3'; Kind = 'text'; Words = @()}
+        @{Of = 'finetune'; What = 'flag'; Name = '--sample-tokens'; Help = 'Tokens of each'; Kind = 'text'; Words = @()}
+        @{Of = 'finetune'; What = 'flag'; Name = '--sample-prompt'; Help = 'What they continue'; Kind = 'text'; Words = @()}
+        @{Of = 'finetune'; What = 'flag'; Name = '--default-temperature'; Help = 'The model''s default temperature'; Kind = 'text'; Words = @()}
+        @{Of = 'finetune'; What = 'flag'; Name = '--title'; Help = 'Of the model card'; Kind = 'text'; Words = @()}
+        @{Of = 'finetune'; What = 'flag'; Name = '--license'; Help = 'For the model card'; Kind = 'text'; Words = @()}
+        @{Of = 'finetune'; What = 'flag'; Name = '--description'; Help = 'A paragraph for the model card'; Kind = 'text'; Words = @()}
+        @{Of = 'finetune'; What = 'flag'; Name = '--keep-checkpoints'; Help = 'Do not remove the checkpoints at the end'; Kind = ''; Words = @()}
+        @{Of = 'finetune'; What = 'flag'; Name = '--plot'; Help = 'Draw the loss curve into an .svg or .png file'; Kind = 'file'; Words = @()}
+        @{Of = 'finetune'; What = 'flag'; Name = '--jsonl'; Help = 'JSON events, one a line: start, token, end, summary'; Kind = ''; Words = @()}
+        @{Of = 'finetune'; What = 'flag'; Name = '--quiet'; Help = 'No notes and warnings on stderr'; Kind = ''; Words = @()}
+        @{Of = 'finetune'; What = 'flag'; Name = '-q'; Help = 'No notes and warnings on stderr'; Kind = ''; Words = @()}
+        @{Of = 'finetune'; What = 'flag'; Name = '--debug'; Help = 'Show a traceback with an error'; Kind = ''; Words = @()}
+        @{Of = 'finetune'; What = 'flag'; Name = '--help'; Help = 'Show this message and exit'; Kind = ''; Words = @()}
+        @{Of = 'finetune'; What = 'flag'; Name = '-h'; Help = 'Show this message and exit'; Kind = ''; Words = @()}
+        @{Of = 'finetune'; What = '0+'; Name = 'DATA'; Help = 'DATA'; Kind = 'file'; Words = @()}
+        @{Of = 'distill'; What = 'flag'; Name = '--field'; Help = 'The field of a JSONL object that holds the text'; Kind = 'text'; Words = @()}
+        @{Of = 'distill'; What = 'flag'; Name = '--separator'; Help = 'What stands between the documents of a file; empty: nothing'; Kind = 'text'; Words = @()}
+        @{Of = 'distill'; What = 'flag'; Name = '--validation'; Help = 'The share of the text held back for validation'; Kind = 'text'; Words = @()}
+        @{Of = 'distill'; What = 'flag'; Name = '--validation-data'; Help = 'Validate on this text instead; may be given several times'; Kind = 'file'; Words = @()}
+        @{Of = 'distill'; What = 'flag'; Name = '--test-data'; Help = 'Score this text at the end, never trained on; may be given several times'; Kind = 'file'; Words = @()}
+        @{Of = 'distill'; What = 'flag'; Name = '--teacher'; Help = 'The model to learn from: a directory, or a name on this disk'; Kind = 'text'; Words = @()}
+        @{Of = 'distill'; What = 'flag'; Name = '--revision'; Help = 'A branch, tag or commit of the model'; Kind = 'text'; Words = @()}
+        @{Of = 'distill'; What = 'flag'; Name = '--student-layers'; Help = 'Of the student'; Kind = 'text'; Words = @()}
+        @{Of = 'distill'; What = 'flag'; Name = '--distill-temperature'; Help = 'Of the soft targets'; Kind = 'text'; Words = @()}
+        @{Of = 'distill'; What = 'flag'; Name = '--soft-weight'; Help = 'Of the soft targets'' loss'; Kind = 'text'; Words = @()}
+        @{Of = 'distill'; What = 'flag'; Name = '--lm-weight'; Help = 'Of the language-modelling loss'; Kind = 'text'; Words = @()}
+        @{Of = 'distill'; What = 'flag'; Name = '--cosine-weight'; Help = 'Of the hidden states'' cosine loss'; Kind = 'text'; Words = @()}
+        @{Of = 'distill'; What = 'flag'; Name = '--random-init'; Help = 'Start from random weights, not the teacher''s layers'; Kind = ''; Words = @()}
+        @{Of = 'distill'; What = 'flag'; Name = '--steps'; Help = 'Optimizer steps'; Kind = 'text'; Words = @()}
+        @{Of = 'distill'; What = 'flag'; Name = '--epochs'; Help = 'Passes over the text, instead of --steps'; Kind = 'text'; Words = @()}
+        @{Of = 'distill'; What = 'flag'; Name = '--batch-size'; Help = 'Windows a step'; Kind = 'text'; Words = @()}
+        @{Of = 'distill'; What = 'flag'; Name = '--micro-batch-size'; Help = 'Windows at a time; less needs less memory'; Kind = 'text'; Words = @()}
+        @{Of = 'distill'; What = 'flag'; Name = '--window'; Help = 'Tokens a window'; Kind = 'text'; Words = @()}
+        @{Of = 'distill'; What = 'flag'; Name = '--short-window'; Help = 'Train with this window first: as many tokens a step, faster'; Kind = 'text'; Words = @()}
+        @{Of = 'distill'; What = 'flag'; Name = '--short-share'; Help = 'The share of the steps that --short-window is for'; Kind = 'text'; Words = @()}
+        @{Of = 'distill'; What = 'flag'; Name = '--learning-rate'; Help = 'The highest learning rate'; Kind = 'text'; Words = @()}
+        @{Of = 'distill'; What = 'flag'; Name = '--schedule'; Help = 'How the learning rate falls to 0'; Kind = 'words'; Words = @('cosine', 'linear', 'constant')}
+        @{Of = 'distill'; What = 'flag'; Name = '--warmup'; Help = 'Steps in which it rises'; Kind = 'text'; Words = @()}
+        @{Of = 'distill'; What = 'flag'; Name = '--decay'; Help = 'The share of the steps in which a constant one falls'; Kind = 'text'; Words = @()}
+        @{Of = 'distill'; What = 'flag'; Name = '--optimizer'; Help = 'muon: for the layers'' matrices; AdamW for the rest'; Kind = 'words'; Words = @('adamw', 'muon')}
+        @{Of = 'distill'; What = 'flag'; Name = '--muon-scale'; Help = 'Muon''s learning rate, in terms of the other'; Kind = 'text'; Words = @()}
+        @{Of = 'distill'; What = 'flag'; Name = '--weight-decay'; Help = 'Of matrices'; Kind = 'text'; Words = @()}
+        @{Of = 'distill'; What = 'flag'; Name = '--dropout'; Help = 'Default: the model''s own; 0 from scratch'; Kind = 'text'; Words = @()}
+        @{Of = 'distill'; What = 'flag'; Name = '--clip'; Help = 'The largest norm of the gradients; 0 is off'; Kind = 'text'; Words = @()}
+        @{Of = 'distill'; What = 'flag'; Name = '--seed'; Help = 'The same seed gives the same training'; Kind = 'text'; Words = @()}
+        @{Of = 'distill'; What = 'flag'; Name = '--patience'; Help = 'Stop after N evaluations without a better one; keep the best'; Kind = 'text'; Words = @()}
+        @{Of = 'distill'; What = 'flag'; Name = '--evaluate-every'; Help = 'Steps between evaluations'; Kind = 'text'; Words = @()}
+        @{Of = 'distill'; What = 'flag'; Name = '--save-every'; Help = 'Steps between checkpoints'; Kind = 'text'; Words = @()}
+        @{Of = 'distill'; What = 'flag'; Name = '--sample-every'; Help = 'Steps between samples; 0: none'; Kind = 'text'; Words = @()}
+        @{Of = 'distill'; What = 'flag'; Name = '--log-every'; Help = 'Steps between reports'; Kind = 'text'; Words = @()}
+        @{Of = 'distill'; What = 'flag'; Name = '--precision'; Help = 'Of the matrix products; auto is bf16 where the hardware has it'; Kind = 'words'; Words = @('auto', 'fp32', 'bf16')}
+        @{Of = 'distill'; What = 'flag'; Name = '--device'; Help = 'Where to train'; Kind = 'words'; Words = @('auto', 'cpu', 'cuda', 'mps')}
+        @{Of = 'distill'; What = 'flag'; Name = '--threads'; Help = 'CPU threads'; Kind = 'text'; Words = @()}
+        @{Of = 'distill'; What = 'flag'; Name = '--resume'; Help = 'Go on with the training in the directory --output'; Kind = ''; Words = @()}
+        @{Of = 'distill'; What = 'flag'; Name = '--config'; Help = 'Read options from a TOML file: learning-rate = 1e-3'; Kind = 'file'; Words = @()}
+        @{Of = 'distill'; What = 'flag'; Name = '--output'; Help = 'The directory of the new model, and of its checkpoints until then'; Kind = 'directory'; Words = @()}
+        @{Of = 'distill'; What = 'flag'; Name = '-o'; Help = 'The directory of the new model, and of its checkpoints until then'; Kind = 'directory'; Words = @()}
+        @{Of = 'distill'; What = 'flag'; Name = '--name'; Help = 'Put the model into the store under this name: gpt2cli generate -m NAME'; Kind = 'text'; Words = @()}
+        @{Of = 'distill'; What = 'flag'; Name = '--save-precision'; Help = 'Of the saved weights'; Kind = 'words'; Words = @('fp32', 'fp16', 'bf16')}
+        @{Of = 'distill'; What = 'flag'; Name = '--samples'; Help = 'Texts in the model card, with the seeds 1, 2, ... Default: 3'; Kind = 'text'; Words = @()}
+        @{Of = 'distill'; What = 'flag'; Name = '--sample-tokens'; Help = 'Tokens of each'; Kind = 'text'; Words = @()}
+        @{Of = 'distill'; What = 'flag'; Name = '--sample-prompt'; Help = 'What they continue'; Kind = 'text'; Words = @()}
+        @{Of = 'distill'; What = 'flag'; Name = '--default-temperature'; Help = 'The model''s default temperature'; Kind = 'text'; Words = @()}
+        @{Of = 'distill'; What = 'flag'; Name = '--title'; Help = 'Of the model card'; Kind = 'text'; Words = @()}
+        @{Of = 'distill'; What = 'flag'; Name = '--license'; Help = 'For the model card'; Kind = 'text'; Words = @()}
+        @{Of = 'distill'; What = 'flag'; Name = '--description'; Help = 'A paragraph for the model card'; Kind = 'text'; Words = @()}
+        @{Of = 'distill'; What = 'flag'; Name = '--keep-checkpoints'; Help = 'Do not remove the checkpoints at the end'; Kind = ''; Words = @()}
+        @{Of = 'distill'; What = 'flag'; Name = '--plot'; Help = 'Draw the loss curve into an .svg or .png file'; Kind = 'file'; Words = @()}
+        @{Of = 'distill'; What = 'flag'; Name = '--jsonl'; Help = 'JSON events, one a line: start, token, end, summary'; Kind = ''; Words = @()}
+        @{Of = 'distill'; What = 'flag'; Name = '--quiet'; Help = 'No notes and warnings on stderr'; Kind = ''; Words = @()}
+        @{Of = 'distill'; What = 'flag'; Name = '-q'; Help = 'No notes and warnings on stderr'; Kind = ''; Words = @()}
+        @{Of = 'distill'; What = 'flag'; Name = '--debug'; Help = 'Show a traceback with an error'; Kind = ''; Words = @()}
+        @{Of = 'distill'; What = 'flag'; Name = '--help'; Help = 'Show this message and exit'; Kind = ''; Words = @()}
+        @{Of = 'distill'; What = 'flag'; Name = '-h'; Help = 'Show this message and exit'; Kind = ''; Words = @()}
+        @{Of = 'distill'; What = '0+'; Name = 'DATA'; Help = 'DATA'; Kind = 'file'; Words = @()}
         @{Of = 'completions'; What = 'flag'; Name = '--help'; Help = 'Show this message and exit'; Kind = ''; Words = @()}
         @{Of = 'completions'; What = 'flag'; Name = '-h'; Help = 'Show this message and exit'; Kind = ''; Words = @()}
         @{Of = 'completions'; What = '0'; Name = 'SHELL'; Help = 'SHELL'; Kind = 'words'; Words = @('bash', 'zsh', 'fish', 'powershell')}

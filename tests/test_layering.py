@@ -41,7 +41,12 @@ ALLOWED["cli"] = EVERYTHING_BELOW | {"repl", "__init__"}
 ALLOWED["__init__"] = {"core", "errors", "options"}
 ALLOWED["__main__"] = {"cli"}
 
-ONLY_IN = {"typer": {"cli"}, "matplotlib": {"terminal"}, "rich": {"terminal", "repl"}, "prompt_toolkit": {"repl"}}
+ONLY_IN = {
+    "typer": {"cli"},
+    "matplotlib": {"terminal"},
+    "rich": {"terminal", "repl"},
+    "prompt_toolkit": {"repl"},
+}
 AT_MODULE_LEVEL = {"torch": {"core", "analysis", "train", "bench"}, "transformers": {"train"}}
 
 
