@@ -170,6 +170,15 @@ def test_resuming_needs_the_same_data(text: Path, tmp_path: Path) -> None:
     )
 
 
+def test_resuming_what_is_done(text: Path, tmp_path: Path) -> None:
+    """The finished model is left as it is."""
+    train(text, "--steps", "2", "--output", tmp_path / "model")
+    before = (tmp_path / "model" / "README.md").read_bytes()
+    again = call("train", "--resume", "--output", tmp_path / "model")
+    assert (again.code, "the training is done" in again.err) == (2, True)
+    assert (tmp_path / "model" / "README.md").read_bytes() == before
+
+
 def test_resume_without_a_training(tmp_path: Path) -> None:
     done = call("train", "--resume", "--output", tmp_path)
     assert (done.code, done.err) == (2, f"error: {tmp_path}: no training to resume there\n")

@@ -212,13 +212,19 @@ def _run(request: Request) -> None:
 
     report = TrainingReport(terminal, jsonl=request.jsonl)
     asked_to_stop: list[bool] = []
-    terminal.signals.soften(lambda: asked_to_stop.append(True))
+
+    def on_event(event: dict[str, Any]) -> None:
+        if event["event"] == "start":
+            # From here on there is something to keep: the step is finished, and a checkpoint written.
+            terminal.signals.soften(lambda: asked_to_stop.append(True))
+        report.event(event)
+
     outcome = run(
         request.recipe,
         request.directory,
         resume=request.resume,
         keep_checkpoints=request.keep_checkpoints,
-        report=report.event,
+        report=on_event,
         interrupted=lambda: bool(asked_to_stop),
     )
     if outcome.facts is None:

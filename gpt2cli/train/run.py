@@ -224,6 +224,11 @@ class _Session:
         if resume:
             drop_incomplete(self._checkpoints)
             newest = next(reversed(checkpoints(self._checkpoints)), None)
+            if newest is None and (self.record.directory / "config.json").exists():
+                raise UsageError(
+                    f"{self.record.directory}: the training is done, and its checkpoints are gone",
+                    hint="gpt2cli finetune goes on from the model; --keep-checkpoints keeps them",
+                )
             self.record.emit({"event": "resume", "checkpoint": str(newest) if newest else None})
         trainer.train(resume_from_checkpoint=str(newest) if newest else None)
         return int(trainer.state.global_step)
