@@ -12,7 +12,7 @@ import sys
 from collections.abc import Mapping
 from typing import Any
 
-from gpt2cli.errors import Gpt2cliError, ReaderGone
+from gpt2cli.errors import Gpt2cliError, ReaderGone, UsageError
 from gpt2cli.terminal.signals import Signals
 from gpt2cli.text.sanitize import one_line, sanitize
 
@@ -78,6 +78,20 @@ class Terminal:
             raise Gpt2cliError(f"cannot read standard input: {error.strerror or error}") from None
         return data
 
+    def ask(self, question: str) -> bool:
+        """Put a yes-or-no question on stderr and read the answer; no is what is not ``y`` or ``yes``.
+
+        Raises `UsageError` where nobody can be asked.
+        """
+        if not (self.stdin_is_terminal and self.stderr_is_terminal):
+            raise UsageError("there is no terminal to ask on")
+        self._put_on_stderr(f"{one_line(question)} [y/N] ")
+        try:
+            answer = self._stdin.readline(1000)
+        except OSError as error:
+            raise Gpt2cliError(f"cannot read standard input: {error.strerror or error}") from None
+        return answer.strip().lower() in (b"y", b"yes")
+
     def check_stdout(self) -> None:
         """Raise `Gpt2cliError` when stdout is closed: before work is done for nothing."""
         if self._stdout is None:
@@ -123,8 +137,11 @@ class Terminal:
             return
         if style and self.stderr_is_terminal and self.styled:
             line = f"{style}{line}{_PLAIN}"
+        self._put_on_stderr(line + "\n")
+
+    def _put_on_stderr(self, text: str) -> None:
         try:
-            self._write_all(self._stderr, (line + "\n").encode("utf-8", "replace"))
+            self._write_all(self._stderr, text.encode("utf-8", "replace"))
         except OSError:
             self._stderr = None
 
