@@ -104,10 +104,9 @@ def _unfinished() -> Iterator[Path]:
         if folder.name.startswith(".") or not folder.is_dir() or folder.is_symlink():
             continue
         for path in _entries(folder):
-            record = path.with_name(f"{path.name}.json")
-            if path.is_dir() and not record.exists() and (path / "config.json").exists():
-                yield path
-            elif path.suffix == ".json" and not path.with_suffix("").exists() and read_manifest(path):
+            bare = path.is_dir() and not path.with_name(f"{path.name}.json").exists()
+            orphan = path.suffix == ".json" and not path.with_suffix("").exists()
+            if bare or (orphan and read_manifest(path)):
                 yield path
 
 

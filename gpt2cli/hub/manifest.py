@@ -68,6 +68,8 @@ def read_manifest(path: Path) -> Manifest | None:
         refs, source = raw.get("refs", []), raw.get("source") or {}
         if raw["format"] != FORMAT or not isinstance(raw["name"], str) or not isinstance(refs, list):
             return None
+        # NaN is no JSON, and could not be written again.
+        json.dumps(source, allow_nan=False)
         return Manifest(
             name=raw["name"],
             revision=str(raw.get("revision", path.stem)),

@@ -68,6 +68,17 @@ def stored_models() -> Iterator[StoredModel]:
         yield from _revisions(folder)
 
 
+def unreadable_manifests() -> list[Path]:
+    """Manifests that cannot be read, each beside the directory of a model that is passed over for it."""
+    return [
+        path
+        for folder in _entries(paths.store_dir())
+        if not folder.name.startswith(".")
+        for path in _entries(folder)
+        if path.suffix == ".json" and path.with_suffix("").is_dir() and read_manifest(path) is None
+    ]
+
+
 def find_stored(name: ModelName, revision: str | None) -> StoredModel | None:
     """The stored model of that name: the revision asked for, else the newest."""
     found = stored_revisions(name, revision)

@@ -106,9 +106,7 @@ def _against_blobs(snapshot: Path) -> Iterator[FileCheck]:
     for path in _files(snapshot):
         name = path.relative_to(snapshot).as_posix()
         expected = os.path.basename(os.path.realpath(path)) if path.is_symlink() else ""
-        kind = (
-            "sha256" if _SHA256.fullmatch(expected) else "git sha1" if _GIT_SHA1.fullmatch(expected) else ""
-        )
+        kind = next((kind for kind, pattern in _BLOB_NAMES.items() if pattern.fullmatch(expected)), "")
         if not kind:
             yield FileCheck(name, "unverified", "its name in the cache is no hash")
             continue

@@ -42,9 +42,9 @@ def shown_count(number: int) -> str:
     millions = number / 1e6
     if millions >= 9.95:
         return f"{millions:,.0f}M"
-    return (
-        f"{millions:.1f}M" if number >= 999_500 else f"{number / 1e3:.0f}K" if number >= 1000 else str(number)
-    )
+    if number >= 999_500:
+        return f"{millions:.1f}M"
+    return f"{number / 1e3:.0f}K" if number >= 1000 else str(number)
 
 
 def shown_age(then: datetime | None) -> str:
