@@ -3,8 +3,15 @@
 # What the command $1 takes.
 _gpt2cli_command() {
     case $1 in
-    '') commands=(generate completions config) flags=(--version -V --help -h) ;;
+    '') commands=(generate list show rm verify import export gc completions config) flags=(--version -V --help -h) ;;
     generate) commands=() flags=(--prompt -p --file -f --model -m --revision --offline --allow-pickle --max-new-tokens --max-length --stop --ignore-eos --overflow --temperature --temp --top-k --top-p --min-p --typical-p --repetition-penalty --no-repeat-ngram-size --greedy --num-return-sequences -n --seed --rng --special-tokens --strict --sanitize --json --jsonl --echo --logprobs --output -o --no-stream --quiet -q --device --precision --threads --debug --help -h) ;;
+    list) commands=() flags=(--available --json --quiet -q --debug --help -h) ;;
+    show) commands=() flags=(--json --debug --help -h) ;;
+    rm) commands=() flags=(--yes -y --quiet -q --debug --help -h) ;;
+    verify) commands=() flags=(--files-only --json --quiet -q --debug --help -h) ;;
+    import) commands=() flags=(--name --allow-pickle --quiet -q --debug --help -h) ;;
+    export) commands=() flags=(--quiet -q --debug --help -h) ;;
+    gc) commands=() flags=(--dry-run --all --days --quiet -q --debug --help -h) ;;
     completions) commands=() flags=(--help -h) ;;
     config) commands=(list get set unset path) flags=(--help -h) ;;
     'config list') commands=() flags=(--json --help -h) ;;
@@ -41,6 +48,8 @@ _gpt2cli_flag() {
     'generate --device') kind=words words=(auto cpu cuda mps) ;;
     'generate --precision') kind=words words=(auto fp32 fp16 bf16 int8 int4) ;;
     'generate --threads') kind=text words=() ;;
+    'import --name') kind=text words=() ;;
+    'gc --days') kind=text words=() ;;
     *) return 1 ;;
     esac
 }
@@ -49,6 +58,12 @@ _gpt2cli_flag() {
 _gpt2cli_argument() {
     case "$1 $2" in
     'generate '[0-9]*) kind=text words=() ;;
+    'show '0) kind=model words=() ;;
+    'rm '[0-9]*) kind=model words=() ;;
+    'verify '[0-9]*) kind=model words=() ;;
+    'import '0) kind=directory words=() ;;
+    'export '0) kind=model words=() ;;
+    'export '1) kind=directory words=() ;;
     'completions '0) kind=words words=(bash zsh fish powershell) ;;
     'config get '0) kind=words words=(model max_new_tokens temperature top_k top_p min_p typical_p repetition_penalty no_repeat_ngram_size rng overflow device precision threads offline quiet) ;;
     'config set '0) kind=words words=(model max_new_tokens temperature top_k top_p min_p typical_p repetition_penalty no_repeat_ngram_size rng overflow device precision threads offline quiet) ;;

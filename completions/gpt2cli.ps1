@@ -7,6 +7,13 @@ Register-ArgumentCompleter -Native -CommandName gpt2cli -ScriptBlock {
     # all further ones), with the kind of its value, and the words that the value can be.
     $entries = @(
         @{Of = ''; What = 'command'; Name = 'generate'; Help = 'Continue a text: the prompt goes in, the model''s continuation comes out as it is drawn'; Kind = ''; Words = @()}
+        @{Of = ''; What = 'command'; Name = 'list'; Help = 'The models on this disk: in the store, in the Hugging Face cache, in the package'; Kind = ''; Words = @()}
+        @{Of = ''; What = 'command'; Name = 'show'; Help = 'What is known of a model: its shape, size, licence and origin, and what its card says of its use'; Kind = ''; Words = @()}
+        @{Of = ''; What = 'command'; Name = 'rm'; Help = 'Remove models from the store: all revisions of each, or the one named'; Kind = ''; Words = @()}
+        @{Of = ''; What = 'command'; Name = 'verify'; Help = 'Check models: every file''s hash, the tensor table, and the texts published of the five models'; Kind = ''; Words = @()}
+        @{Of = ''; What = 'command'; Name = 'import'; Help = 'Copy a model directory into the store, once it is found to be whole'; Kind = ''; Words = @()}
+        @{Of = ''; What = 'command'; Name = 'export'; Help = 'Copy a model out, as a directory that transformers and others can load'; Kind = ''; Words = @()}
+        @{Of = ''; What = 'command'; Name = 'gc'; Help = 'Delete what no model needs: cut-off downloads, leftovers, revisions that were replaced, old caches'; Kind = ''; Words = @()}
         @{Of = ''; What = 'command'; Name = 'completions'; Help = 'Print the script that makes a shell complete commands, flags, model names and files'; Kind = ''; Words = @()}
         @{Of = ''; What = 'command'; Name = 'config'; Help = 'Settings: list, get, set, unset'; Kind = ''; Words = @()}
         @{Of = ''; What = 'flag'; Name = '--version'; Help = 'Show the version'; Kind = ''; Words = @()}
@@ -59,6 +66,57 @@ Register-ArgumentCompleter -Native -CommandName gpt2cli -ScriptBlock {
         @{Of = 'generate'; What = 'flag'; Name = '--help'; Help = 'Show this message and exit'; Kind = ''; Words = @()}
         @{Of = 'generate'; What = 'flag'; Name = '-h'; Help = 'Show this message and exit'; Kind = ''; Words = @()}
         @{Of = 'generate'; What = '0+'; Name = 'PROMPT'; Help = 'PROMPT'; Kind = 'text'; Words = @()}
+        @{Of = 'list'; What = 'flag'; Name = '--available'; Help = 'The published models instead, with what is known of them'; Kind = ''; Words = @()}
+        @{Of = 'list'; What = 'flag'; Name = '--json'; Help = 'One JSON document'; Kind = ''; Words = @()}
+        @{Of = 'list'; What = 'flag'; Name = '--quiet'; Help = 'No notes and warnings on stderr'; Kind = ''; Words = @()}
+        @{Of = 'list'; What = 'flag'; Name = '-q'; Help = 'No notes and warnings on stderr'; Kind = ''; Words = @()}
+        @{Of = 'list'; What = 'flag'; Name = '--debug'; Help = 'Show a traceback with an error'; Kind = ''; Words = @()}
+        @{Of = 'list'; What = 'flag'; Name = '--help'; Help = 'Show this message and exit'; Kind = ''; Words = @()}
+        @{Of = 'list'; What = 'flag'; Name = '-h'; Help = 'Show this message and exit'; Kind = ''; Words = @()}
+        @{Of = 'show'; What = 'flag'; Name = '--json'; Help = 'One JSON document'; Kind = ''; Words = @()}
+        @{Of = 'show'; What = 'flag'; Name = '--debug'; Help = 'Show a traceback with an error'; Kind = ''; Words = @()}
+        @{Of = 'show'; What = 'flag'; Name = '--help'; Help = 'Show this message and exit'; Kind = ''; Words = @()}
+        @{Of = 'show'; What = 'flag'; Name = '-h'; Help = 'Show this message and exit'; Kind = ''; Words = @()}
+        @{Of = 'show'; What = '0'; Name = 'NAME|DIR'; Help = 'NAME|DIR'; Kind = 'model'; Words = @()}
+        @{Of = 'rm'; What = 'flag'; Name = '--yes'; Help = 'Do not ask'; Kind = ''; Words = @()}
+        @{Of = 'rm'; What = 'flag'; Name = '-y'; Help = 'Do not ask'; Kind = ''; Words = @()}
+        @{Of = 'rm'; What = 'flag'; Name = '--quiet'; Help = 'No notes and warnings on stderr'; Kind = ''; Words = @()}
+        @{Of = 'rm'; What = 'flag'; Name = '-q'; Help = 'No notes and warnings on stderr'; Kind = ''; Words = @()}
+        @{Of = 'rm'; What = 'flag'; Name = '--debug'; Help = 'Show a traceback with an error'; Kind = ''; Words = @()}
+        @{Of = 'rm'; What = 'flag'; Name = '--help'; Help = 'Show this message and exit'; Kind = ''; Words = @()}
+        @{Of = 'rm'; What = 'flag'; Name = '-h'; Help = 'Show this message and exit'; Kind = ''; Words = @()}
+        @{Of = 'rm'; What = '0+'; Name = 'NAME'; Help = 'NAME'; Kind = 'model'; Words = @()}
+        @{Of = 'verify'; What = 'flag'; Name = '--files-only'; Help = 'Do not run the published models'' texts'; Kind = ''; Words = @()}
+        @{Of = 'verify'; What = 'flag'; Name = '--json'; Help = 'One JSON document'; Kind = ''; Words = @()}
+        @{Of = 'verify'; What = 'flag'; Name = '--quiet'; Help = 'No notes and warnings on stderr'; Kind = ''; Words = @()}
+        @{Of = 'verify'; What = 'flag'; Name = '-q'; Help = 'No notes and warnings on stderr'; Kind = ''; Words = @()}
+        @{Of = 'verify'; What = 'flag'; Name = '--debug'; Help = 'Show a traceback with an error'; Kind = ''; Words = @()}
+        @{Of = 'verify'; What = 'flag'; Name = '--help'; Help = 'Show this message and exit'; Kind = ''; Words = @()}
+        @{Of = 'verify'; What = 'flag'; Name = '-h'; Help = 'Show this message and exit'; Kind = ''; Words = @()}
+        @{Of = 'verify'; What = '0+'; Name = 'NAME'; Help = 'NAME'; Kind = 'model'; Words = @()}
+        @{Of = 'import'; What = 'flag'; Name = '--name'; Help = 'Its name in the store'; Kind = 'text'; Words = @()}
+        @{Of = 'import'; What = 'flag'; Name = '--allow-pickle'; Help = 'Read .bin checkpoints too, plain tensors only (weights_only)'; Kind = ''; Words = @()}
+        @{Of = 'import'; What = 'flag'; Name = '--quiet'; Help = 'No notes and warnings on stderr'; Kind = ''; Words = @()}
+        @{Of = 'import'; What = 'flag'; Name = '-q'; Help = 'No notes and warnings on stderr'; Kind = ''; Words = @()}
+        @{Of = 'import'; What = 'flag'; Name = '--debug'; Help = 'Show a traceback with an error'; Kind = ''; Words = @()}
+        @{Of = 'import'; What = 'flag'; Name = '--help'; Help = 'Show this message and exit'; Kind = ''; Words = @()}
+        @{Of = 'import'; What = 'flag'; Name = '-h'; Help = 'Show this message and exit'; Kind = ''; Words = @()}
+        @{Of = 'import'; What = '0'; Name = 'DIR'; Help = 'DIR'; Kind = 'directory'; Words = @()}
+        @{Of = 'export'; What = 'flag'; Name = '--quiet'; Help = 'No notes and warnings on stderr'; Kind = ''; Words = @()}
+        @{Of = 'export'; What = 'flag'; Name = '-q'; Help = 'No notes and warnings on stderr'; Kind = ''; Words = @()}
+        @{Of = 'export'; What = 'flag'; Name = '--debug'; Help = 'Show a traceback with an error'; Kind = ''; Words = @()}
+        @{Of = 'export'; What = 'flag'; Name = '--help'; Help = 'Show this message and exit'; Kind = ''; Words = @()}
+        @{Of = 'export'; What = 'flag'; Name = '-h'; Help = 'Show this message and exit'; Kind = ''; Words = @()}
+        @{Of = 'export'; What = '0'; Name = 'NAME'; Help = 'NAME'; Kind = 'model'; Words = @()}
+        @{Of = 'export'; What = '1'; Name = 'DIR'; Help = 'DIR'; Kind = 'directory'; Words = @()}
+        @{Of = 'gc'; What = 'flag'; Name = '--dry-run'; Help = 'Only say what would go'; Kind = ''; Words = @()}
+        @{Of = 'gc'; What = 'flag'; Name = '--all'; Help = 'Fresh leftovers too; not beside a pull or an import'; Kind = ''; Words = @()}
+        @{Of = 'gc'; What = 'flag'; Name = '--days'; Help = 'Age of cut-off downloads and old revisions'; Kind = 'text'; Words = @()}
+        @{Of = 'gc'; What = 'flag'; Name = '--quiet'; Help = 'No notes and warnings on stderr'; Kind = ''; Words = @()}
+        @{Of = 'gc'; What = 'flag'; Name = '-q'; Help = 'No notes and warnings on stderr'; Kind = ''; Words = @()}
+        @{Of = 'gc'; What = 'flag'; Name = '--debug'; Help = 'Show a traceback with an error'; Kind = ''; Words = @()}
+        @{Of = 'gc'; What = 'flag'; Name = '--help'; Help = 'Show this message and exit'; Kind = ''; Words = @()}
+        @{Of = 'gc'; What = 'flag'; Name = '-h'; Help = 'Show this message and exit'; Kind = ''; Words = @()}
         @{Of = 'completions'; What = 'flag'; Name = '--help'; Help = 'Show this message and exit'; Kind = ''; Words = @()}
         @{Of = 'completions'; What = 'flag'; Name = '-h'; Help = 'Show this message and exit'; Kind = ''; Words = @()}
         @{Of = 'completions'; What = '0'; Name = 'SHELL'; Help = 'SHELL'; Kind = 'words'; Words = @('bash', 'zsh', 'fish', 'powershell')}
