@@ -152,7 +152,8 @@ def _disk_use(models: Sequence[LocalModel]) -> dict[str, int]:
     sources = dict.fromkeys(["store", "hf-cache"], 0)
     for source in sources:
         sources[source] = disk_use(m.stored.directory for m in models if m.stored.source == source)
-    total = sum(sources.values())
+    # A file that both have, as a hard link, is there once.
+    total = disk_use(m.stored.directory for m in models if m.stored.source in sources)
     return {**sources, "total": total, "garbage": sum(g.size for g in find_garbage(everything=True))}
 
 

@@ -10,7 +10,7 @@ from typing import Annotated, Any
 import typer
 
 from gpt2cli import paths
-from gpt2cli.checkpoint import Checkpoint, open_checkpoint
+from gpt2cli.checkpoint import WEIGHT_FILES, Checkpoint, open_checkpoint, weight_files
 from gpt2cli.cli import params
 from gpt2cli.errors import Gpt2cliError, ModelFileError, ModelNotFound, UsageError
 from gpt2cli.hub.garbage import PARTIAL_DAYS, discard, find_garbage, tree_size
@@ -178,10 +178,14 @@ def _import_pickles(
     except OSError as error:
         raise Gpt2cliError(f"cannot write to the store {root}: {error.strerror or error}") from None
     try:
-        weights = convert_pickles(checkpoint, work)
+        for path in (checkpoint.directory / "config.json", *weight_files(checkpoint.directory)):
+            (work / path.name).symlink_to(path.absolute())
+        convert_pickles(work)
         source["converted_from"] = [path.name for path in checkpoint.pickles]
-        files = [*side_files(checkpoint.directory), weights]
+        files = [*side_files(checkpoint.directory), work / WEIGHT_FILES[0]]
         return add_local(checkpoint.directory, name, source, files)
+    except OSError as error:
+        raise Gpt2cliError(f"cannot write to the store {root}: {error.strerror or error}") from None
     finally:
         shutil.rmtree(work, ignore_errors=True)
 

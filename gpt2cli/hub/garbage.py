@@ -75,7 +75,10 @@ def discard(garbage: Garbage) -> None:
         raise Gpt2cliError(f"cannot remove {garbage.path}: {error.strerror or error}") from None
     if garbage.kind == "partial":
         with contextlib.suppress(OSError):
-            garbage.path.parent.rmdir()
+            for folder in garbage.path.parents:
+                if folder.name == PARTIAL_FOLDER:
+                    break
+                folder.rmdir()
 
 
 def tree_size(path: Path) -> int:
@@ -93,7 +96,7 @@ def tree_size(path: Path) -> int:
 def _partial_files() -> Iterator[Path]:
     """The files of cut-off downloads. Locks stay: to delete one lets two processes in."""
     for folder, _, names in os.walk(paths.store_dir() / PARTIAL_FOLDER):
-        yield from (Path(folder, name) for name in sorted(names) if "lock" not in name)
+        yield from (Path(folder, name) for name in sorted(names) if not name.endswith(".lock"))
 
 
 def _unfinished() -> Iterator[Path]:
@@ -111,7 +114,10 @@ def _unfinished() -> Iterator[Path]:
 
 
 def _superseded(models: list[StoredModel]) -> Iterator[StoredModel]:
-    """Revisions whose branches and tags lead to a newer one; never the only one of a model."""
+    """Revisions that no branch or tag leads to, of models that another revision has one of.
+
+    One that was pulled by its commit is among them, too.
+    """
     leads_to: dict[tuple[str, str], StoredModel] = {}
     for model in sorted(models, key=lambda m: m.created):
         leads_to.update({(model.name, ref): model for ref in model.refs})
@@ -135,19 +141,20 @@ def _touched(path: Path) -> float:
 
 
 def _in_use(path: Path) -> bool:
-    """Whether another process holds a lock on a file, or on a lock beside it."""
+    """Whether another process holds the lock of the model that a partial download belongs to."""
     try:
         import fcntl
     except ImportError:
+        # On Windows an open file cannot be deleted anyway.
         return False
-    for each in (path, *(p for p in _entries(path.parent) if "lock" in p.name and p.is_file())):
-        try:
-            with each.open("rb+") as file:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            return True
-        except OSError:
-            continue
+    root = paths.store_dir() / PARTIAL_FOLDER
+    try:
+        with (root / f"{path.relative_to(root).parts[0]}.lock").open("rb+") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    except OSError:
+        return False
     return False
 
 

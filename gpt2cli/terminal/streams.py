@@ -85,7 +85,7 @@ class Terminal:
         """
         if not (self.stdin_is_terminal and self.stderr_is_terminal):
             raise UsageError("there is no terminal to ask on")
-        self._put_on_stderr(f"{one_line(question)} [y/N] ")
+        self.write_stderr(f"{one_line(question)} [y/N] ")
         try:
             answer = self._stdin.readline(1000)
         except OSError as error:
@@ -132,14 +132,15 @@ class Terminal:
         self._say(sanitize(text).rstrip("\n"), "")
 
     def _say(self, line: str, style: str) -> None:
-        """A line on stderr; a stderr that cannot be written to is nobody's error."""
-        if self._stderr is None:
-            return
+        """A line on stderr."""
         if style and self.stderr_is_terminal and self.styled:
             line = f"{style}{line}{_PLAIN}"
-        self._put_on_stderr(line + "\n")
+        self.write_stderr(line + "\n")
 
-    def _put_on_stderr(self, text: str) -> None:
+    def write_stderr(self, text: str) -> None:
+        """Put ``text``, which is safe to show, on stderr; one that cannot be written to is nobody's error."""
+        if self._stderr is None:
+            return
         try:
             self._write_all(self._stderr, text.encode("utf-8", "replace"))
         except OSError:
