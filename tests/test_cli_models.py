@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import time
 from datetime import UTC, datetime
 from pathlib import Path
@@ -188,6 +189,22 @@ def test_show(tiny_model: Path) -> None:
     assert document["card"] == [{"title": "Limitations and bias", "text": "It ]0;ownedis biased."}]
     assert document["published"]["sources"]["licence"]
     assert len(document["files"]) == 5 and document["config"]["n_layer"] == 2
+
+
+def test_a_directory_is_not_what_it_is_called(
+    tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A folder ``gpt2`` has not the facts of the published model."""
+    shutil.copytree(tiny_model, tmp_path / "gpt2")
+    monkeypatch.chdir(tmp_path)
+    assert call("show", "gpt2", "--json").document["published"] is None
+    assert "published" not in call("verify", "gpt2").out
+
+
+def test_a_cache_of_before_the_rename(tiny_model: Path) -> None:
+    cache_model(tiny_model, "gpt2")
+    assert call("show", "gpt2", "--json").document["published"]["published_parameters"] == "117M"
+    assert call("list", "--available").out.splitlines()[0].endswith("yes")
 
 
 def test_show_of_a_directory_and_of_the_cache(tiny_model: Path) -> None:

@@ -268,6 +268,15 @@ def test_export_refuses_what_is_in_use(tiny_model: Path, tmp_path: Path) -> None
     assert tree(empty) == tree(tiny_model)
 
 
+def test_export_does_not_take_the_working_directory_away(
+    tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store_model(tiny_model, "my-stories")
+    monkeypatch.chdir(tmp_path)
+    assert call("export", "my-stories", ".").code == 2
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_a_damaged_model_is_not_exported(tiny_model: Path, tmp_path: Path) -> None:
     stored = store_model(tiny_model, "my-stories")
     flip_a_byte(stored.directory / "model.safetensors")

@@ -141,6 +141,17 @@ def test_a_model_without_a_tokenizer_cannot_say_it(tmp_path: Path) -> None:
     assert outcome.code == 5 and "no tokenizer" in json.loads(outcome.out)["models"][0]["problems"][0]
 
 
+def test_a_machine_that_is_too_small_does_not_make_a_model_damaged(
+    tiny_model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cache_model(tiny_model, "gpt2")
+    monkeypatch.setattr("gpt2cli.core.weights.available_memory", lambda: 10)
+    outcome = call("verify", "gpt2", "--json")
+    (model,) = json.loads(outcome.out)["models"]
+    assert (outcome.code, model["status"]) == (1, "unverified")
+    assert "memory" in model["problems"][0]
+
+
 def test_a_model_that_says_what_is_published(monkeypatch: pytest.MonkeyPatch) -> None:
     """A trained model of others, and what its authors' own program makes of a prompt."""
     directory = shared("models", "slm_4096_kunal", "hf")

@@ -13,8 +13,16 @@ from gpt2cli import paths
 from gpt2cli.cli import params
 from gpt2cli.hub.card import Card, read_card
 from gpt2cli.hub.garbage import find_garbage
-from gpt2cli.hub.inventory import LocalModel, all_models, as_stored, default_directory, describe, disk_use
-from gpt2cli.hub.registry import PUBLISHED, SOURCES, PublishedModel, published_model
+from gpt2cli.hub.inventory import (
+    LocalModel,
+    all_models,
+    as_stored,
+    default_directory,
+    describe,
+    disk_use,
+    published_as,
+)
+from gpt2cli.hub.registry import PUBLISHED, SOURCES, PublishedModel
 from gpt2cli.hub.resolve import locate_reference
 from gpt2cli.hub.store import unreadable_manifests
 from gpt2cli.settings import Settings
@@ -63,7 +71,8 @@ def list_models(
     terminal.quiet = bool(settings.over({"quiet": quiet}).get("quiet"))
     models = [describe(model) for model in all_models()]
     if available:
-        _list_available(terminal, {model.stored.name for model in models}, json)
+        known = {published_as(model.stored) for model in models}
+        _list_available(terminal, {model.repository for model in known if model}, json)
         return
     default = default_directory(settings.value("model"))
     use = _disk_use(models)
@@ -207,7 +216,7 @@ def show(
     found = describe(as_stored(locate_reference(model)))
     default = default_directory(Settings.load(terminal.environ).value("model"))
     card = read_card(found.stored.directory)
-    known = published_model(found.stored.name)
+    known = published_as(found.stored)
     if json:
         terminal.write(json_line(_show_document(found, default, card, known)))
         return

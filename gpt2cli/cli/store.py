@@ -117,7 +117,7 @@ def _stored(text: str) -> list[StoredModel]:
 
 
 def _title(model: StoredModel) -> str:
-    return short_name(model) if model.source == "builtin" else f"{short_name(model)}@{model.revision[:7]}"
+    return f"{short_name(model)}@{model.revision[:7]}" if model.revision else short_name(model)
 
 
 def import_model(

@@ -12,7 +12,7 @@ import typer
 from gpt2cli.checkpoint import open_checkpoint
 from gpt2cli.cli import params
 from gpt2cli.errors import Gpt2cliError, ModelFileError
-from gpt2cli.hub.inventory import all_models, as_stored, short_name
+from gpt2cli.hub.inventory import all_models, as_stored, published_as, short_name
 from gpt2cli.hub.published import Continuation, continuations
 from gpt2cli.hub.resolve import locate_reference
 from gpt2cli.hub.store import StoredModel, repair_command, unreadable_manifests
@@ -36,16 +36,15 @@ EXAMPLES = """Examples:
 
 @dataclass(frozen=True, slots=True)
 class TextCheck:
-    """A published continuation, and what the model made of its prompt."""
+    """A published continuation, and what the model made of its prompt.
+
+    Where it made nothing, ``problem`` says why; it is unverified when that is not the model's fault.
+    """
 
     fact: Continuation
-    found: str | None
+    status: Status
+    found: str | None = None
     problem: str | None = None
-
-    @property
-    def as_published(self) -> bool:
-        """Whether the text came out as published."""
-        return self.found == self.fact.text
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,13 +56,15 @@ class Report:
 
     @property
     def status(self) -> Status:
-        """Of the files; ``damaged`` too when a text did not come out as published."""
-        return self.files.status if all(text.as_published for text in self.texts) else "damaged"
+        """The worst of the files and the texts."""
+        found = {self.files.status, *(text.status for text in self.texts)}
+        order: tuple[Status, ...] = ("damaged", "unverified", "verified")
+        return next(status for status in order if status in found)
 
     @property
     def problems(self) -> list[str]:
         """What is wrong, a line each."""
-        wrong = [text for text in self.texts if not text.as_published]
+        wrong = [text for text in self.texts if text.status != "verified"]
         return self.files.problems + [
             f"{text.fact.prompt!r}: {text.problem or f'{text.found!r}, and published is {text.fact.text!r}'}"
             for text in wrong
@@ -109,7 +110,8 @@ def verify(
 
 def _check(terminal: Terminal, model: StoredModel, *, texts: bool) -> Report:
     files = verify_files(model)
-    facts = continuations(model.name) if texts and files.status != "damaged" else ()
+    known = published_as(model)
+    facts = continuations(known.repository) if known and texts and files.status != "damaged" else ()
     return Report(files, tuple(_compare(terminal, model, facts)) if facts else ())
 
 
@@ -121,17 +123,22 @@ def _compare(terminal: Terminal, model: StoredModel, facts: Sequence[Continuatio
     load = LoadOptions(device="cpu", precision="fp32", allow_pickle=True)
     try:
         engine = Engine.from_checkpoint(open_checkpoint(model.directory, allow_pickle=True), load)
-    except ModelFileError as error:
-        yield from (TextCheck(fact, None, str(error)) for fact in facts)
+    except Gpt2cliError as error:
+        yield from [_failed(fact, error) for fact in facts]
         return
     for fact in facts:
         options = GenerateOptions(temperature=0.0, max_new_tokens=fact.max_new_tokens)
         try:
-            result = engine.generate(fact.prompt, options)
-        except ModelFileError as error:
-            yield TextCheck(fact, None, str(error))
+            found = fact.prompt + engine.generate(fact.prompt, options).text
+        except Gpt2cliError as error:
+            yield _failed(fact, error)
             continue
-        yield TextCheck(fact, fact.prompt + result.text)
+        yield TextCheck(fact, "verified" if found == fact.text else "damaged", found)
+
+
+def _failed(fact: Continuation, error: Gpt2cliError) -> TextCheck:
+    # The plain error is one of this machine, too little memory; the others are the model's.
+    return TextCheck(fact, "unverified" if type(error) is Gpt2cliError else "damaged", problem=str(error))
 
 
 def _show(terminal: Terminal, report: Report) -> None:
@@ -144,7 +151,7 @@ def _show(terminal: Terminal, report: Report) -> None:
         revision = f"@{model.revision[:7]}" if model.revision else ""
         terminal.write(f"{one_line(short_name(model))}{one_line(revision)}: {report.status}, {detail}\n")
         for text in report.texts:
-            if text.as_published:
+            if text.status == "verified":
                 line = f"  as published: {one_line(text.fact.text)!r} ({text.fact.source})"
                 terminal.write(terminal.dim(one_line(line)) + "\n")
     for problem in report.problems:
@@ -161,7 +168,7 @@ def _detail(report: Report) -> str:
         reasons = {check.detail for check in files if check.status == "unverified"}
         detail += f" ({'; '.join(sorted(reasons)) or 'the manifest lists none'})"
     if report.texts:
-        right = sum(text.as_published for text in report.texts)
+        right = sum(text.status == "verified" for text in report.texts)
         detail += f", {right} of {len(report.texts)} texts are as published"
     return detail
 
@@ -181,7 +188,7 @@ def _document(report: Report) -> dict[str, Any]:
                 "prompt": text.fact.prompt,
                 "published": text.fact.text,
                 "found": text.found,
-                "as_published": text.as_published,
+                "as_published": text.found == text.fact.text,
                 "source": text.fact.source,
             }
             for text in report.texts
@@ -205,5 +212,6 @@ def _raise_for(reports: Sequence[Report], unreadable: Sequence[Path]) -> None:
     unverified = [short_name(r.files.model) for r in reports if r.status == "unverified"]
     if unverified:
         raise Gpt2cliError(
-            f"not verified: {', '.join(unverified)}", hint="there is no hash to hold all its files against"
+            f"not verified: {', '.join(unverified)}",
+            hint="gpt2cli verify --json says what could not be checked",
         )

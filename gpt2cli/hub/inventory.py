@@ -11,7 +11,7 @@ from pathlib import Path
 from gpt2cli.checkpoint import Checkpoint, ModelConfig, open_checkpoint, read_config
 from gpt2cli.errors import Gpt2cliError
 from gpt2cli.hub.hfcache import cached_models
-from gpt2cli.hub.registry import ALIASES, BUILTIN
+from gpt2cli.hub.registry import BUILTIN, PublishedModel, published_model
 from gpt2cli.hub.resolve import ResolvedModel, builtin_directory, locate
 from gpt2cli.hub.store import StoredModel, check_sizes, stored_models
 from gpt2cli.hub.usage import last_used
@@ -65,7 +65,13 @@ def describe(model: StoredModel) -> LocalModel:
 
 def short_name(model: StoredModel) -> str:
     """The alias of a published model, else the name."""
-    return next((alias for alias, repository in ALIASES.items() if repository == model.name), model.name)
+    known = published_as(model)
+    return known.name if known else model.name
+
+
+def published_as(model: StoredModel) -> PublishedModel | None:
+    """Which published model this is; a directory is none, whatever its name."""
+    return published_model(model.name) if model.source in ("store", "hf-cache") else None
 
 
 def as_stored(found: ResolvedModel) -> StoredModel:

@@ -41,6 +41,8 @@ def check_empty(target: Path) -> None:
         raise UsageError(f"{target}: it exists, and is no directory")
     if target.is_dir() and any(target.iterdir()):
         raise UsageError(f"{target}: the directory is not empty", hint="give one that is new or empty")
+    if target.is_dir() and target.samefile("."):
+        raise UsageError(f"{target}: it is the working directory", hint="give one that is new or empty")
     if not target.absolute().parent.is_dir():
         raise UsageError(f"{target}: there is no directory {target.absolute().parent}")
 
