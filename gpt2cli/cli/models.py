@@ -103,9 +103,8 @@ def _list_available(terminal: Terminal, here: set[str], json: bool) -> None:
         return
     lines = aligned(_AVAILABLE, rows, right={1, 2, 4, 5, 6})
     terminal.write(terminal.dim(lines[0]) + "\n" + "".join(f"{line}\n" for line in lines[1:]))
-    terminal.note(
-        "WikiText-103: perplexity after fine-tuning, from distilgpt2's card; --json gives all sources"
-    )
+    terminal.note("SHAPE is layers/width/heads; WIKITEXT-103 the perplexity after fine-tuning on it")
+    terminal.note("gpt2cli list --available --json says where each fact comes from")
 
 
 def _row(model: LocalModel, default: Path | None) -> tuple[str, ...]:
