@@ -133,6 +133,16 @@ def open_checkpoint(directory: Path, *, allow_pickle: bool = False) -> Checkpoin
     return Checkpoint(directory, config, generation, tensors=tensors)
 
 
+def weight_files(directory: Path) -> list[Path]:
+    """The files that hold the weights of a model, with the index of several. Raises `ModelFileError`."""
+    for single, index in (WEIGHT_FILES, PICKLE_FILES):
+        if _exists(directory / single):
+            return [directory / single]
+        if _exists(path := directory / index):
+            return [path, *_shard_paths(path, _weight_map(path))]
+    raise ModelFileError(f"{directory}: it has no {WEIGHT_FILES[0]}")
+
+
 def read_config(directory: Path) -> tuple[ModelConfig, Mapping[str, Any]]:
     """The configuration, and the sampling defaults of ``generation_config.json`` (empty without one)."""
     path = directory / "config.json"

@@ -74,6 +74,11 @@ CASES = {
     "gpt2cli generate -f 'two w": {"two words.txt"},
     'gpt2cli generate -f "two w': {"two words.txt"},
     "gpt2cli generate x > no": {"notes.txt"},
+    "gpt2cli show my-": {"my-stories"},
+    "gpt2cli rm gpt2 my-": {"my-stories"},
+    "gpt2cli verify --files": {"--files-only"},
+    "gpt2cli import ru": {"runs/"},
+    "gpt2cli export my-stories ru": {"runs/"},
 }
 
 

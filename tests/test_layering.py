@@ -144,10 +144,35 @@ def test_help_loads_nothing_heavy(path: tuple[str, ...]) -> None:
     assert loaded.isdisjoint({"torch", "transformers", "prompt_toolkit", "tokenizers", "huggingface_hub"})
 
 
-@pytest.mark.parametrize("arguments", [("config", "list"), ("completions", "--models")])
+HEAVY = {"torch", "transformers", "prompt_toolkit", "httpx"}
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("config", "list"),
+        ("completions", "--models"),
+        ("list",),
+        ("list", "--available"),
+        ("verify",),
+        ("gc",),
+    ],
+)
 def test_light_commands_stay_light(arguments: tuple[str, ...]) -> None:
-    loaded = modules_loaded_by(*arguments)
-    assert loaded.isdisjoint({"torch", "transformers", "prompt_toolkit", "httpx"})
+    assert modules_loaded_by(*arguments).isdisjoint(HEAVY)
+
+
+def test_models_are_handled_without_torch(tiny_model: Path, tmp_path: Path) -> None:
+    """Copying, hashing and checking a model does not take its weights into memory."""
+    for arguments in (
+        ("import", tiny_model, "--name", "my-stories"),
+        ("list", "--json"),
+        ("show", "my-stories"),
+        ("verify", "my-stories"),
+        ("export", "my-stories", tmp_path / "out"),
+        ("rm", "--yes", "my-stories"),
+    ):
+        assert modules_loaded_by(*arguments).isdisjoint(HEAVY), arguments
 
 
 def test_generate_does_not_load_transformers(tiny_model: Path) -> None:

@@ -17,6 +17,7 @@ from gpt2cli.cli.output import OutputOptions, Run, make_sink
 from gpt2cli.cli.prompt import read_prompt
 from gpt2cli.errors import UsageError
 from gpt2cli.hub.resolve import ResolvedModel, resolve
+from gpt2cli.hub.usage import mark_used
 from gpt2cli.options import GenerateOptions, LoadOptions
 from gpt2cli.settings import Settings
 from gpt2cli.terminal.streams import Terminal
@@ -179,6 +180,8 @@ def _run(request: Request) -> None:
 
     import_s = time.perf_counter() - started
     engine = Engine.from_checkpoint(request.checkpoint, request.load)
+    if request.model.stored is not None:
+        mark_used(request.model.stored)
     age = process_age()
     chunks = engine.stream(request.prompt, options)
     # From here on there is something to end properly.

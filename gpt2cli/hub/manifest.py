@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from gpt2cli.files import write_atomically
+from gpt2cli.options import MAX_WHOLE
 
 FORMAT = 1
 MAX_BYTES = 2**20
@@ -67,6 +68,8 @@ def read_manifest(path: Path) -> Manifest | None:
         refs, source = raw.get("refs", []), raw.get("source") or {}
         if raw["format"] != FORMAT or not isinstance(raw["name"], str) or not isinstance(refs, list):
             return None
+        # NaN is no JSON, and could not be written again.
+        json.dumps(source, allow_nan=False)
         return Manifest(
             name=raw["name"],
             revision=str(raw.get("revision", path.stem)),
@@ -80,9 +83,10 @@ def read_manifest(path: Path) -> Manifest | None:
 
 
 def _file_record(entry: Any) -> FileRecord:
-    name = str(entry["path"])
-    if "/" in name or "\\" in name or name in ("", ".", ".."):
+    name, size = str(entry["path"]), entry["size"]
+    # What is not printable could not be a path, or would move a cursor.
+    if "/" in name or "\\" in name or name in ("", ".", "..") or not name.isprintable():
         raise ValueError(name)
-    return FileRecord(
-        name, int(entry["size"]), str(entry["sha256"]), str(entry.get("verified", "computed here"))
-    )
+    if type(size) is not int or not 0 <= size <= MAX_WHOLE:
+        raise ValueError(size)
+    return FileRecord(name, size, str(entry["sha256"]), str(entry.get("verified", "computed here")))

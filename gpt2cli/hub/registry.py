@@ -1,12 +1,14 @@
-"""Names: what a user may call a model, and the repository that is meant.
+"""Names: what a user may call a model, the repository that is meant, and what is known of it.
 
 A name from outside (command line, settings, a server) is checked here, once, by `parse_name`;
-behind it, names are safe to build paths from.
+behind it, names are safe to build paths from. What is known of the published models stands in
+`PUBLISHED`, and where each fact comes from in `SOURCES`.
 """
 
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from gpt2cli.errors import UsageError
@@ -67,3 +69,113 @@ def parse_revision(text: str) -> str:
     if not _REVISION.fullmatch(text) or ".." in text or "//" in text or text.endswith("/"):
         raise UsageError(f"{shown(text)} is not a revision", hint="a revision is a branch, a tag or a commit")
     return text
+
+
+def parse_reference(text: str) -> tuple[ModelName, str | None]:
+    """A checked ``NAME`` or ``NAME@REVISION``. Raises `UsageError`."""
+    name, at, revision = text.partition("@")
+    return parse_name(name), parse_revision(revision) if at else None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PublishedModel:
+    """What is known of a published model. Shape fields are named as in ``config.json``."""
+
+    name: str
+    repository: str
+    published_parameters: str
+    """As the authors counted them."""
+    parameters: int
+    """Counted from the shapes; the head is the token embedding, counted once."""
+    n_layer: int
+    n_embd: int
+    n_head: int
+    n_positions: int = 1024
+    training_data: str = "WebText, 40 GB"
+    licence: str = "modified MIT (OpenAI)"
+    paper: str | None = "Radford et al. 2019, Language Models are Unsupervised Multitask Learners"
+    wikitext103_perplexity: float | None = None
+    """On the test set, after fine-tuning on the training set."""
+
+    @property
+    def download_size(self) -> int:
+        """About how many bytes its weights take: fp32, and a mask in each layer, as these files have it."""
+        return 4 * (self.parameters + self.n_layer * self.n_positions**2)
+
+
+PUBLISHED: tuple[PublishedModel, ...] = (
+    PublishedModel(
+        name="gpt2",
+        repository="openai-community/gpt2",
+        published_parameters="117M",
+        parameters=124_439_808,
+        n_layer=12,
+        n_embd=768,
+        n_head=12,
+        wikitext103_perplexity=16.3,
+    ),
+    PublishedModel(
+        name="gpt2-medium",
+        repository="openai-community/gpt2-medium",
+        published_parameters="345M",
+        parameters=354_823_168,
+        n_layer=24,
+        n_embd=1024,
+        n_head=16,
+    ),
+    PublishedModel(
+        name="gpt2-large",
+        repository="openai-community/gpt2-large",
+        published_parameters="762M",
+        parameters=774_030_080,
+        n_layer=36,
+        n_embd=1280,
+        n_head=20,
+    ),
+    PublishedModel(
+        name="gpt2-xl",
+        repository="openai-community/gpt2-xl",
+        published_parameters="1.5B",
+        parameters=1_557_611_200,
+        n_layer=48,
+        n_embd=1600,
+        n_head=25,
+    ),
+    PublishedModel(
+        name="distilgpt2",
+        repository="distilbert/distilgpt2",
+        published_parameters="82M",
+        parameters=81_912_576,
+        n_layer=6,
+        n_embd=768,
+        n_head=12,
+        training_data="OpenWebTextCorpus, distilled from gpt2",
+        licence="Apache-2.0",
+        paper=None,
+        wikitext103_perplexity=21.1,
+    ),
+)
+
+_PAPER = "Radford et al. 2019, Language Models are Unsupervised Multitask Learners"
+_CARD = "model card of distilbert/distilgpt2 (README.md at revision 9851938d078d6b457355cdbe866dd9fa2ed3b210)"
+
+SOURCES: Mapping[str, str] = {
+    "published_parameters": f"{_PAPER}; distilgpt2: {_CARD}",
+    "parameters": "counted from the shapes that layers, width, vocabulary (50,257) and context give",
+    "n_layer": f"{_PAPER}; distilgpt2: config.json of the repository",
+    "n_embd": f"{_PAPER}; distilgpt2: config.json of the repository",
+    "n_head": "config.json of each repository",
+    "n_positions": f"{_PAPER}; config.json of each repository",
+    "training_data": f"{_PAPER}; distilgpt2: {_CARD}",
+    "licence": f"the licence of OpenAI's release of GPT-2; distilgpt2: {_CARD}",
+    "paper": "the authors",
+    "wikitext103_perplexity": f"{_CARD}, after fine-tuning on WikiText-103",
+    "download_size": "counted: 4 bytes a parameter, and for each layer a mask of 1024 x 1024",
+}
+"""Where each field of a `PublishedModel` comes from."""
+
+
+def published_model(name: str) -> PublishedModel | None:
+    """What is known of the model of that name or repository, None where it is not a published one."""
+    repository = ALIASES.get(name, name)
+    return next((model for model in PUBLISHED if model.repository == repository), None)

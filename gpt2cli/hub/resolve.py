@@ -9,24 +9,37 @@ from pathlib import Path
 from gpt2cli.errors import ModelNotFound, Unavailable, UsageError
 from gpt2cli.hub.hfcache import cached_models, find_cached
 from gpt2cli.hub.registry import ALIASES, BUILTIN, ModelName, is_name, parse_name, parse_revision
-from gpt2cli.hub.store import find_stored, stored_models
+from gpt2cli.hub.store import StoredModel, check_sizes, find_stored, stored_models
 
 
 @dataclass(frozen=True, slots=True)
 class ResolvedModel:
-    """A model directory, the name that led to it, and the revision where it has one."""
+    """A model directory, the name that led to it, and the revision where it has one.
+
+    ``stored`` says more of a model that has a name.
+    """
 
     name: str
     directory: Path
     revision: str | None = None
+    stored: StoredModel | None = None
 
 
 def resolve(model: str | None, *, revision: str | None = None, offline: bool = False) -> ResolvedModel:
     """The directory of ``model``: a directory, a name in our store or in a Hugging Face cache.
 
     None stands for the built-in model. A model directory comes before a name, and what looks like a
-    path is never taken for a name. Raises `ModelNotFound`, `Unavailable` (``offline``), `UsageError`.
+    path is never taken for a name. Raises `ModelNotFound`, `Unavailable` (``offline``), `UsageError`, and
+    `ModelFileError` when a stored file has not the size of its manifest.
     """
+    found = locate(model, revision=revision, offline=offline)
+    if found.stored is not None:
+        check_sizes(found.stored)
+    return found
+
+
+def locate(model: str | None, *, revision: str | None = None, offline: bool = False) -> ResolvedModel:
+    """As `resolve`, but a damaged model is found too."""
     if revision is not None:
         revision = parse_revision(revision)
     if model is None or model == BUILTIN:
@@ -43,10 +56,18 @@ def resolve(model: str | None, *, revision: str | None = None, offline: bool = F
     name = parse_name(model)
     found = find_stored(name, revision) or find_cached(name, revision)
     if found is not None:
-        return ResolvedModel(model, found.directory, found.revision)
+        return ResolvedModel(model, found.directory, found.revision, found)
     if is_directory:
         return _without_revision(ResolvedModel(model, path), revision)
     raise _not_found(name, revision, offline)
+
+
+def locate_reference(text: str) -> ResolvedModel:
+    """As `locate`, of ``NAME``, ``NAME@REVISION`` or a directory."""
+    name, at, revision = text.rpartition("@")
+    if at and is_name(name) and not os.path.isdir(text):
+        return locate(name, revision=revision)
+    return locate(text)
 
 
 def _without_revision(model: ResolvedModel, revision: str | None) -> ResolvedModel:
@@ -77,7 +98,7 @@ def _builtin(*, given: bool) -> ResolvedModel:
             f"{what} not in this version yet",
             hint="name one with -m DIR_OR_NAME, or once for all: gpt2cli config set model DIR_OR_NAME",
         )
-    return ResolvedModel(BUILTIN, directory)
+    return ResolvedModel(BUILTIN, directory, stored=StoredModel(BUILTIN, "", directory, "builtin"))
 
 
 def _not_found(name: ModelName, revision: str | None, offline: bool) -> ModelNotFound | Unavailable:

@@ -6,7 +6,6 @@ own, so that nothing is left to fail when the interpreter exits.
 
 from __future__ import annotations
 
-import contextlib
 import os
 import select
 import shutil
@@ -14,7 +13,7 @@ import sys
 from collections.abc import Mapping
 from typing import Any
 
-from gpt2cli.errors import Gpt2cliError, ReaderGone
+from gpt2cli.errors import Gpt2cliError, ReaderGone, UsageError
 from gpt2cli.terminal.signals import Signals
 from gpt2cli.text.sanitize import one_line, sanitize
 
@@ -82,6 +81,20 @@ class Terminal:
             raise Gpt2cliError(f"cannot read standard input: {error.strerror or error}") from None
         return data
 
+    def ask(self, question: str) -> bool:
+        """Put a yes-or-no question on stderr and read the answer; no is what is not ``y`` or ``yes``.
+
+        Raises `UsageError` where nobody can be asked.
+        """
+        if not (self.stdin_is_terminal and self.stderr_is_terminal):
+            raise UsageError("there is no terminal to ask on")
+        self.write_stderr(f"{one_line(question)} [y/N] ")
+        try:
+            answer = self._stdin.readline(1000)
+        except OSError as error:
+            raise Gpt2cliError(f"cannot read standard input: {error.strerror or error}") from None
+        return answer.strip().lower() in (b"y", b"yes")
+
     def check_stdout(self) -> None:
         """Raise `Gpt2cliError` when stdout is closed: before work is done for nothing."""
         if self._stdout is None:
@@ -127,9 +140,8 @@ class Terminal:
         if self.quiet or not self.stderr_is_terminal or not self.styled or self._stderr is None:
             return False
         line = one_line(text)[: max(1, self.width - 1)]
-        with contextlib.suppress(OSError):
-            self._write_all(self._stderr, f"{_CLEAR}{_DIM}{line}{_PLAIN}".encode("utf-8", "replace"))
-            self._live = True
+        self.write_stderr(f"{_CLEAR}{_DIM}{line}{_PLAIN}")
+        self._live = True
         return True
 
     def traceback(self, text: str) -> None:
@@ -137,15 +149,19 @@ class Terminal:
         self._say(sanitize(text).rstrip("\n"), "")
 
     def _say(self, line: str, style: str) -> None:
-        """A line on stderr; a stderr that cannot be written to is nobody's error."""
-        if self._stderr is None:
-            return
+        """A line on stderr."""
         if style and self.stderr_is_terminal and self.styled:
             line = f"{style}{line}{_PLAIN}"
         if self._live:
             self._live, line = False, _CLEAR + line
+        self.write_stderr(line + "\n")
+
+    def write_stderr(self, text: str) -> None:
+        """Put ``text``, which is safe to show, on stderr; one that cannot be written to is nobody's error."""
+        if self._stderr is None:
+            return
         try:
-            self._write_all(self._stderr, (line + "\n").encode("utf-8", "replace"))
+            self._write_all(self._stderr, text.encode("utf-8", "replace"))
         except OSError:
             self._stderr = None
 

@@ -1,0 +1,306 @@
+"""``gpt2cli list`` and ``gpt2cli show``: the models on this disk, and what is known of each."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from gpt2cli import paths
+from gpt2cli.cli import params
+from gpt2cli.hub.card import Card, read_card
+from gpt2cli.hub.garbage import find_garbage
+from gpt2cli.hub.inventory import (
+    LocalModel,
+    all_models,
+    as_stored,
+    default_directory,
+    describe,
+    disk_use,
+    published_as,
+)
+from gpt2cli.hub.registry import PUBLISHED, SOURCES, PublishedModel
+from gpt2cli.hub.resolve import locate_reference
+from gpt2cli.hub.store import unreadable_manifests
+from gpt2cli.settings import Settings
+from gpt2cli.terminal.jsonout import json_line
+from gpt2cli.terminal.streams import Terminal
+from gpt2cli.terminal.table import aligned, shown_age, shown_bytes, shown_count, tab_separated
+from gpt2cli.text.sanitize import one_line
+
+LIST_EXAMPLES = """Examples:
+
+  gpt2cli list
+
+  gpt2cli list --available
+
+  gpt2cli list | cut -f 1,5
+
+  gpt2cli list --json | jq .disk_use
+"""
+
+SHOW_EXAMPLES = """Examples:
+
+  gpt2cli show gpt2
+
+  gpt2cli show path/to/model --json | jq .parameters
+"""
+
+_COLUMNS = ("NAME", "REVISION", "PARAMETERS", "PRECISION", "SIZE", "LAST USED", "SOURCE", "DEFAULT")
+_AVAILABLE = (
+    *("NAME", "PARAMETERS", "PUBLISHED AS", "SHAPE", "CONTEXT"),
+    *("DOWNLOAD", "WIKITEXT-103", "TRAINED ON", "LICENCE", "HERE"),
+)
+
+
+def list_models(
+    ctx: typer.Context,
+    available: Annotated[
+        bool, typer.Option("--available", help="The published models instead, with what is known of them.")
+    ] = False,
+    json: Annotated[bool, typer.Option("--json", help="One JSON document.")] = False,
+    quiet: params.Quiet = None,
+    debug: params.Debug = False,
+) -> None:
+    """The models on this disk: in the store, in the Hugging Face cache, in the package."""
+    terminal: Terminal = ctx.obj
+    settings = Settings.load(terminal.environ)
+    terminal.quiet = bool(settings.over({"quiet": quiet}).get("quiet"))
+    models = [describe(model) for model in all_models()]
+    if available:
+        known = {published_as(model.stored) for model in models}
+        _list_available(terminal, {model.repository for model in known if model}, json)
+        return
+    default = default_directory(settings.value("model"))
+    use = _disk_use(models)
+    if json:
+        documents = [_model_document(model, default) for model in models]
+        terminal.write(json_line({"models": documents, "disk_use": use, "store": str(paths.store_dir())}))
+        return
+    if not terminal.stdout_is_terminal:
+        terminal.write(tab_separated([_plain_row(model, default) for model in models]))
+        return
+    if models:
+        lines = aligned(_COLUMNS, [_row(model, default) for model in models], right={2, 4})
+        terminal.write(terminal.dim(lines[0]) + "\n" + "".join(f"{line}\n" for line in lines[1:]))
+    _note_disk_use(terminal, models, use)
+
+
+def _list_available(terminal: Terminal, here: set[str], json: bool) -> None:
+    if json:
+        documents = [
+            _published_document(model) | {"on_disk": model.repository in here} for model in PUBLISHED
+        ]
+        terminal.write(json_line({"models": documents, "sources": dict(SOURCES)}))
+        return
+    plain = not terminal.stdout_is_terminal
+    rows = [_available_row(model, model.repository in here, plain) for model in PUBLISHED]
+    if plain:
+        terminal.write(tab_separated(rows))
+        return
+    lines = aligned(_AVAILABLE, rows, right={1, 2, 4, 5, 6})
+    terminal.write(terminal.dim(lines[0]) + "\n" + "".join(f"{line}\n" for line in lines[1:]))
+    terminal.note("SHAPE is layers/width/heads; WIKITEXT-103 the perplexity after fine-tuning on it")
+    terminal.note("gpt2cli list --available --json says where each fact comes from")
+
+
+def _row(model: LocalModel, default: Path | None) -> tuple[str, ...]:
+    """A row for a person."""
+    return (
+        model.name,
+        model.stored.revision[:7],
+        "damaged" if model.problem else shown_count(model.parameters or 0),
+        model.precision or "-",
+        shown_bytes(model.size),
+        shown_age(model.last_used),
+        model.stored.source,
+        "*" if _is_default(model, default) else "",
+    )
+
+
+def _plain_row(model: LocalModel, default: Path | None) -> tuple[str, ...]:
+    """The same columns for a program: whole numbers, whole revisions, ISO times."""
+    return (
+        model.name,
+        model.stored.revision,
+        "" if model.parameters is None else str(model.parameters),
+        model.precision or "",
+        str(model.size),
+        model.last_used.isoformat(timespec="seconds") if model.last_used else "",
+        model.stored.source,
+        "default" if _is_default(model, default) else "",
+    )
+
+
+def _available_row(model: PublishedModel, here: bool, plain: bool) -> tuple[str, ...]:
+    perplexity = model.wikitext103_perplexity
+    return (
+        model.name,
+        str(model.parameters) if plain else shown_count(model.parameters),
+        model.published_parameters,
+        f"{model.n_layer}/{model.n_embd}/{model.n_head}",
+        str(model.n_positions),
+        str(model.download_size) if plain else shown_bytes(model.download_size),
+        "" if perplexity is None else f"{perplexity:g}",
+        model.training_data,
+        model.licence,
+        "yes" if here else "",
+    )
+
+
+def _is_default(model: LocalModel, default: Path | None) -> bool:
+    return default is not None and model.stored.directory == default
+
+
+def _disk_use(models: Sequence[LocalModel]) -> dict[str, int]:
+    """Bytes by source, in total, and what ``gc --all`` would free."""
+    sources = dict.fromkeys(["store", "hf-cache"], 0)
+    for source in sources:
+        sources[source] = disk_use(m.stored.directory for m in models if m.stored.source == source)
+    # A file that both have, as a hard link, is there once.
+    total = disk_use(m.stored.directory for m in models if m.stored.source in sources)
+    return {**sources, "total": total, "garbage": sum(g.size for g in find_garbage(everything=True))}
+
+
+def _note_disk_use(terminal: Terminal, models: Sequence[LocalModel], use: Mapping[str, int]) -> None:
+    if not models:
+        terminal.note("no models on this disk; gpt2cli list --available shows what is published")
+    damaged = [model.name for model in models if model.problem]
+    damaged += [str(path) for path in unreadable_manifests()]
+    if damaged:
+        terminal.warn(f"damaged: {', '.join(damaged)}; gpt2cli verify says more")
+    parts = [f"{shown_bytes(use['store'])} in {paths.store_dir()}"]
+    if use["hf-cache"]:
+        parts.append(f"{shown_bytes(use['hf-cache'])} in the Hugging Face cache")
+    if use["garbage"]:
+        parts.append(f"{shown_bytes(use['garbage'])} that gpt2cli gc --all would free")
+    terminal.note(" · ".join(parts))
+
+
+def _model_document(model: LocalModel, default: Path | None) -> dict[str, Any]:
+    stored = model.stored
+    return {
+        "name": model.name,
+        "repository": stored.name,
+        "revision": stored.revision or None,
+        "refs": list(stored.refs),
+        "parameters": model.parameters,
+        "precision": model.precision,
+        "size": model.size,
+        "last_used": model.last_used.isoformat(timespec="seconds") if model.last_used else None,
+        "source": stored.source,
+        "default": _is_default(model, default),
+        "path": str(stored.directory),
+        "problem": model.problem,
+    }
+
+
+def _published_document(model: PublishedModel) -> dict[str, Any]:
+    return {**asdict(model), "download_size": model.download_size}
+
+
+def show(
+    ctx: typer.Context,
+    model: Annotated[
+        str, typer.Argument(metavar="NAME|DIR", help="A model, or NAME@REVISION.", show_default=False)
+    ],
+    json: Annotated[bool, typer.Option("--json", help="One JSON document.")] = False,
+    debug: params.Debug = False,
+) -> None:
+    """What is known of a model: its shape, size, licence and origin, and what its card says of its use."""
+    terminal: Terminal = ctx.obj
+    found = describe(as_stored(locate_reference(model)))
+    default = default_directory(Settings.load(terminal.environ).value("model"))
+    card = read_card(found.stored.directory)
+    known = published_as(found.stored)
+    if json:
+        terminal.write(json_line(_show_document(found, default, card, known)))
+        return
+    facts = [(key, value) for key, value in _facts(found, default, card, known) if value]
+    if terminal.stdout_is_terminal:
+        width = max(len(key) for key, _ in facts)
+        facts_text = "".join(f"{terminal.dim(f'{key:<{width}}')}  {value}\n" for key, value in _clean(facts))
+    else:
+        facts_text = tab_separated(facts)
+    sections = "".join(
+        f"\n{section.title}\n\n{section.text}\n" for section in (card.sections if card else ())
+    )
+    terminal.write(facts_text + sections)
+    if found.problem:
+        terminal.warn(f"{found.name} is damaged: {found.problem}")
+
+
+def _clean(facts: Sequence[tuple[str, str]]) -> list[tuple[str, str]]:
+    return [(key, one_line(value)) for key, value in facts]
+
+
+def _facts(
+    model: LocalModel, default: Path | None, card: Card | None, known: PublishedModel | None
+) -> list[tuple[str, str]]:
+    """What is shown, in order; an empty value is left out."""
+    stored, config = model.stored, model.config
+    facts = [("name", model.name), ("repository", stored.name if stored.name != model.name else "")]
+    if config is not None:
+        heads = f"{config.n_head} heads"
+        facts += [
+            ("architecture", f"gpt2, {config.n_layer} layers, {config.n_embd} wide, {heads}"),
+            ("context", f"{config.n_positions} tokens"),
+            ("vocabulary", f"{config.vocab_size} tokens"),
+            ("parameters", f"{config.parameters:,}"),
+        ]
+    facts += [
+        ("precision", model.precision or ""),
+        ("size", shown_bytes(model.size)),
+        ("licence", _licence(card, known) or ""),
+        ("revision", f"{stored.revision}{' (' + ', '.join(stored.refs) + ')' if stored.refs else ''}"),
+        ("source", _origin(model)),
+        ("created", stored.created),
+        ("last used", shown_age(model.last_used) if model.last_used else ""),
+        ("default", "yes" if _is_default(model, default) else ""),
+        ("path", str(stored.directory)),
+    ]
+    if known is not None:
+        perplexity = known.wikitext103_perplexity
+        facts += [
+            ("published as", known.published_parameters),
+            ("trained on", known.training_data),
+            ("paper", known.paper or ""),
+            ("WikiText-103", f"perplexity {perplexity:g} after fine-tuning" if perplexity else ""),
+        ]
+    return facts
+
+
+def _licence(card: Card | None, known: PublishedModel | None) -> str | None:
+    """As the card has it; else what is known of a published model."""
+    return (card.licence if card else None) or (known.licence if known else None)
+
+
+def _origin(model: LocalModel) -> str:
+    """The source, and what the manifest says of how the model came into the store."""
+    manifest = model.stored.manifest
+    if manifest is None or not manifest.source:
+        return model.stored.source
+    said = ", ".join(f"{key} {value}"[:200] for key, value in manifest.source.items() if value)
+    return f"{model.stored.source} ({said})"
+
+
+def _show_document(
+    model: LocalModel, default: Path | None, card: Card | None, known: PublishedModel | None
+) -> dict[str, Any]:
+    config, manifest = model.config, model.stored.manifest
+    shape = asdict(config) if config else {}
+    return {
+        **_model_document(model, default),
+        "architecture": "gpt2" if config else None,
+        "context": config.n_positions if config else None,
+        "config": shape or None,
+        "licence": _licence(card, known),
+        "created": model.stored.created or None,
+        "provenance": dict(manifest.source) if manifest else None,
+        "files": [asdict(record) for record in manifest.files] if manifest else None,
+        "card": [asdict(section) for section in card.sections] if card else None,
+        "published": {**_published_document(known), "sources": dict(SOURCES)} if known else None,
+    }

@@ -1,0 +1,254 @@
+"""``gpt2cli rm``, ``import``, ``export`` and ``gc``: what changes the store."""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from gpt2cli import paths
+from gpt2cli.checkpoint import WEIGHT_FILES, Checkpoint, open_checkpoint, weight_files
+from gpt2cli.cli import params
+from gpt2cli.errors import Gpt2cliError, ModelFileError, ModelNotFound, UsageError
+from gpt2cli.hub.garbage import PARTIAL_DAYS, discard, find_garbage, tree_size
+from gpt2cli.hub.hfcache import find_cached
+from gpt2cli.hub.inventory import as_stored, default_directory, short_name
+from gpt2cli.hub.registry import BUILTIN, ModelName, is_name, parse_name, parse_reference
+from gpt2cli.hub.resolve import locate_reference
+from gpt2cli.hub.store import (
+    INCOMING_PREFIX,
+    StoredModel,
+    add_local,
+    check_name_is_free,
+    check_sizes,
+    remove,
+    stored_revisions,
+)
+from gpt2cli.hub.transfer import export_model, model_files, side_files
+from gpt2cli.hub.usage import forget
+from gpt2cli.settings import Settings
+from gpt2cli.terminal.streams import Terminal
+from gpt2cli.terminal.table import aligned, shown_bytes, tab_separated
+from gpt2cli.text.tokenizer import Tokenizer
+
+RM_EXAMPLES = """Examples:
+
+  gpt2cli rm distilgpt2
+
+  gpt2cli rm --yes gpt2-medium my-stories
+
+  gpt2cli rm gpt2@607a30d
+"""
+
+IMPORT_EXAMPLES = """Examples:
+
+  gpt2cli import runs/stories --name my-stories
+
+  gpt2cli generate -m my-stories "Once upon a time"
+"""
+
+EXPORT_EXAMPLES = """Examples:
+
+  gpt2cli export my-stories exported
+
+  python -c 'from transformers import pipeline; print(pipeline("text-generation", "exported")("Once"))'
+"""
+
+GC_EXAMPLES = """Examples:
+
+  gpt2cli gc --dry-run
+
+  gpt2cli gc --all
+"""
+
+
+def rm(
+    ctx: typer.Context,
+    models: Annotated[
+        list[str], typer.Argument(metavar="NAME", help="A model, or NAME@REVISION.", show_default=False)
+    ],
+    yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")] = False,
+    quiet: params.Quiet = None,
+    debug: params.Debug = False,
+) -> None:
+    """Remove models from the store: all revisions of each, or the one named."""
+    terminal: Terminal = ctx.obj
+    settings = _settings(terminal, quiet)
+    found = {model.directory: model for text in models for model in _stored(text)}
+    sizes = {directory: tree_size(directory) for directory in found}
+    if not yes:
+        if not (terminal.stdin_is_terminal and terminal.stderr_is_terminal):
+            raise UsageError("rm asks first, and there is no terminal to ask on", hint="add --yes")
+        names = ", ".join(_title(model) for model in found.values())
+        if not terminal.ask(f"remove {names} ({shown_bytes(sum(sizes.values()))})?"):
+            terminal.note("nothing was removed")
+            return
+    default = default_directory(settings.value("model"))
+    for directory, model in found.items():
+        remove(model)
+        forget(model)
+        terminal.note(f"removed {_title(model)} ({shown_bytes(sizes[directory])})")
+        if directory == default:
+            terminal.warn(
+                f"{short_name(model)} was the default model; gpt2cli config set model names another"
+            )
+
+
+def _stored(text: str) -> list[StoredModel]:
+    """The revisions that ``text`` means. Raises `UsageError`, `ModelNotFound`."""
+    if text == BUILTIN:
+        raise UsageError(f"{BUILTIN} is a part of gpt2cli and cannot be removed")
+    name, revision = parse_reference(text)
+    found = stored_revisions(name, revision)
+    if found:
+        return found
+    cached = find_cached(name, revision)
+    if cached is not None:
+        # <cache>/models--owner--name/snapshots/<revision>
+        folder = cached.directory.parent.parent
+        raise UsageError(
+            f"{text} lies in the Hugging Face cache, which other programs use too",
+            hint=f"if none needs it, delete {folder}",
+        )
+    raise ModelNotFound(f"{text}: no such model in the store", hint="gpt2cli list shows what is there")
+
+
+def _title(model: StoredModel) -> str:
+    return f"{short_name(model)}@{model.revision[:7]}" if model.revision else short_name(model)
+
+
+def import_model(
+    ctx: typer.Context,
+    directory: Annotated[
+        Path,
+        typer.Argument(
+            metavar="DIR", help="A model directory.", file_okay=False, exists=False, show_default=False
+        ),
+    ],
+    name: Annotated[
+        str | None,
+        typer.Option("--name", metavar="NAME", help="Its name in the store. Default: that of DIR."),
+    ] = None,
+    allow_pickle: params.AllowPickle = None,
+    quiet: params.Quiet = None,
+    debug: params.Debug = False,
+) -> None:
+    """Copy a model directory into the store, once it is found to be whole."""
+    terminal: Terminal = ctx.obj
+    _settings(terminal, quiet)
+    parsed = _name_of(directory, name)
+    check_name_is_free(parsed)
+    checkpoint = open_checkpoint(directory, allow_pickle=bool(allow_pickle))
+    if Tokenizer.from_directory(directory) is None:
+        terminal.warn(f"{directory} has no tokenizer: the model will take token ids only")
+    source: dict[str, Any] = {"kind": "import", "path": str(directory.absolute())}
+    if checkpoint.pickles:
+        stored = _import_pickles(terminal, checkpoint, parsed, source)
+    else:
+        stored = add_local(directory, parsed, source, model_files(directory))
+    terminal.note(f"imported {stored.name} ({shown_bytes(tree_size(stored.directory))})")
+
+
+def _name_of(directory: Path, given: str | None) -> ModelName:
+    """The name to import under. Raises `UsageError`, `ModelNotFound`."""
+    if not directory.is_dir():
+        raise ModelNotFound(f"{directory}: no such directory")
+    text = directory.resolve().name if given is None else given
+    if given is None and not is_name(text):
+        raise UsageError(f"the directory's name {text!r} cannot be a model's", hint="add --name NAME")
+    if text == BUILTIN:
+        raise UsageError(f"{BUILTIN} is the model that comes with gpt2cli", hint="add --name NAME")
+    return parse_name(text)
+
+
+def _import_pickles(
+    terminal: Terminal, checkpoint: Checkpoint, name: ModelName, source: dict[str, Any]
+) -> StoredModel:
+    """Convert pickles to safetensors on the way in; the manifest says so."""
+    with terminal.signals.deferred():
+        from gpt2cli.core.convert import convert_pickles
+
+    root = paths.store_dir()
+    try:
+        root.mkdir(parents=True, exist_ok=True)
+        work = Path(tempfile.mkdtemp(dir=root, prefix=INCOMING_PREFIX))
+    except OSError as error:
+        raise Gpt2cliError(f"cannot write to the store {root}: {error.strerror or error}") from None
+    try:
+        for path in (checkpoint.directory / "config.json", *weight_files(checkpoint.directory)):
+            (work / path.name).symlink_to(path.absolute())
+        convert_pickles(work)
+        source["converted_from"] = [path.name for path in checkpoint.pickles]
+        files = [*side_files(checkpoint.directory), work / WEIGHT_FILES[0]]
+        return add_local(checkpoint.directory, name, source, files)
+    except OSError as error:
+        raise Gpt2cliError(f"cannot write to the store {root}: {error.strerror or error}") from None
+    finally:
+        shutil.rmtree(work, ignore_errors=True)
+
+
+def export(
+    ctx: typer.Context,
+    model: Annotated[
+        str, typer.Argument(metavar="NAME", help="A model, or NAME@REVISION.", show_default=False)
+    ],
+    directory: Annotated[
+        Path, typer.Argument(metavar="DIR", help="A new or empty one.", file_okay=False, show_default=False)
+    ],
+    quiet: params.Quiet = None,
+    debug: params.Debug = False,
+) -> None:
+    """Copy a model out, as a directory that transformers and others can load."""
+    terminal: Terminal = ctx.obj
+    _settings(terminal, quiet)
+    found = as_stored(locate_reference(model))
+    check_sizes(found)
+    try:
+        size = export_model(found, directory)
+    except ModelFileError as error:
+        if error.hint and "--allow-pickle" in error.hint:
+            error.hint = f"convert it: gpt2cli import --allow-pickle --name NAME {found.directory}"
+        raise
+    terminal.note(f"exported {_title(found)} to {directory} ({shown_bytes(size)})")
+
+
+def gc(
+    ctx: typer.Context,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what would go.")] = False,
+    everything: Annotated[
+        bool, typer.Option("--all", help="Fresh leftovers too; not beside a pull or an import.")
+    ] = False,
+    days: Annotated[
+        int,
+        typer.Option(
+            "--days", metavar="N", min=0, max=36500, help="Age of cut-off downloads and old revisions."
+        ),
+    ] = PARTIAL_DAYS,
+    quiet: params.Quiet = None,
+    debug: params.Debug = False,
+) -> None:
+    """Delete what no model needs: cut-off downloads, leftovers, revisions that were replaced, old caches."""
+    terminal: Terminal = ctx.obj
+    _settings(terminal, quiet)
+    found = find_garbage(days=days, everything=everything)
+    for garbage in () if dry_run else found:
+        discard(garbage)
+    rows = [(garbage.kind, str(garbage.size), str(garbage.path)) for garbage in found]
+    if terminal.stdout_is_terminal and rows:
+        shown = [(kind, shown_bytes(int(size)), path) for kind, size, path in rows]
+        lines = aligned(("KIND", "SIZE", "PATH"), shown, right={1})
+        terminal.write(terminal.dim(lines[0]) + "\n" + "".join(f"{line}\n" for line in lines[1:]))
+    else:
+        terminal.write(tab_separated(rows))
+    total = shown_bytes(sum(garbage.size for garbage in found))
+    terminal.note(f"{total} would be freed" if dry_run else f"{total} freed")
+
+
+def _settings(terminal: Terminal, quiet: bool | None) -> Settings:
+    """The settings of this run; ``--quiet`` holds from here on."""
+    settings = Settings.load(terminal.environ)
+    terminal.quiet = bool(settings.over({"quiet": quiet}).get("quiet"))
+    return settings

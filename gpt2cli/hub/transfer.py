@@ -1,0 +1,82 @@
+"""Models in and out: which files a model is made of, and a copy of them elsewhere."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import tempfile
+from pathlib import Path
+
+from gpt2cli.checkpoint import open_checkpoint, weight_files
+from gpt2cli.errors import Gpt2cliError, ModelFileError, UsageError
+from gpt2cli.hub.card import CARD
+from gpt2cli.hub.store import StoredModel, check_space, copy_file, repair_command
+
+CONFIG_FILES = ("config.json", "generation_config.json")
+TOKENIZER_FILES = (
+    "tokenizer.json",
+    "vocab.json",
+    "merges.txt",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+)
+TEXT_FILES = (CARD, "LICENSE", "LICENSE.md", "LICENSE.txt")
+
+
+def side_files(directory: Path) -> list[Path]:
+    """The files of a model but its weights: config, tokenizer, card, licence, as far as they are there."""
+    names = (*CONFIG_FILES, *TOKENIZER_FILES, *TEXT_FILES)
+    return [directory / name for name in names if (directory / name).is_file()]
+
+
+def model_files(directory: Path) -> list[Path]:
+    """The files of a model; what else lies beside them is none. Raises `ModelFileError`."""
+    return [*side_files(directory), *weight_files(directory)]
+
+
+def check_empty(target: Path) -> None:
+    """Raise `UsageError` unless a directory can be made at ``target``, or there is an empty one."""
+    if target.is_symlink() or (target.exists() and not target.is_dir()):
+        raise UsageError(f"{target}: it exists, and is no directory")
+    if target.is_dir() and any(target.iterdir()):
+        raise UsageError(f"{target}: the directory is not empty", hint="give one that is new or empty")
+    if target.is_dir() and target.samefile("."):
+        raise UsageError(f"{target}: it is the working directory", hint="give one that is new or empty")
+    if not target.absolute().parent.is_dir():
+        raise UsageError(f"{target}: there is no directory {target.absolute().parent}")
+
+
+def export_model(model: StoredModel, target: Path) -> int:
+    """Copy the files of ``model`` into the new directory ``target``, all of them or none; their bytes.
+
+    A stored file is held against its manifest on the way. Raises `UsageError` when ``target`` is in use,
+    `ModelFileError` when the model is damaged or a pickle, `Gpt2cliError` when the copy fails.
+    """
+    try:
+        check_empty(target)
+        open_checkpoint(model.directory)
+        records = {record.path: record for record in model.manifest.files} if model.manifest else {}
+        paths = [model.directory / name for name in records] or model_files(model.directory)
+        parent = target.absolute().parent
+        size = sum(path.stat().st_size for path in paths)
+        check_space(parent, size)
+        incoming = Path(tempfile.mkdtemp(dir=parent, prefix=f".{target.name[:80]}-"))
+        try:
+            for path in paths:
+                copied = copy_file(path, incoming / path.name)
+                record = records.get(path.name)
+                if record and (copied.size, copied.sha256) != (record.size, record.sha256.lower()):
+                    raise ModelFileError(
+                        f"{path}: it is not the file that came in",
+                        hint=f"to repair it: {repair_command(model)}",
+                    )
+            os.chmod(incoming, 0o755)
+            if target.is_dir():
+                target.rmdir()
+            os.replace(incoming, target)
+        finally:
+            shutil.rmtree(incoming, ignore_errors=True)
+    except OSError as error:
+        raise Gpt2cliError(f"{error.filename or target}: {error.strerror or error}") from None
+    return size

@@ -1,0 +1,150 @@
+"""Whether the files of a model are what they were when it came in.
+
+A model of the store is held against its manifest. In a Hugging Face cache a file is a link to a blob that
+is named by its hash: sha256, or git's sha1 for small files. Elsewhere there is nothing to hold a file
+against, and it stays unverified.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from gpt2cli.checkpoint import open_checkpoint
+from gpt2cli.errors import Gpt2cliError
+from gpt2cli.hub.manifest import FileRecord, Manifest, read_manifest
+from gpt2cli.hub.store import StoredModel
+
+Status = Literal["verified", "damaged", "unverified"]
+
+_SHA256 = re.compile(r"[0-9a-f]{64}")
+_BLOB_NAMES = {"sha256": _SHA256, "git sha1": re.compile(r"[0-9a-f]{40}")}
+_BLOCK = 2**20
+
+
+@dataclass(frozen=True, slots=True)
+class FileCheck:
+    """What was found out about one file; ``detail`` says what is wrong, or what it was held against."""
+
+    path: str
+    status: Status
+    detail: str
+
+
+@dataclass(frozen=True, slots=True)
+class FilesReport:
+    """What was found out about a model's files. ``problem`` is what its config or tensor table lacks."""
+
+    model: StoredModel
+    files: tuple[FileCheck, ...]
+    problem: str | None
+
+    @property
+    def status(self) -> Status:
+        """``verified`` only when every file is, and the tensor table is as the config asks for."""
+        found = {check.status for check in self.files}
+        if self.problem is not None or "damaged" in found:
+            return "damaged"
+        return "unverified" if not found or "unverified" in found else "verified"
+
+    @property
+    def problems(self) -> list[str]:
+        """What is wrong, a line each."""
+        wrong = [f"{check.path}: {check.detail}" for check in self.files if check.status == "damaged"]
+        return wrong + ([self.problem] if self.problem is not None else [])
+
+
+def verify_files(model: StoredModel) -> FilesReport:
+    """Read every file of ``model``, and check its config and tensor table."""
+    if model.source == "hf-cache":
+        files = tuple(_against_blobs(model.directory))
+    else:
+        own = read_manifest(model.directory / "manifest.json") if model.source == "builtin" else None
+        manifest = model.manifest or own
+        files = tuple(_against_manifest(model.directory, manifest) if manifest else _alone(model.directory))
+    try:
+        open_checkpoint(model.directory, allow_pickle=True)
+        problem = None
+    except Gpt2cliError as error:
+        problem = str(error)
+    return FilesReport(model, files, problem)
+
+
+def _against_manifest(directory: Path, manifest: Manifest) -> Iterator[FileCheck]:
+    for record in manifest.files:
+        yield _against_record(directory / record.path, record)
+    known = {record.path for record in manifest.files} | {"manifest.json"}
+    for path in _files(directory):
+        name = path.relative_to(directory).as_posix()
+        if name not in known and not path.name.startswith("."):
+            yield FileCheck(name, "damaged", "it was not there when the model came in")
+
+
+def _against_record(path: Path, record: FileRecord) -> FileCheck:
+    expected = record.sha256.lower()
+    try:
+        size = path.stat().st_size
+        if not path.is_file() or size != record.size:
+            what = "" if not path.is_file() else f"it has {size} bytes, and had {record.size}"
+            return FileCheck(record.path, "damaged", what or "it is no file")
+        if not _SHA256.fullmatch(expected):
+            return FileCheck(record.path, "unverified", "the manifest has no sha256 of it")
+        found = file_hash(path)
+    except OSError as error:
+        return FileCheck(record.path, "damaged", error.strerror or str(error))
+    if found != expected:
+        return FileCheck(record.path, "damaged", f"its sha256 is {found}, and was {expected}")
+    return FileCheck(record.path, "verified", f"sha256 of the manifest ({record.verified})")
+
+
+def _against_blobs(snapshot: Path) -> Iterator[FileCheck]:
+    for path in _files(snapshot):
+        name = path.relative_to(snapshot).as_posix()
+        expected = os.path.basename(os.path.realpath(path)) if path.is_symlink() else ""
+        kind = next((kind for kind, pattern in _BLOB_NAMES.items() if pattern.fullmatch(expected)), "")
+        if not kind:
+            yield FileCheck(name, "unverified", "its name in the cache is no hash")
+            continue
+        try:
+            found = file_hash(path, git=kind == "git sha1")
+        except OSError as error:
+            yield FileCheck(name, "damaged", error.strerror or str(error))
+            continue
+        if found == expected:
+            yield FileCheck(name, "verified", f"{kind} of the blob's name")
+        else:
+            yield FileCheck(name, "damaged", f"its {kind} is {found}, and its blob is named {expected}")
+
+
+def _alone(directory: Path) -> Iterator[FileCheck]:
+    for path in _files(directory):
+        name = path.relative_to(directory).as_posix()
+        yield FileCheck(name, "unverified", "there is no hash to hold it against")
+
+
+def file_hash(path: Path, *, git: bool = False) -> str:
+    """The sha256 of a file, or the sha1 that git gives it as a blob. Raises `OSError`."""
+    if not path.is_file():
+        # Opening a pipe would wait for its writer.
+        raise OSError(f"{path}: no regular file")
+    with path.open("rb") as file:
+        size = os.fstat(file.fileno()).st_size
+        header = b"blob %d\0" % size
+        digest = hashlib.sha1(header, usedforsecurity=False) if git else hashlib.sha256()
+        while block := file.read(_BLOCK):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def _files(directory: Path) -> list[Path]:
+    """Everything below a directory that is no directory, in order; a link is not followed into one."""
+    found = []
+    for folder, folders, names in os.walk(directory):
+        folders.sort()
+        found += [Path(folder, name) for name in sorted(names)]
+    return found
