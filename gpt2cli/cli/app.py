@@ -14,6 +14,7 @@ import typer
 from gpt2cli import __version__
 from gpt2cli.cli import completions, config
 from gpt2cli.cli import generate as generate_module
+from gpt2cli.cli import pull as pull_module
 from gpt2cli.errors import Gpt2cliError, InvalidOption, ReaderGone, Signalled
 from gpt2cli.terminal.streams import Terminal
 
@@ -49,6 +50,7 @@ def root(
 
 
 app.command("generate", epilog=generate_module.EXAMPLES)(generate_module.generate)
+app.command("pull", epilog=pull_module.EXAMPLES)(pull_module.pull)
 app.add_typer(config.app, name="config")
 app.command("completions", epilog=completions.EXAMPLES)(completions.completions)
 

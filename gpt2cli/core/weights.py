@@ -129,7 +129,7 @@ def _finite(tensor: Tensor, name: str, where: Path) -> Tensor:
 def _reader(checkpoint: Checkpoint, files: ExitStack) -> Callable[[str], Tensor | None]:
     """A function from a canonical name to its tensor, None where the checkpoint has none."""
     if checkpoint.pickles:
-        return _read_pickles(checkpoint).get
+        return read_pickles(checkpoint).get
     from safetensors import SafetensorError, safe_open
 
     opened: dict[Path, Any] = {}
@@ -149,7 +149,7 @@ def _reader(checkpoint: Checkpoint, files: ExitStack) -> Callable[[str], Tensor 
     return read
 
 
-def _read_pickles(checkpoint: Checkpoint) -> dict[str, Tensor]:
+def read_pickles(checkpoint: Checkpoint) -> dict[str, Tensor]:
     """The tensors of a ``.bin`` checkpoint; only plain tensors are ever unpickled."""
     tensors: dict[str, Tensor] = {}
     for path in checkpoint.pickles:

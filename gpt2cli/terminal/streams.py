@@ -118,13 +118,17 @@ class Terminal:
         self._say(sanitize(text).rstrip("\n"), "")
 
     def _say(self, line: str, style: str) -> None:
-        """A line on stderr; a stderr that cannot be written to is nobody's error."""
-        if self._stderr is None:
-            return
+        """A line on stderr."""
         if style and self.stderr_is_terminal and self.styled:
             line = f"{style}{line}{_PLAIN}"
+        self.write_stderr(line + "\n")
+
+    def write_stderr(self, text: str) -> None:
+        """Put ``text``, which is safe to show, on stderr; one that cannot be written to is nobody's error."""
+        if self._stderr is None:
+            return
         try:
-            self._write_all(self._stderr, (line + "\n").encode("utf-8", "replace"))
+            self._write_all(self._stderr, text.encode("utf-8", "replace"))
         except OSError:
             self._stderr = None
 
