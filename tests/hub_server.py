@@ -340,6 +340,8 @@ class _Handler(BaseHTTPRequestHandler):
         else:
             time.sleep(fault.seconds)
             if fault.kind == "reset":
+                # A reset takes with it what the client has not read yet.
+                time.sleep(0.1)
                 linger = struct.pack("ii", 1, 0)
                 self.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, linger)
             self.close_connection = True

@@ -202,12 +202,17 @@ class _Pull:
                 if not os.path.lexists(target) and _size(source / file.path) == file.size:
                     _link_or_copy(source / file.path, target)
 
+    def _present(self, files: Sequence[RemoteFile]) -> int:
+        """The bytes that earlier runs left of ``files``."""
+        here = (_size(self._directory / f.path, self._directory / (f.path + PART)) for f in files)
+        return sum(min(f.size or 0, have or 0) for f, have in zip(files, here, strict=True))
+
     def _check_space(self, files: Sequence[RemoteFile], *, twice: bool) -> None:
         """Raise `Gpt2cliError` when the disk has no room for what is still to come."""
-        here = (_size(self._directory / f.path, self._directory / (f.path + PART)) for f in files)
-        missing = sum(max(0, (f.size or 0) - (have or 0)) for f, have in zip(files, here, strict=True))
+        whole = sum(f.size or 0 for f in files)
+        missing = whole - self._present(files)
         if twice:
-            missing += sum(f.size or 0 for f in files)
+            missing += whole
         needed = missing + missing // 50 + 2**20 if missing else 0
         free = shutil.disk_usage(self._directory).free
         if free < needed:
@@ -227,6 +232,7 @@ class _Pull:
                 "endpoint": self._hub.shown,
                 "files": len(done) + len(files),
                 "total": sum(f.size or 0 for f in files),
+                "present": self._present(files),
             }
         )
 

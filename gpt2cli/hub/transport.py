@@ -154,8 +154,11 @@ class Hub:
         return target
 
     def _headers(self, url: str) -> dict[str, str]:
+        from huggingface_hub import constants
         from huggingface_hub.utils import build_hf_headers  # type: ignore[attr-defined]
 
+        # Else the helper asks the endpoint for a list of agents to report, past all rules of ours.
+        constants.HF_HUB_DISABLE_TELEMETRY = True
         allowed = self.may_have_token and _origin(url) == _origin(self.endpoint)
         headers = build_hf_headers(
             token=None if allowed else False, library_name="gpt2cli", library_version=self.version
@@ -171,8 +174,8 @@ class Hub:
 @contextmanager
 def _network_errors(hub: Hub) -> Iterator[None]:
     """Turn what the HTTP library raises into `Transient`."""
-    from huggingface_hub.errors import OfflineModeIsEnabled
     from huggingface_hub import get_session
+    from huggingface_hub.errors import OfflineModeIsEnabled
 
     # httpx or httpx2, by the version of huggingface_hub.
     library = importlib.import_module(type(get_session()).__module__.partition(".")[0])

@@ -22,8 +22,8 @@ FRAME_EVERY_S = 0.1
 class Meter(Protocol):
     """What shows the state of a transfer."""
 
-    def start(self, label: str, total: int) -> None:
-        """A transfer begins; nothing is known yet of how much of it is there."""
+    def start(self, label: str, total: int, present: int) -> None:
+        """A transfer begins; ``present`` of its bytes are there already."""
         ...
 
     def move(self, done: int) -> None:
@@ -58,7 +58,7 @@ class PullProgress:
     def __call__(self, event: Mapping[str, Any]) -> None:
         kind = event["event"]
         if kind == "start":
-            self._meter.start(one_line(str(event["model"])), int(event["total"]))
+            self._meter.start(one_line(str(event["model"])), int(event["total"]), int(event["present"]))
             self._started = True
         elif kind == "progress" and self._started:
             self._meter.move(int(event["bytes"]))
@@ -91,24 +91,21 @@ class Lines:
 
     def __init__(self, terminal: Terminal, clock: Callable[[], float] = time.monotonic) -> None:
         self._terminal, self._clock = terminal, clock
-        self._label, self._total, self._done, self._first = "", 0, 0, -1
+        self._label, self._total, self._present = "", 0, 0
         self._begun = self._said = 0.0
 
-    def start(self, label: str, total: int) -> None:
-        self._label, self._total, self._first = label, total, -1
+    def start(self, label: str, total: int, present: int) -> None:
+        self._label, self._total, self._present = label, total, present
         self._begun = self._said = self._clock()
-        self._terminal.note(f"{label}: {megabytes(total)}")
+        there = f", {megabytes(present)} of it already there" if present else ""
+        self._terminal.note(f"{label}: {megabytes(total)}{there}")
 
     def move(self, done: int) -> None:
-        if self._first < 0:
-            self._first = done
-            if done:
-                self._terminal.note(f"{self._label}: {megabytes(done)} are there already")
-        now, self._done = self._clock(), done
+        now = self._clock()
         if now - self._said < LINE_EVERY_S or done >= self._total:
             return
         self._said = now
-        rate = (done - self._first) / (now - self._begun)
+        rate = max(0, done - self._present) / (now - self._begun)
         left = f", {seconds((self._total - done) / rate)} left" if rate > 0 else ""
         self._terminal.note(
             f"{self._label}: {megabytes(done)} of {megabytes(self._total)}, {megabytes(rate)}/s{left}"
@@ -159,21 +156,17 @@ class Bar:
             redirect_stderr=False,
         )
         self._task: Any = None
-        self._fresh = False
 
-    def start(self, label: str, total: int) -> None:
+    def start(self, label: str, total: int, present: int) -> None:
         if self._task is not None:
             self._progress.remove_task(self._task)
-        self._task, self._fresh = self._progress.add_task(label, total=total), True
+        # What is there already says nothing of the rate.
+        self._task = self._progress.add_task(label, total=total, completed=present)
         self._progress.start()
 
     def move(self, done: int) -> None:
         if self._task is None:
             return
-        if self._fresh:
-            # What was there before says nothing of the rate.
-            self._progress.reset(self._task, completed=done)
-            self._fresh = False
         self._progress.update(self._task, completed=done)
         now = self._clock()
         if now - self._drawn >= FRAME_EVERY_S:
