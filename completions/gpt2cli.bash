@@ -3,8 +3,9 @@
 # What the command $1 takes.
 _gpt2cli_command() {
     case $1 in
-    '') commands=(generate completions config) flags=(--version -V --help -h) ;;
+    '') commands=(generate pull completions config) flags=(--version -V --help -h) ;;
     generate) commands=() flags=(--prompt -p --file -f --model -m --revision --offline --allow-pickle --max-new-tokens --max-length --stop --ignore-eos --overflow --temperature --temp --top-k --top-p --min-p --typical-p --repetition-penalty --no-repeat-ngram-size --greedy --num-return-sequences -n --seed --rng --special-tokens --strict --sanitize --json --jsonl --echo --logprobs --output -o --no-stream --quiet -q --device --precision --threads --debug --help -h) ;;
+    pull) commands=() flags=(--revision --allow-pickle --offline --jsonl --quiet -q --debug --help -h) ;;
     completions) commands=() flags=(--help -h) ;;
     config) commands=(list get set unset path) flags=(--help -h) ;;
     'config list') commands=() flags=(--json --help -h) ;;
@@ -41,6 +42,7 @@ _gpt2cli_flag() {
     'generate --device') kind=words words=(auto cpu cuda mps) ;;
     'generate --precision') kind=words words=(auto fp32 fp16 bf16 int8 int4) ;;
     'generate --threads') kind=text words=() ;;
+    'pull --revision') kind=text words=() ;;
     *) return 1 ;;
     esac
 }
@@ -49,11 +51,12 @@ _gpt2cli_flag() {
 _gpt2cli_argument() {
     case "$1 $2" in
     'generate '[0-9]*) kind=text words=() ;;
+    'pull '[0-9]*) kind=model words=() ;;
     'completions '0) kind=words words=(bash zsh fish powershell) ;;
-    'config get '0) kind=words words=(model max_new_tokens temperature top_k top_p min_p typical_p repetition_penalty no_repeat_ngram_size rng overflow device precision threads offline quiet) ;;
-    'config set '0) kind=words words=(model max_new_tokens temperature top_k top_p min_p typical_p repetition_penalty no_repeat_ngram_size rng overflow device precision threads offline quiet) ;;
+    'config get '0) kind=words words=(model max_new_tokens temperature top_k top_p min_p typical_p repetition_penalty no_repeat_ngram_size rng overflow device precision threads offline send_token quiet) ;;
+    'config set '0) kind=words words=(model max_new_tokens temperature top_k top_p min_p typical_p repetition_penalty no_repeat_ngram_size rng overflow device precision threads offline send_token quiet) ;;
     'config set '1) kind=text words=() ;;
-    'config unset '0) kind=words words=(model max_new_tokens temperature top_k top_p min_p typical_p repetition_penalty no_repeat_ngram_size rng overflow device precision threads offline quiet) ;;
+    'config unset '0) kind=words words=(model max_new_tokens temperature top_k top_p min_p typical_p repetition_penalty no_repeat_ngram_size rng overflow device precision threads offline send_token quiet) ;;
     esac
 }
 

@@ -3,8 +3,8 @@
 # Whether the cursor is in the command $argv[2..] and at its place $argv[1]: the number of arguments
 # before it (1+ for one or more), or "flag" where a flag can stand.
 function __gpt2cli_at
-    set -l commands 'generate' 'completions' 'config' 'config list' 'config get' 'config set' 'config unset' 'config path'
-    set -l valued 'generate --prompt' 'generate -p' 'generate --file' 'generate -f' 'generate --model' 'generate -m' 'generate --revision' 'generate --max-new-tokens' 'generate --max-length' 'generate --stop' 'generate --overflow' 'generate --temperature' 'generate --temp' 'generate --top-k' 'generate --top-p' 'generate --min-p' 'generate --typical-p' 'generate --repetition-penalty' 'generate --no-repeat-ngram-size' 'generate --num-return-sequences' 'generate -n' 'generate --seed' 'generate --rng' 'generate --logprobs' 'generate --output' 'generate -o' 'generate --device' 'generate --precision' 'generate --threads'
+    set -l commands 'generate' 'pull' 'completions' 'config' 'config list' 'config get' 'config set' 'config unset' 'config path'
+    set -l valued 'generate --prompt' 'generate -p' 'generate --file' 'generate -f' 'generate --model' 'generate -m' 'generate --revision' 'generate --max-new-tokens' 'generate --max-length' 'generate --stop' 'generate --overflow' 'generate --temperature' 'generate --temp' 'generate --top-k' 'generate --top-p' 'generate --min-p' 'generate --typical-p' 'generate --repetition-penalty' 'generate --no-repeat-ngram-size' 'generate --num-return-sequences' 'generate -n' 'generate --seed' 'generate --rng' 'generate --logprobs' 'generate --output' 'generate -o' 'generate --device' 'generate --precision' 'generate --threads' 'pull --revision'
     set -l path ''
     set -l place 0
     set -l ended 0
@@ -54,13 +54,14 @@ end
 
 complete -c gpt2cli -f
 complete -c gpt2cli -n '__gpt2cli_at 0' -a generate -d 'Continue a text: the prompt goes in, the model\'s continuation comes out as it is drawn'
+complete -c gpt2cli -n '__gpt2cli_at 0' -a pull -d 'Bring models from the Hugging Face Hub into the store; what was begun is resumed'
 complete -c gpt2cli -n '__gpt2cli_at 0' -a completions -d 'Print the script that makes a shell complete commands, flags, model names and files'
 complete -c gpt2cli -n '__gpt2cli_at 0' -a config -d 'Settings: list, get, set, unset'
 complete -c gpt2cli -n '__gpt2cli_at flag' -l version -s V -d 'Show the version'
 complete -c gpt2cli -n '__gpt2cli_at flag' -l help -s h -d 'Show this message and exit'
 complete -c gpt2cli -n '__gpt2cli_at flag generate' -l prompt -s p -r -f -d 'The prompt'
 complete -c gpt2cli -n '__gpt2cli_at flag generate' -l file -s f -r -F -d 'Read the prompt from FILE'
-complete -c gpt2cli -n '__gpt2cli_at flag generate' -l model -s m -r -f -a '(__gpt2cli_models)' -d 'A model directory, or a name on this disk (gpt2, owner/name)'
+complete -c gpt2cli -n '__gpt2cli_at flag generate' -l model -s m -r -f -a '(__gpt2cli_models)' -d 'A model directory, or a name (gpt2, owner/name); one that is not on this disk is pulled'
 complete -c gpt2cli -n '__gpt2cli_at flag generate' -l revision -r -f -d 'A branch, tag or commit of the model'
 complete -c gpt2cli -n '__gpt2cli_at flag generate' -l offline -d 'Never use the network'
 complete -c gpt2cli -n '__gpt2cli_at flag generate' -l allow-pickle -d 'Read .bin checkpoints too, plain tensors only (weights_only)'
@@ -95,6 +96,14 @@ complete -c gpt2cli -n '__gpt2cli_at flag generate' -l precision -r -f -a 'auto 
 complete -c gpt2cli -n '__gpt2cli_at flag generate' -l threads -r -f -d 'CPU threads'
 complete -c gpt2cli -n '__gpt2cli_at flag generate' -l debug -d 'Show a traceback with an error'
 complete -c gpt2cli -n '__gpt2cli_at flag generate' -l help -s h -d 'Show this message and exit'
+complete -c gpt2cli -n '__gpt2cli_at 0+ pull' -f -a '(__gpt2cli_models)'
+complete -c gpt2cli -n '__gpt2cli_at flag pull' -l revision -r -f -d 'A branch, tag or commit of the model'
+complete -c gpt2cli -n '__gpt2cli_at flag pull' -l allow-pickle -d 'Convert .bin weights to safetensors, plain tensors only'
+complete -c gpt2cli -n '__gpt2cli_at flag pull' -l offline -d 'Never use the network'
+complete -c gpt2cli -n '__gpt2cli_at flag pull' -l jsonl -d 'JSON events, one a line'
+complete -c gpt2cli -n '__gpt2cli_at flag pull' -l quiet -s q -d 'No notes and warnings on stderr'
+complete -c gpt2cli -n '__gpt2cli_at flag pull' -l debug -d 'Show a traceback with an error'
+complete -c gpt2cli -n '__gpt2cli_at flag pull' -l help -s h -d 'Show this message and exit'
 complete -c gpt2cli -n '__gpt2cli_at 0 completions' -f -a 'bash zsh fish powershell'
 complete -c gpt2cli -n '__gpt2cli_at flag completions' -l help -s h -d 'Show this message and exit'
 complete -c gpt2cli -n '__gpt2cli_at 0 config' -a list -d 'Every setting with its value, and where the value comes from'
@@ -105,10 +114,10 @@ complete -c gpt2cli -n '__gpt2cli_at 0 config' -a path -d 'Print where config.to
 complete -c gpt2cli -n '__gpt2cli_at flag config' -l help -s h -d 'Show this message and exit'
 complete -c gpt2cli -n '__gpt2cli_at flag config list' -l json -d 'One JSON object'
 complete -c gpt2cli -n '__gpt2cli_at flag config list' -l help -s h -d 'Show this message and exit'
-complete -c gpt2cli -n '__gpt2cli_at 0 config get' -f -a 'model max_new_tokens temperature top_k top_p min_p typical_p repetition_penalty no_repeat_ngram_size rng overflow device precision threads offline quiet'
+complete -c gpt2cli -n '__gpt2cli_at 0 config get' -f -a 'model max_new_tokens temperature top_k top_p min_p typical_p repetition_penalty no_repeat_ngram_size rng overflow device precision threads offline send_token quiet'
 complete -c gpt2cli -n '__gpt2cli_at flag config get' -l help -s h -d 'Show this message and exit'
-complete -c gpt2cli -n '__gpt2cli_at 0 config set' -f -a 'model max_new_tokens temperature top_k top_p min_p typical_p repetition_penalty no_repeat_ngram_size rng overflow device precision threads offline quiet'
+complete -c gpt2cli -n '__gpt2cli_at 0 config set' -f -a 'model max_new_tokens temperature top_k top_p min_p typical_p repetition_penalty no_repeat_ngram_size rng overflow device precision threads offline send_token quiet'
 complete -c gpt2cli -n '__gpt2cli_at flag config set' -l help -s h -d 'Show this message and exit'
-complete -c gpt2cli -n '__gpt2cli_at 0 config unset' -f -a 'model max_new_tokens temperature top_k top_p min_p typical_p repetition_penalty no_repeat_ngram_size rng overflow device precision threads offline quiet'
+complete -c gpt2cli -n '__gpt2cli_at 0 config unset' -f -a 'model max_new_tokens temperature top_k top_p min_p typical_p repetition_penalty no_repeat_ngram_size rng overflow device precision threads offline send_token quiet'
 complete -c gpt2cli -n '__gpt2cli_at flag config unset' -l help -s h -d 'Show this message and exit'
 complete -c gpt2cli -n '__gpt2cli_at flag config path' -l help -s h -d 'Show this message and exit'

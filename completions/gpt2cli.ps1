@@ -7,6 +7,7 @@ Register-ArgumentCompleter -Native -CommandName gpt2cli -ScriptBlock {
     # all further ones), with the kind of its value, and the words that the value can be.
     $entries = @(
         @{Of = ''; What = 'command'; Name = 'generate'; Help = 'Continue a text: the prompt goes in, the model''s continuation comes out as it is drawn'; Kind = ''; Words = @()}
+        @{Of = ''; What = 'command'; Name = 'pull'; Help = 'Bring models from the Hugging Face Hub into the store; what was begun is resumed'; Kind = ''; Words = @()}
         @{Of = ''; What = 'command'; Name = 'completions'; Help = 'Print the script that makes a shell complete commands, flags, model names and files'; Kind = ''; Words = @()}
         @{Of = ''; What = 'command'; Name = 'config'; Help = 'Settings: list, get, set, unset'; Kind = ''; Words = @()}
         @{Of = ''; What = 'flag'; Name = '--version'; Help = 'Show the version'; Kind = ''; Words = @()}
@@ -17,8 +18,8 @@ Register-ArgumentCompleter -Native -CommandName gpt2cli -ScriptBlock {
         @{Of = 'generate'; What = 'flag'; Name = '-p'; Help = 'The prompt'; Kind = 'text'; Words = @()}
         @{Of = 'generate'; What = 'flag'; Name = '--file'; Help = 'Read the prompt from FILE'; Kind = 'file'; Words = @()}
         @{Of = 'generate'; What = 'flag'; Name = '-f'; Help = 'Read the prompt from FILE'; Kind = 'file'; Words = @()}
-        @{Of = 'generate'; What = 'flag'; Name = '--model'; Help = 'A model directory, or a name on this disk (gpt2, owner/name)'; Kind = 'model'; Words = @()}
-        @{Of = 'generate'; What = 'flag'; Name = '-m'; Help = 'A model directory, or a name on this disk (gpt2, owner/name)'; Kind = 'model'; Words = @()}
+        @{Of = 'generate'; What = 'flag'; Name = '--model'; Help = 'A model directory, or a name (gpt2, owner/name); one that is not on this disk is pulled'; Kind = 'model'; Words = @()}
+        @{Of = 'generate'; What = 'flag'; Name = '-m'; Help = 'A model directory, or a name (gpt2, owner/name); one that is not on this disk is pulled'; Kind = 'model'; Words = @()}
         @{Of = 'generate'; What = 'flag'; Name = '--revision'; Help = 'A branch, tag or commit of the model'; Kind = 'text'; Words = @()}
         @{Of = 'generate'; What = 'flag'; Name = '--offline'; Help = 'Never use the network'; Kind = ''; Words = @()}
         @{Of = 'generate'; What = 'flag'; Name = '--allow-pickle'; Help = 'Read .bin checkpoints too, plain tensors only (weights_only)'; Kind = ''; Words = @()}
@@ -59,6 +60,16 @@ Register-ArgumentCompleter -Native -CommandName gpt2cli -ScriptBlock {
         @{Of = 'generate'; What = 'flag'; Name = '--help'; Help = 'Show this message and exit'; Kind = ''; Words = @()}
         @{Of = 'generate'; What = 'flag'; Name = '-h'; Help = 'Show this message and exit'; Kind = ''; Words = @()}
         @{Of = 'generate'; What = '0+'; Name = 'PROMPT'; Help = 'PROMPT'; Kind = 'text'; Words = @()}
+        @{Of = 'pull'; What = 'flag'; Name = '--revision'; Help = 'A branch, tag or commit of the model'; Kind = 'text'; Words = @()}
+        @{Of = 'pull'; What = 'flag'; Name = '--allow-pickle'; Help = 'Convert .bin weights to safetensors, plain tensors only'; Kind = ''; Words = @()}
+        @{Of = 'pull'; What = 'flag'; Name = '--offline'; Help = 'Never use the network'; Kind = ''; Words = @()}
+        @{Of = 'pull'; What = 'flag'; Name = '--jsonl'; Help = 'JSON events, one a line'; Kind = ''; Words = @()}
+        @{Of = 'pull'; What = 'flag'; Name = '--quiet'; Help = 'No notes and warnings on stderr'; Kind = ''; Words = @()}
+        @{Of = 'pull'; What = 'flag'; Name = '-q'; Help = 'No notes and warnings on stderr'; Kind = ''; Words = @()}
+        @{Of = 'pull'; What = 'flag'; Name = '--debug'; Help = 'Show a traceback with an error'; Kind = ''; Words = @()}
+        @{Of = 'pull'; What = 'flag'; Name = '--help'; Help = 'Show this message and exit'; Kind = ''; Words = @()}
+        @{Of = 'pull'; What = 'flag'; Name = '-h'; Help = 'Show this message and exit'; Kind = ''; Words = @()}
+        @{Of = 'pull'; What = '0+'; Name = 'NAME[@REVISION'; Help = 'NAME[@REVISION'; Kind = 'model'; Words = @()}
         @{Of = 'completions'; What = 'flag'; Name = '--help'; Help = 'Show this message and exit'; Kind = ''; Words = @()}
         @{Of = 'completions'; What = 'flag'; Name = '-h'; Help = 'Show this message and exit'; Kind = ''; Words = @()}
         @{Of = 'completions'; What = '0'; Name = 'SHELL'; Help = 'SHELL'; Kind = 'words'; Words = @('bash', 'zsh', 'fish', 'powershell')}
@@ -74,14 +85,14 @@ Register-ArgumentCompleter -Native -CommandName gpt2cli -ScriptBlock {
         @{Of = 'config list'; What = 'flag'; Name = '-h'; Help = 'Show this message and exit'; Kind = ''; Words = @()}
         @{Of = 'config get'; What = 'flag'; Name = '--help'; Help = 'Show this message and exit'; Kind = ''; Words = @()}
         @{Of = 'config get'; What = 'flag'; Name = '-h'; Help = 'Show this message and exit'; Kind = ''; Words = @()}
-        @{Of = 'config get'; What = '0'; Name = 'KEY'; Help = 'KEY'; Kind = 'words'; Words = @('model', 'max_new_tokens', 'temperature', 'top_k', 'top_p', 'min_p', 'typical_p', 'repetition_penalty', 'no_repeat_ngram_size', 'rng', 'overflow', 'device', 'precision', 'threads', 'offline', 'quiet')}
+        @{Of = 'config get'; What = '0'; Name = 'KEY'; Help = 'KEY'; Kind = 'words'; Words = @('model', 'max_new_tokens', 'temperature', 'top_k', 'top_p', 'min_p', 'typical_p', 'repetition_penalty', 'no_repeat_ngram_size', 'rng', 'overflow', 'device', 'precision', 'threads', 'offline', 'send_token', 'quiet')}
         @{Of = 'config set'; What = 'flag'; Name = '--help'; Help = 'Show this message and exit'; Kind = ''; Words = @()}
         @{Of = 'config set'; What = 'flag'; Name = '-h'; Help = 'Show this message and exit'; Kind = ''; Words = @()}
-        @{Of = 'config set'; What = '0'; Name = 'KEY'; Help = 'KEY'; Kind = 'words'; Words = @('model', 'max_new_tokens', 'temperature', 'top_k', 'top_p', 'min_p', 'typical_p', 'repetition_penalty', 'no_repeat_ngram_size', 'rng', 'overflow', 'device', 'precision', 'threads', 'offline', 'quiet')}
+        @{Of = 'config set'; What = '0'; Name = 'KEY'; Help = 'KEY'; Kind = 'words'; Words = @('model', 'max_new_tokens', 'temperature', 'top_k', 'top_p', 'min_p', 'typical_p', 'repetition_penalty', 'no_repeat_ngram_size', 'rng', 'overflow', 'device', 'precision', 'threads', 'offline', 'send_token', 'quiet')}
         @{Of = 'config set'; What = '1'; Name = 'VALUE'; Help = 'VALUE'; Kind = 'text'; Words = @()}
         @{Of = 'config unset'; What = 'flag'; Name = '--help'; Help = 'Show this message and exit'; Kind = ''; Words = @()}
         @{Of = 'config unset'; What = 'flag'; Name = '-h'; Help = 'Show this message and exit'; Kind = ''; Words = @()}
-        @{Of = 'config unset'; What = '0'; Name = 'KEY'; Help = 'KEY'; Kind = 'words'; Words = @('model', 'max_new_tokens', 'temperature', 'top_k', 'top_p', 'min_p', 'typical_p', 'repetition_penalty', 'no_repeat_ngram_size', 'rng', 'overflow', 'device', 'precision', 'threads', 'offline', 'quiet')}
+        @{Of = 'config unset'; What = '0'; Name = 'KEY'; Help = 'KEY'; Kind = 'words'; Words = @('model', 'max_new_tokens', 'temperature', 'top_k', 'top_p', 'min_p', 'typical_p', 'repetition_penalty', 'no_repeat_ngram_size', 'rng', 'overflow', 'device', 'precision', 'threads', 'offline', 'send_token', 'quiet')}
         @{Of = 'config path'; What = 'flag'; Name = '--help'; Help = 'Show this message and exit'; Kind = ''; Words = @()}
         @{Of = 'config path'; What = 'flag'; Name = '-h'; Help = 'Show this message and exit'; Kind = ''; Words = @()}
     )

@@ -223,12 +223,12 @@ def test_shards_and_a_renamed_repository(
 
 @pytest.mark.parametrize("fault", [close, reset], ids=["closed", "reset"])
 def test_a_broken_connection_is_resumed_where_it_broke(
-    hub: HubServer, big: dict[str, bytes], fault: Callable[[int], Any]
+    hub: HubServer, big: dict[str, bytes], fast: None, fault: Callable[[int], Any]
 ) -> None:
     repository = hub.add(NAME, big)
     size = len(big[WEIGHTS])
     hub.script(WEIGHTS, fault(size // 3), fault(size // 3), fault(0))
-    outcome = run("pull", NAME)
+    outcome = call("pull", NAME)
     assert outcome.code == 0, outcome.err
     assert_whole(repository)
     assert hub.bytes_sent(WEIGHTS) <= size + 2 * MEBIBYTE
@@ -255,9 +255,9 @@ def test_a_file_that_changes_during_the_pull_is_read_from_the_start(
 
     def change() -> None:
         repository.files = {**big, WEIGHTS: other}
+        raise ConnectionAbortedError
 
-    hub.script(WEIGHTS, then(0, change), close(1000))
-    hub.faults[WEIGHTS].appendleft(close(1_000_000))
+    hub.script(WEIGHTS, then(1_000_000, change))
     outcome = call("pull", NAME)
     assert outcome.code == 0, outcome.err
     assert_whole(repository)
@@ -289,7 +289,6 @@ def test_a_stall_and_a_drip_are_given_up_and_resumed(
         (status(418), 4, "418"),
         (status(429, retry_after="7200"), 4, "try again in 7200 s"),
         (body(b"<html>Log in</html>"), 4, "not the Hub's"),
-        (status(302, location="/login"), 4, ""),
         (status(302, location="file:///etc/passwd"), 4, "redirect"),
         (status(302, location="http://[half"), 4, "redirect"),
     ],
@@ -474,7 +473,7 @@ def test_malformed_answers(hub: HubServer, small: dict[str, bytes], fast: None) 
     ]
     root = Path(os.environ["GPT2CLI_HOME"]).parent
     before = snapshot(root)
-    for _ in range(250):
+    for _ in range(120):
 
         def spoil(answer: dict[str, Any]) -> Any:
             raw = json.loads(json.dumps(answer))
@@ -528,7 +527,7 @@ def test_malformed_headers(hub: HubServer, small: dict[str, bytes], fast: None) 
         "a" * 9000,
         None,
     ]
-    for _ in range(60):
+    for _ in range(50):
         path = rng.choice(["config.json", WEIGHTS, "merges.txt"])
         hub.head_headers = {path: {rng.choice(names): rng.choice(values)}}
         if rng.random() < 0.3:
@@ -841,8 +840,8 @@ def test_a_disk_that_fills_up_on_the_way(hub: HubServer, big: dict[str, bytes], 
 def test_a_store_that_cannot_be_written(hub: HubServer, small: dict[str, bytes], tmp_path: Path) -> None:
     """Tests may run as root: a file stands where the directory should be."""
     hub.add(NAME, small)
-    (tmp_path / "file").write_text("")
-    outcome = run("pull", NAME, env={**os.environ, "GPT2CLI_HOME": str(tmp_path / "file")})
+    (tmp_path / "models").write_text("")
+    outcome = run("pull", NAME, env={**os.environ, "GPT2CLI_HOME": str(tmp_path)})
     assert_one_line_error(outcome, 1)
     assert "cannot write to the store" in outcome.err and "hint:" in outcome.err
 
