@@ -910,7 +910,7 @@ def test_jsonl_events(hub: HubServer, small: dict[str, bytes]) -> None:
     outcome = run("pull", NAME, "--jsonl", "-q")
     assert outcome.code == 0 and outcome.err == ""
     kinds = [event["event"] for event in outcome.events]
-    assert "start" in kinds and kinds[-1] == "end" and kinds.count("file") == 5
+    assert kinds[0] == "start" and kinds[-1] == "end" and kinds.count("file") == 5
     begin = next(event for event in outcome.events if event["event"] == "start")
     assert (begin["commit"], begin["model"], begin["present"]) == (repository.commit, NAME, 0)
     assert outcome.events[-1]["directory"] == str(model_directory(repository))
@@ -973,6 +973,23 @@ def test_the_default_is_not_taken_from_the_user(hub: HubServer, small: dict[str,
     outcome = call("pull", NAME)
     assert "used without -m" not in outcome.err
     assert call("config", "get", "model").out == "mine\n"
+
+
+@pytest.mark.parametrize(
+    "environ",
+    [
+        {"HF_ENDPOINT": "ftp://x"},
+        {"HF_ENDPOINT": "nonsense"},
+        {"ALL_PROXY": "x://user:secret@host"},
+        {"SSL_CERT_FILE": "/nowhere", "HF_ENDPOINT": "https://localhost:1"},
+    ],
+    ids=lambda environ: "-".join(environ.values()),
+)
+def test_an_environment_that_cannot_work(hub: HubServer, environ: dict[str, str]) -> None:
+    outcome = run("pull", NAME, "--debug", env={**os.environ, **environ})
+    assert outcome.code in (2, 4)
+    assert "error: " in outcome.err and "defect" not in outcome.err
+    assert "secret" not in outcome.err
 
 
 def test_threads_end_with_the_pull(hub: HubServer, small: dict[str, bytes], fast: None) -> None:

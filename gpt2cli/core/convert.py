@@ -9,7 +9,7 @@ import torch
 
 from gpt2cli.checkpoint import open_checkpoint
 from gpt2cli.core.weights import read_pickles
-from gpt2cli.errors import ModelFileError
+from gpt2cli.errors import Gpt2cliError
 
 TARGET = "model.safetensors"
 
@@ -18,7 +18,7 @@ def convert_pickles(directory: Path) -> None:
     """Write model.safetensors from the ``.bin`` files in ``directory``, which stay.
 
     A head that only repeats the embeddings is left out. Raises `ModelFileError` for a pickle that is
-    damaged or holds anything but the tensors of its config, `OSError`.
+    damaged or holds anything but the tensors of its config, `Gpt2cliError`, `OSError`.
     """
     from safetensors import SafetensorError
     from safetensors.torch import save_file
@@ -35,7 +35,7 @@ def convert_pickles(directory: Path) -> None:
     try:
         save_file(whole, temporary, {"format": "pt"})
     except SafetensorError as error:
-        raise ModelFileError(f"{directory}: cannot be written as safetensors: {error}") from None
+        raise Gpt2cliError(f"{directory / TARGET}: cannot be written: {error}") from None
     with temporary.open("rb+") as file:
         os.fsync(file.fileno())
     os.replace(temporary, directory / TARGET)

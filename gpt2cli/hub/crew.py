@@ -9,10 +9,11 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+from gpt2cli.errors import Unavailable
 from gpt2cli.hub.download import Fetcher
 from gpt2cli.hub.manifest import FileRecord
 from gpt2cli.hub.remote import RemoteFile, Repository
-from gpt2cli.hub.transport import Hub, Policy
+from gpt2cli.hub.transport import RESUME_HINT, Hub, Policy
 
 WORKERS = 4
 REPORT_EVERY_S = 0.1
@@ -47,7 +48,7 @@ def fetch_all(
     try:
         for worker in workers:
             worker.start()
-        records = _listen(said, len(files), have, report)
+        records = _listen(said, len(files), have, report, policy.silence_s)
     finally:
         stop.set()
         deadline = time.monotonic() + PATIENCE_S
@@ -71,11 +72,15 @@ def _work(fetcher: Fetcher, waiting: queue.SimpleQueue[RemoteFile], said: queue.
 
 
 def _listen(
-    said: queue.SimpleQueue[Any], count: int, have: dict[str, int], report: Callable[[dict[str, Any]], None]
+    said: queue.SimpleQueue[Any],
+    count: int,
+    have: dict[str, int],
+    report: Callable[[dict[str, Any]], None],
+    silence_s: float,
 ) -> dict[str, FileRecord]:
-    """Pass on what the workers say until all files are there."""
+    """Pass on what the workers say until all files are there. Raises what one raised, `Unavailable`."""
     records: dict[str, FileRecord] = {}
-    reported = 0.0
+    reported, moved, before = 0.0, time.monotonic(), -1
     while len(records) < count:
         try:
             item = said.get(timeout=REPORT_EVERY_S)
@@ -87,7 +92,12 @@ def _listen(
             records[item.path] = item
         elif item is not None:
             report(item)
-        if time.monotonic() - reported >= REPORT_EVERY_S or len(records) == count:
-            report({"event": "progress", "bytes": sum(list(have.values()))})
-            reported = time.monotonic()
+        clock, done = time.monotonic(), sum(list(have.values()))
+        if item is not None or done != before:
+            moved, before = clock, done
+        elif clock - moved > silence_s:
+            raise Unavailable(f"nothing has come for {silence_s:.0f} s", hint=RESUME_HINT)
+        if clock - reported >= REPORT_EVERY_S or len(records) == count:
+            report({"event": "progress", "bytes": done})
+            reported = clock
     return records

@@ -249,7 +249,7 @@ class Fetcher:
         """The record of a file that came earlier; one that is not what it should be is deleted."""
         if not os.path.lexists(target):
             return None
-        if target.is_file() and target.stat().st_size == expected.size:
+        if target.is_file() and not target.is_symlink() and target.stat().st_size == expected.size:
             hasher = Hasher(expected)
             with target.open("rb") as reader:
                 while block := reader.read(MEBIBYTE):

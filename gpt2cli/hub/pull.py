@@ -129,6 +129,7 @@ class _Pull:
         self._report, self._options = report, options
         self._folder = partial_root() / folder_name(name.repository)
         self._directory = self._folder / repository.commit
+        self._started, self._early = False, list[dict[str, Any]]()
 
     def run(self) -> Pulled:
         """Pull, unless the model is there."""
@@ -173,8 +174,20 @@ class _Pull:
 
     def _fetch_all(self, files: Sequence[RemoteFile]) -> list[FileRecord]:
         return fetch_all(
-            self._hub, self._repository, files, self._directory, self._options.policy, self._report
+            self._hub, self._repository, files, self._directory, self._options.policy, self._pass_on
         )
+
+    def _pass_on(self, event: dict[str, Any]) -> None:
+        """Report, but nothing of files before ``start``: what there is to do is read from the first ones."""
+        if event["event"] == "start":
+            self._started = True
+            self._report(event)
+            for early in self._early:
+                self._report(early)
+        elif self._started or event["event"] == "retry":
+            self._report(event)
+        elif event["event"] != "progress":
+            self._early.append(event)
 
     @contextmanager
     def _refusing(self) -> Iterator[None]:
@@ -223,7 +236,7 @@ class _Pull:
             )
 
     def _announce(self, done: Sequence[FileRecord], files: Sequence[RemoteFile]) -> None:
-        self._report(
+        self._pass_on(
             {
                 "event": "start",
                 "model": self._name.repository,
@@ -275,7 +288,9 @@ class _Pull:
     def _sweep(self, wanted: set[str]) -> None:
         """Remove what is no file of the model, and old leftovers of other commits."""
         for path in self._directory.iterdir():
-            if path.name not in wanted:
+            if path.is_dir() and not path.is_symlink():
+                shutil.rmtree(path)
+            elif path.name not in wanted:
                 path.unlink()
         for other in self._folder.iterdir():
             if other != self._directory and time.time() - other.stat().st_mtime > STALE_S:

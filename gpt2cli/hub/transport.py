@@ -56,6 +56,8 @@ class Policy:
     """The longest ``Retry-After`` that is waited for."""
     answer_s: float = 60.0
     """For the whole of a short answer."""
+    silence_s: float = 600.0
+    """After which a pull in which nothing moves at all is given up."""
 
 
 class Transient(Exception):
@@ -117,13 +119,11 @@ class Hub:
         Without ``to_other_hosts`` a redirect that leaves the endpoint is itself the response. Raises
         `Transient` for what the network does, `Unavailable` for redirects that are refused.
         """
-        from huggingface_hub import get_session
-
         timeout = (policy.connect_s, policy.stall_s, policy.stall_s, policy.connect_s)
         for _ in range(MAX_REDIRECTS):
             with (
                 _network_errors(self),
-                get_session().stream(
+                _session().stream(
                     method,
                     url,
                     headers={**self._headers(url), **(headers or {})},
@@ -160,9 +160,15 @@ class Hub:
         # Else the helper asks the endpoint for a list of agents to report, past all rules of ours.
         constants.HF_HUB_DISABLE_TELEMETRY = True
         allowed = self.may_have_token and _origin(url) == _origin(self.endpoint)
-        headers = build_hf_headers(
-            token=None if allowed else False, library_name="gpt2cli", library_version=self.version
-        )
+        try:
+            headers = build_hf_headers(
+                token=None if allowed else False, library_name="gpt2cli", library_version=self.version
+            )
+        except Exception as error:
+            # Whatever it is that reads a token file or renews a token: the message may hold the token.
+            raise Unavailable(
+                f"the Hugging Face token cannot be had ({type(error).__name__})", hint="run: hf auth login"
+            ) from None
         # The HTTP library's own complaint would show the token.
         token = headers.get("authorization", "Bearer x").partition(" ")[2]
         if not _TOKEN_TEXT.fullmatch(token):
@@ -171,14 +177,28 @@ class Hub:
         return dict(headers)
 
 
+def _session() -> Any:
+    """huggingface_hub's HTTP session. Raises `UsageError` when the environment does not let it be made."""
+    from huggingface_hub import get_session
+
+    try:
+        return get_session()
+    except Exception as error:
+        # A proxy's address may hold a password.
+        reason = type(error).__name__ if "@" in str(error) else one_line(str(error))[:200]
+        raise UsageError(
+            f"the settings of the network are wrong: {reason}",
+            hint="see HTTP_PROXY, HTTPS_PROXY, ALL_PROXY, SSL_CERT_FILE, SSL_CERT_DIR",
+        ) from None
+
+
 @contextmanager
 def _network_errors(hub: Hub) -> Iterator[None]:
     """Turn what the HTTP library raises into `Transient`."""
-    from huggingface_hub import get_session
     from huggingface_hub.errors import OfflineModeIsEnabled
 
     # httpx or httpx2, by the version of huggingface_hub.
-    library = importlib.import_module(type(get_session()).__module__.partition(".")[0])
+    library = importlib.import_module(type(_session()).__module__.partition(".")[0])
     try:
         yield
     except OfflineModeIsEnabled:
