@@ -8,8 +8,10 @@ import hashlib
 import json
 import os
 import random
+import shutil
 import signal
 import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -746,6 +748,29 @@ def test_two_pulls_at_once_are_one_transfer(hub: HubServer, big: dict[str, bytes
 
 
 @pytest.mark.slow
+def test_two_hundred_hostile_headers(hub: HubServer, small: dict[str, bytes], fast: None) -> None:
+    """ETags, commits and file names that are paths: nothing is written outside of the store."""
+    rng = random.Random(4)
+    root = Path(os.environ["GPT2CLI_HOME"]).parent
+    before = snapshot(root)
+    hub.add(NAME, small)
+    for n in range(200):
+        path = "../" * rng.randrange(1, 9) + rng.choice(["x", "config.json", "tmp/x", "\\x", "x\0y"])
+        hostile = path.replace("\0", "") if n % 3 else path
+        if n % 3 == 0:
+            entry = {"rfilename": hostile, "size": 1, "blobId": "0" * 40}
+            hub.answer = lambda answer, entry=entry: {**answer, "siblings": [entry, *answer["siblings"]]}  # type: ignore[misc]
+        else:
+            hub.answer = lambda answer: answer
+            header = "etag" if n % 3 == 1 else "x-repo-commit"
+            hub.head_headers = {"config.json": {header: f'"{hostile}"'}}
+        assert_one_line_error(call("pull", "-q", NAME), 5)
+        hub.head_headers = {}
+        assert_nothing_pulled()
+    assert snapshot(root) == before
+
+
+@pytest.mark.slow
 def test_two_hundred_flipped_bytes(hub: HubServer, small: dict[str, bytes], fast: None) -> None:
     hub.add(NAME, small)
     rng = random.Random(2)
@@ -755,6 +780,9 @@ def test_two_hundred_flipped_bytes(hub: HubServer, small: dict[str, bytes], fast
         hub.script(path, fault, fault)
         assert_one_line_error(call("pull", "-q", NAME), 5)
         assert_nothing_pulled()
+        # Else a file that came well is not fetched again.
+        subprocess.run(["rm", "-rf", str(store())], check=True)
+        hub.faults.clear()
 
 
 @pytest.mark.slow
@@ -998,3 +1026,28 @@ def test_threads_end_with_the_pull(hub: HubServer, small: dict[str, bytes], fast
     hub.script(WEIGHTS, slow(0.01))
     assert call("pull", NAME).code == 5
     wait_until(lambda: not [t for t in threading.enumerate() if t.name.startswith("fetch-")], 5)
+
+
+@pytest.mark.slow
+def test_speed_and_memory(hub: HubServer, small: dict[str, bytes], tmp_path: Path) -> None:
+    """Half of curl's speed at least, hashing included, in under 150 MB."""
+    if not shutil.which("curl"):
+        pytest.skip("curl is not here")
+    directory = make_model(tmp_path / "large", vocab_size=120_000, n_embd=1024, n_layer=1, n_head=4)
+    repository = hub.add(NAME, model_files(directory))
+    url = f"{hub.url}/{NAME}/resolve/main/{WEIGHTS}"
+    began = time.monotonic()
+    subprocess.run(["curl", "-sL", "-o", str(tmp_path / "copy"), url], check=True)
+    curl_s = time.monotonic() - began
+    # VmHWM begins anew with the process; ru_maxrss takes over what the tests have used.
+    code = (
+        "import sys; from gpt2cli.cli.app import main; code = main(sys.argv[1:]);"
+        "print(*[l.split()[1] for l in open('/proc/self/status') if l.startswith('VmHWM')]); sys.exit(code)"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code, "pull", NAME, "--jsonl"], capture_output=True, text=True, check=True
+    )
+    *events, peak = done.stdout.splitlines()
+    assert_whole(repository)
+    assert int(peak) < 150_000
+    assert json.loads(events[-1])["seconds"] <= 2 * curl_s + 1, (curl_s, events[-1])
