@@ -16,6 +16,7 @@ from collections import defaultdict, deque
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import lru_cache
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
@@ -133,12 +134,19 @@ def is_large(content: bytes) -> bool:
     return len(content) >= LARGE
 
 
+@lru_cache(maxsize=64)
 def sha256(content: bytes) -> str:
     return hashlib.sha256(content).hexdigest()
 
 
+@lru_cache(maxsize=64)
 def blob_sha1(content: bytes) -> str:
     return hashlib.sha1(b"blob %d\0" % len(content) + content).hexdigest()
+
+
+@lru_cache(maxsize=64)
+def md5(content: bytes) -> str:
+    return hashlib.md5(content).hexdigest()
 
 
 def model_files(directory: Path, **more: bytes) -> dict[str, bytes]:
@@ -232,9 +240,7 @@ class _Handler(BaseHTTPRequestHandler):
             name, commit, path = "/".join(parts[:2]), parts[2], "/".join(parts[3:])
             repository = self.hub.find(name, commit)
             assert repository is not None
-            self._file(
-                path, repository.files[path], f'"{hashlib.md5(repository.files[path]).hexdigest()}"', {}
-            )
+            self._file(path, repository.files[path], f'"{md5(repository.files[path])}"', {})
         else:
             self._send(404, {}, b"")
 
