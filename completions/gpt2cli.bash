@@ -3,8 +3,16 @@
 # What the command $1 takes.
 _gpt2cli_command() {
     case $1 in
-    '') commands=(generate train finetune distill completions config) flags=(--version -V --help -h) ;;
+    '') commands=(generate pull list show rm verify import export gc train finetune distill completions config) flags=(--version -V --help -h) ;;
     generate) commands=() flags=(--prompt -p --file -f --model -m --revision --offline --allow-pickle --max-new-tokens --max-length --stop --ignore-eos --overflow --temperature --temp --top-k --top-p --min-p --typical-p --repetition-penalty --no-repeat-ngram-size --greedy --num-return-sequences -n --seed --rng --special-tokens --strict --sanitize --json --jsonl --echo --logprobs --output -o --no-stream --quiet -q --device --precision --threads --debug --help -h) ;;
+    pull) commands=() flags=(--revision --allow-pickle --offline --jsonl --quiet -q --debug --help -h) ;;
+    list) commands=() flags=(--available --json --quiet -q --debug --help -h) ;;
+    show) commands=() flags=(--json --debug --help -h) ;;
+    rm) commands=() flags=(--yes -y --quiet -q --debug --help -h) ;;
+    verify) commands=() flags=(--files-only --json --quiet -q --debug --help -h) ;;
+    import) commands=() flags=(--name --allow-pickle --quiet -q --debug --help -h) ;;
+    export) commands=() flags=(--quiet -q --debug --help -h) ;;
+    gc) commands=() flags=(--dry-run --all --days --quiet -q --debug --help -h) ;;
     train) commands=() flags=(--field --separator --validation --validation-data --test-data --layers --width --heads --context --vocab-size --steps --epochs --batch-size --micro-batch-size --window --short-window --short-share --learning-rate --schedule --warmup --decay --optimizer --muon-scale --weight-decay --dropout --clip --seed --patience --evaluate-every --save-every --sample-every --log-every --precision --device --threads --resume --config --output -o --name --save-precision --samples --sample-tokens --sample-prompt --default-temperature --title --license --description --keep-checkpoints --plot --jsonl --quiet -q --debug --help -h) ;;
     finetune) commands=() flags=(--field --separator --validation --validation-data --test-data --model -m --revision --lora --lora-rank --lora-alpha --lora-dropout --steps --epochs --batch-size --micro-batch-size --window --short-window --short-share --learning-rate --schedule --warmup --decay --optimizer --muon-scale --weight-decay --dropout --clip --seed --patience --evaluate-every --save-every --sample-every --log-every --precision --device --threads --resume --config --output -o --name --save-precision --samples --sample-tokens --sample-prompt --default-temperature --title --license --description --keep-checkpoints --plot --jsonl --quiet -q --debug --help -h) ;;
     distill) commands=() flags=(--field --separator --validation --validation-data --test-data --teacher --revision --student-layers --distill-temperature --soft-weight --lm-weight --cosine-weight --random-init --steps --epochs --batch-size --micro-batch-size --window --short-window --short-share --learning-rate --schedule --warmup --decay --optimizer --muon-scale --weight-decay --dropout --clip --seed --patience --evaluate-every --save-every --sample-every --log-every --precision --device --threads --resume --config --output -o --name --save-precision --samples --sample-tokens --sample-prompt --default-temperature --title --license --description --keep-checkpoints --plot --jsonl --quiet -q --debug --help -h) ;;
@@ -44,6 +52,9 @@ _gpt2cli_flag() {
     'generate --device') kind=words words=(auto cpu cuda mps) ;;
     'generate --precision') kind=words words=(auto fp32 fp16 bf16 int8 int4) ;;
     'generate --threads') kind=text words=() ;;
+    'pull --revision') kind=text words=() ;;
+    'import --name') kind=text words=() ;;
+    'gc --days') kind=text words=() ;;
     'train --field') kind=text words=() ;;
     'train --separator') kind=text words=() ;;
     'train --validation') kind=text words=() ;;
@@ -195,14 +206,21 @@ _gpt2cli_flag() {
 _gpt2cli_argument() {
     case "$1 $2" in
     'generate '[0-9]*) kind=text words=() ;;
+    'pull '[0-9]*) kind=model words=() ;;
+    'show '0) kind=model words=() ;;
+    'rm '[0-9]*) kind=model words=() ;;
+    'verify '[0-9]*) kind=model words=() ;;
+    'import '0) kind=directory words=() ;;
+    'export '0) kind=model words=() ;;
+    'export '1) kind=directory words=() ;;
     'train '[0-9]*) kind=file words=() ;;
     'finetune '[0-9]*) kind=file words=() ;;
     'distill '[0-9]*) kind=file words=() ;;
     'completions '0) kind=words words=(bash zsh fish powershell) ;;
-    'config get '0) kind=words words=(model max_new_tokens temperature top_k top_p min_p typical_p repetition_penalty no_repeat_ngram_size rng overflow device precision threads offline quiet) ;;
-    'config set '0) kind=words words=(model max_new_tokens temperature top_k top_p min_p typical_p repetition_penalty no_repeat_ngram_size rng overflow device precision threads offline quiet) ;;
+    'config get '0) kind=words words=(model max_new_tokens temperature top_k top_p min_p typical_p repetition_penalty no_repeat_ngram_size rng overflow device precision threads offline send_token quiet) ;;
+    'config set '0) kind=words words=(model max_new_tokens temperature top_k top_p min_p typical_p repetition_penalty no_repeat_ngram_size rng overflow device precision threads offline send_token quiet) ;;
     'config set '1) kind=text words=() ;;
-    'config unset '0) kind=words words=(model max_new_tokens temperature top_k top_p min_p typical_p repetition_penalty no_repeat_ngram_size rng overflow device precision threads offline quiet) ;;
+    'config unset '0) kind=words words=(model max_new_tokens temperature top_k top_p min_p typical_p repetition_penalty no_repeat_ngram_size rng overflow device precision threads offline send_token quiet) ;;
     esac
 }
 

@@ -7,6 +7,14 @@ Register-ArgumentCompleter -Native -CommandName gpt2cli -ScriptBlock {
     # all further ones), with the kind of its value, and the words that the value can be.
     $entries = @(
         @{Of = ''; What = 'command'; Name = 'generate'; Help = 'Continue a text: the prompt goes in, the model''s continuation comes out as it is drawn'; Kind = ''; Words = @()}
+        @{Of = ''; What = 'command'; Name = 'pull'; Help = 'Bring models from the Hugging Face Hub into the store; what was begun is resumed'; Kind = ''; Words = @()}
+        @{Of = ''; What = 'command'; Name = 'list'; Help = 'The models on this disk: in the store, in the Hugging Face cache, in the package'; Kind = ''; Words = @()}
+        @{Of = ''; What = 'command'; Name = 'show'; Help = 'What is known of a model: its shape, size, licence and origin, and what its card says of its use'; Kind = ''; Words = @()}
+        @{Of = ''; What = 'command'; Name = 'rm'; Help = 'Remove models from the store: all revisions of each, or the one named'; Kind = ''; Words = @()}
+        @{Of = ''; What = 'command'; Name = 'verify'; Help = 'Check models: every file''s hash, the tensor table, and the texts published of the five models'; Kind = ''; Words = @()}
+        @{Of = ''; What = 'command'; Name = 'import'; Help = 'Copy a model directory into the store, once it is found to be whole'; Kind = ''; Words = @()}
+        @{Of = ''; What = 'command'; Name = 'export'; Help = 'Copy a model out, as a directory that transformers and others can load'; Kind = ''; Words = @()}
+        @{Of = ''; What = 'command'; Name = 'gc'; Help = 'Delete what no model needs: cut-off downloads, leftovers, revisions that were replaced, old caches'; Kind = ''; Words = @()}
         @{Of = ''; What = 'command'; Name = 'train'; Help = 'Train a new model from scratch, with a tokenizer of its own'; Kind = ''; Words = @()}
         @{Of = ''; What = 'command'; Name = 'finetune'; Help = 'Go on training a model on your text: all of its weights, or low-rank adapters'; Kind = ''; Words = @()}
         @{Of = ''; What = 'command'; Name = 'distill'; Help = 'Train a student of fewer layers on a teacher''s predictions, as DistilGPT2 was made'; Kind = ''; Words = @()}
@@ -20,8 +28,8 @@ Register-ArgumentCompleter -Native -CommandName gpt2cli -ScriptBlock {
         @{Of = 'generate'; What = 'flag'; Name = '-p'; Help = 'The prompt'; Kind = 'text'; Words = @()}
         @{Of = 'generate'; What = 'flag'; Name = '--file'; Help = 'Read the prompt from FILE'; Kind = 'file'; Words = @()}
         @{Of = 'generate'; What = 'flag'; Name = '-f'; Help = 'Read the prompt from FILE'; Kind = 'file'; Words = @()}
-        @{Of = 'generate'; What = 'flag'; Name = '--model'; Help = 'A model directory, or a name on this disk (gpt2, owner/name)'; Kind = 'model'; Words = @()}
-        @{Of = 'generate'; What = 'flag'; Name = '-m'; Help = 'A model directory, or a name on this disk (gpt2, owner/name)'; Kind = 'model'; Words = @()}
+        @{Of = 'generate'; What = 'flag'; Name = '--model'; Help = 'A model directory, or a name (gpt2, owner/name); one that is not on this disk is pulled'; Kind = 'model'; Words = @()}
+        @{Of = 'generate'; What = 'flag'; Name = '-m'; Help = 'A model directory, or a name (gpt2, owner/name); one that is not on this disk is pulled'; Kind = 'model'; Words = @()}
         @{Of = 'generate'; What = 'flag'; Name = '--revision'; Help = 'A branch, tag or commit of the model'; Kind = 'text'; Words = @()}
         @{Of = 'generate'; What = 'flag'; Name = '--offline'; Help = 'Never use the network'; Kind = ''; Words = @()}
         @{Of = 'generate'; What = 'flag'; Name = '--allow-pickle'; Help = 'Read .bin checkpoints too, plain tensors only (weights_only)'; Kind = ''; Words = @()}
@@ -62,6 +70,67 @@ Register-ArgumentCompleter -Native -CommandName gpt2cli -ScriptBlock {
         @{Of = 'generate'; What = 'flag'; Name = '--help'; Help = 'Show this message and exit'; Kind = ''; Words = @()}
         @{Of = 'generate'; What = 'flag'; Name = '-h'; Help = 'Show this message and exit'; Kind = ''; Words = @()}
         @{Of = 'generate'; What = '0+'; Name = 'PROMPT'; Help = 'PROMPT'; Kind = 'text'; Words = @()}
+        @{Of = 'pull'; What = 'flag'; Name = '--revision'; Help = 'A branch, tag or commit of the model'; Kind = 'text'; Words = @()}
+        @{Of = 'pull'; What = 'flag'; Name = '--allow-pickle'; Help = 'Convert .bin weights to safetensors, plain tensors only'; Kind = ''; Words = @()}
+        @{Of = 'pull'; What = 'flag'; Name = '--offline'; Help = 'Never use the network'; Kind = ''; Words = @()}
+        @{Of = 'pull'; What = 'flag'; Name = '--jsonl'; Help = 'JSON events, one a line'; Kind = ''; Words = @()}
+        @{Of = 'pull'; What = 'flag'; Name = '--quiet'; Help = 'No notes and warnings on stderr'; Kind = ''; Words = @()}
+        @{Of = 'pull'; What = 'flag'; Name = '-q'; Help = 'No notes and warnings on stderr'; Kind = ''; Words = @()}
+        @{Of = 'pull'; What = 'flag'; Name = '--debug'; Help = 'Show a traceback with an error'; Kind = ''; Words = @()}
+        @{Of = 'pull'; What = 'flag'; Name = '--help'; Help = 'Show this message and exit'; Kind = ''; Words = @()}
+        @{Of = 'pull'; What = 'flag'; Name = '-h'; Help = 'Show this message and exit'; Kind = ''; Words = @()}
+        @{Of = 'pull'; What = '0+'; Name = 'NAME[@REVISION'; Help = 'NAME[@REVISION'; Kind = 'model'; Words = @()}
+        @{Of = 'list'; What = 'flag'; Name = '--available'; Help = 'The published models instead, with what is known of them'; Kind = ''; Words = @()}
+        @{Of = 'list'; What = 'flag'; Name = '--json'; Help = 'One JSON document'; Kind = ''; Words = @()}
+        @{Of = 'list'; What = 'flag'; Name = '--quiet'; Help = 'No notes and warnings on stderr'; Kind = ''; Words = @()}
+        @{Of = 'list'; What = 'flag'; Name = '-q'; Help = 'No notes and warnings on stderr'; Kind = ''; Words = @()}
+        @{Of = 'list'; What = 'flag'; Name = '--debug'; Help = 'Show a traceback with an error'; Kind = ''; Words = @()}
+        @{Of = 'list'; What = 'flag'; Name = '--help'; Help = 'Show this message and exit'; Kind = ''; Words = @()}
+        @{Of = 'list'; What = 'flag'; Name = '-h'; Help = 'Show this message and exit'; Kind = ''; Words = @()}
+        @{Of = 'show'; What = 'flag'; Name = '--json'; Help = 'One JSON document'; Kind = ''; Words = @()}
+        @{Of = 'show'; What = 'flag'; Name = '--debug'; Help = 'Show a traceback with an error'; Kind = ''; Words = @()}
+        @{Of = 'show'; What = 'flag'; Name = '--help'; Help = 'Show this message and exit'; Kind = ''; Words = @()}
+        @{Of = 'show'; What = 'flag'; Name = '-h'; Help = 'Show this message and exit'; Kind = ''; Words = @()}
+        @{Of = 'show'; What = '0'; Name = 'NAME|DIR'; Help = 'NAME|DIR'; Kind = 'model'; Words = @()}
+        @{Of = 'rm'; What = 'flag'; Name = '--yes'; Help = 'Do not ask'; Kind = ''; Words = @()}
+        @{Of = 'rm'; What = 'flag'; Name = '-y'; Help = 'Do not ask'; Kind = ''; Words = @()}
+        @{Of = 'rm'; What = 'flag'; Name = '--quiet'; Help = 'No notes and warnings on stderr'; Kind = ''; Words = @()}
+        @{Of = 'rm'; What = 'flag'; Name = '-q'; Help = 'No notes and warnings on stderr'; Kind = ''; Words = @()}
+        @{Of = 'rm'; What = 'flag'; Name = '--debug'; Help = 'Show a traceback with an error'; Kind = ''; Words = @()}
+        @{Of = 'rm'; What = 'flag'; Name = '--help'; Help = 'Show this message and exit'; Kind = ''; Words = @()}
+        @{Of = 'rm'; What = 'flag'; Name = '-h'; Help = 'Show this message and exit'; Kind = ''; Words = @()}
+        @{Of = 'rm'; What = '0+'; Name = 'NAME'; Help = 'NAME'; Kind = 'model'; Words = @()}
+        @{Of = 'verify'; What = 'flag'; Name = '--files-only'; Help = 'Do not run the published models'' texts'; Kind = ''; Words = @()}
+        @{Of = 'verify'; What = 'flag'; Name = '--json'; Help = 'One JSON document'; Kind = ''; Words = @()}
+        @{Of = 'verify'; What = 'flag'; Name = '--quiet'; Help = 'No notes and warnings on stderr'; Kind = ''; Words = @()}
+        @{Of = 'verify'; What = 'flag'; Name = '-q'; Help = 'No notes and warnings on stderr'; Kind = ''; Words = @()}
+        @{Of = 'verify'; What = 'flag'; Name = '--debug'; Help = 'Show a traceback with an error'; Kind = ''; Words = @()}
+        @{Of = 'verify'; What = 'flag'; Name = '--help'; Help = 'Show this message and exit'; Kind = ''; Words = @()}
+        @{Of = 'verify'; What = 'flag'; Name = '-h'; Help = 'Show this message and exit'; Kind = ''; Words = @()}
+        @{Of = 'verify'; What = '0+'; Name = 'NAME'; Help = 'NAME'; Kind = 'model'; Words = @()}
+        @{Of = 'import'; What = 'flag'; Name = '--name'; Help = 'Its name in the store'; Kind = 'text'; Words = @()}
+        @{Of = 'import'; What = 'flag'; Name = '--allow-pickle'; Help = 'Read .bin checkpoints too, plain tensors only (weights_only)'; Kind = ''; Words = @()}
+        @{Of = 'import'; What = 'flag'; Name = '--quiet'; Help = 'No notes and warnings on stderr'; Kind = ''; Words = @()}
+        @{Of = 'import'; What = 'flag'; Name = '-q'; Help = 'No notes and warnings on stderr'; Kind = ''; Words = @()}
+        @{Of = 'import'; What = 'flag'; Name = '--debug'; Help = 'Show a traceback with an error'; Kind = ''; Words = @()}
+        @{Of = 'import'; What = 'flag'; Name = '--help'; Help = 'Show this message and exit'; Kind = ''; Words = @()}
+        @{Of = 'import'; What = 'flag'; Name = '-h'; Help = 'Show this message and exit'; Kind = ''; Words = @()}
+        @{Of = 'import'; What = '0'; Name = 'DIR'; Help = 'DIR'; Kind = 'directory'; Words = @()}
+        @{Of = 'export'; What = 'flag'; Name = '--quiet'; Help = 'No notes and warnings on stderr'; Kind = ''; Words = @()}
+        @{Of = 'export'; What = 'flag'; Name = '-q'; Help = 'No notes and warnings on stderr'; Kind = ''; Words = @()}
+        @{Of = 'export'; What = 'flag'; Name = '--debug'; Help = 'Show a traceback with an error'; Kind = ''; Words = @()}
+        @{Of = 'export'; What = 'flag'; Name = '--help'; Help = 'Show this message and exit'; Kind = ''; Words = @()}
+        @{Of = 'export'; What = 'flag'; Name = '-h'; Help = 'Show this message and exit'; Kind = ''; Words = @()}
+        @{Of = 'export'; What = '0'; Name = 'NAME'; Help = 'NAME'; Kind = 'model'; Words = @()}
+        @{Of = 'export'; What = '1'; Name = 'DIR'; Help = 'DIR'; Kind = 'directory'; Words = @()}
+        @{Of = 'gc'; What = 'flag'; Name = '--dry-run'; Help = 'Only say what would go'; Kind = ''; Words = @()}
+        @{Of = 'gc'; What = 'flag'; Name = '--all'; Help = 'Fresh leftovers too; not beside a pull or an import'; Kind = ''; Words = @()}
+        @{Of = 'gc'; What = 'flag'; Name = '--days'; Help = 'Age of cut-off downloads and old revisions'; Kind = 'text'; Words = @()}
+        @{Of = 'gc'; What = 'flag'; Name = '--quiet'; Help = 'No notes and warnings on stderr'; Kind = ''; Words = @()}
+        @{Of = 'gc'; What = 'flag'; Name = '-q'; Help = 'No notes and warnings on stderr'; Kind = ''; Words = @()}
+        @{Of = 'gc'; What = 'flag'; Name = '--debug'; Help = 'Show a traceback with an error'; Kind = ''; Words = @()}
+        @{Of = 'gc'; What = 'flag'; Name = '--help'; Help = 'Show this message and exit'; Kind = ''; Words = @()}
+        @{Of = 'gc'; What = 'flag'; Name = '-h'; Help = 'Show this message and exit'; Kind = ''; Words = @()}
         @{Of = 'train'; What = 'flag'; Name = '--field'; Help = 'The field of a JSONL object that holds the text'; Kind = 'text'; Words = @()}
         @{Of = 'train'; What = 'flag'; Name = '--separator'; Help = 'What stands between the documents of a file; empty: nothing'; Kind = 'text'; Words = @()}
         @{Of = 'train'; What = 'flag'; Name = '--validation'; Help = 'The share of the text held back for validation'; Kind = 'text'; Words = @()}
@@ -124,8 +193,8 @@ Register-ArgumentCompleter -Native -CommandName gpt2cli -ScriptBlock {
         @{Of = 'finetune'; What = 'flag'; Name = '--validation'; Help = 'The share of the text held back for validation'; Kind = 'text'; Words = @()}
         @{Of = 'finetune'; What = 'flag'; Name = '--validation-data'; Help = 'Validate on this text instead; may be given several times'; Kind = 'file'; Words = @()}
         @{Of = 'finetune'; What = 'flag'; Name = '--test-data'; Help = 'Score this text at the end, never trained on; may be given several times'; Kind = 'file'; Words = @()}
-        @{Of = 'finetune'; What = 'flag'; Name = '--model'; Help = 'A model directory, or a name on this disk (gpt2, owner/name)'; Kind = 'model'; Words = @()}
-        @{Of = 'finetune'; What = 'flag'; Name = '-m'; Help = 'A model directory, or a name on this disk (gpt2, owner/name)'; Kind = 'model'; Words = @()}
+        @{Of = 'finetune'; What = 'flag'; Name = '--model'; Help = 'A model directory, or a name (gpt2, owner/name); one that is not on this disk is pulled'; Kind = 'model'; Words = @()}
+        @{Of = 'finetune'; What = 'flag'; Name = '-m'; Help = 'A model directory, or a name (gpt2, owner/name); one that is not on this disk is pulled'; Kind = 'model'; Words = @()}
         @{Of = 'finetune'; What = 'flag'; Name = '--revision'; Help = 'A branch, tag or commit of the model'; Kind = 'text'; Words = @()}
         @{Of = 'finetune'; What = 'flag'; Name = '--lora'; Help = 'Train low-rank adapters only; merged at the end'; Kind = ''; Words = @()}
         @{Of = 'finetune'; What = 'flag'; Name = '--lora-rank'; Help = 'Of the adapters'; Kind = 'text'; Words = @()}
@@ -253,14 +322,14 @@ Register-ArgumentCompleter -Native -CommandName gpt2cli -ScriptBlock {
         @{Of = 'config list'; What = 'flag'; Name = '-h'; Help = 'Show this message and exit'; Kind = ''; Words = @()}
         @{Of = 'config get'; What = 'flag'; Name = '--help'; Help = 'Show this message and exit'; Kind = ''; Words = @()}
         @{Of = 'config get'; What = 'flag'; Name = '-h'; Help = 'Show this message and exit'; Kind = ''; Words = @()}
-        @{Of = 'config get'; What = '0'; Name = 'KEY'; Help = 'KEY'; Kind = 'words'; Words = @('model', 'max_new_tokens', 'temperature', 'top_k', 'top_p', 'min_p', 'typical_p', 'repetition_penalty', 'no_repeat_ngram_size', 'rng', 'overflow', 'device', 'precision', 'threads', 'offline', 'quiet')}
+        @{Of = 'config get'; What = '0'; Name = 'KEY'; Help = 'KEY'; Kind = 'words'; Words = @('model', 'max_new_tokens', 'temperature', 'top_k', 'top_p', 'min_p', 'typical_p', 'repetition_penalty', 'no_repeat_ngram_size', 'rng', 'overflow', 'device', 'precision', 'threads', 'offline', 'send_token', 'quiet')}
         @{Of = 'config set'; What = 'flag'; Name = '--help'; Help = 'Show this message and exit'; Kind = ''; Words = @()}
         @{Of = 'config set'; What = 'flag'; Name = '-h'; Help = 'Show this message and exit'; Kind = ''; Words = @()}
-        @{Of = 'config set'; What = '0'; Name = 'KEY'; Help = 'KEY'; Kind = 'words'; Words = @('model', 'max_new_tokens', 'temperature', 'top_k', 'top_p', 'min_p', 'typical_p', 'repetition_penalty', 'no_repeat_ngram_size', 'rng', 'overflow', 'device', 'precision', 'threads', 'offline', 'quiet')}
+        @{Of = 'config set'; What = '0'; Name = 'KEY'; Help = 'KEY'; Kind = 'words'; Words = @('model', 'max_new_tokens', 'temperature', 'top_k', 'top_p', 'min_p', 'typical_p', 'repetition_penalty', 'no_repeat_ngram_size', 'rng', 'overflow', 'device', 'precision', 'threads', 'offline', 'send_token', 'quiet')}
         @{Of = 'config set'; What = '1'; Name = 'VALUE'; Help = 'VALUE'; Kind = 'text'; Words = @()}
         @{Of = 'config unset'; What = 'flag'; Name = '--help'; Help = 'Show this message and exit'; Kind = ''; Words = @()}
         @{Of = 'config unset'; What = 'flag'; Name = '-h'; Help = 'Show this message and exit'; Kind = ''; Words = @()}
-        @{Of = 'config unset'; What = '0'; Name = 'KEY'; Help = 'KEY'; Kind = 'words'; Words = @('model', 'max_new_tokens', 'temperature', 'top_k', 'top_p', 'min_p', 'typical_p', 'repetition_penalty', 'no_repeat_ngram_size', 'rng', 'overflow', 'device', 'precision', 'threads', 'offline', 'quiet')}
+        @{Of = 'config unset'; What = '0'; Name = 'KEY'; Help = 'KEY'; Kind = 'words'; Words = @('model', 'max_new_tokens', 'temperature', 'top_k', 'top_p', 'min_p', 'typical_p', 'repetition_penalty', 'no_repeat_ngram_size', 'rng', 'overflow', 'device', 'precision', 'threads', 'offline', 'send_token', 'quiet')}
         @{Of = 'config path'; What = 'flag'; Name = '--help'; Help = 'Show this message and exit'; Kind = ''; Words = @()}
         @{Of = 'config path'; What = 'flag'; Name = '-h'; Help = 'Show this message and exit'; Kind = ''; Words = @()}
     )

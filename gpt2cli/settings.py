@@ -47,6 +47,7 @@ KEYS: dict[str, Key] = {
     "precision": Key(str, "the precision of the weights", get_args(Precision)),
     "threads": Key(int, "CPU threads"),
     "offline": Key(bool, "never use the network"),
+    "send_token": Key(bool, "send the Hugging Face token to HF_ENDPOINT too, over https"),
     "quiet": Key(bool, "no notes and warnings"),
 }
 
@@ -138,7 +139,7 @@ def _checked(key: str, value: Any, where: str) -> Value:
     try:
         if key in ("device", "precision", "threads"):
             LoadOptions(**option)
-        elif key not in ("model", "offline", "quiet"):
+        elif key not in ("model", "offline", "send_token", "quiet"):
             GenerateOptions(**option)
     except InvalidOption as error:
         raise UsageError(f"{where}: {error.reason}") from None

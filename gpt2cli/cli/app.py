@@ -16,6 +16,7 @@ from gpt2cli.cli import completions, config, models, store
 from gpt2cli.cli import distill as distill_module
 from gpt2cli.cli import finetune as finetune_module
 from gpt2cli.cli import generate as generate_module
+from gpt2cli.cli import pull as pull_module
 from gpt2cli.cli import train as train_module
 from gpt2cli.cli import verify as verify_module
 from gpt2cli.errors import Gpt2cliError, InvalidOption, ReaderGone, Signalled
@@ -53,9 +54,7 @@ def root(
 
 
 app.command("generate", epilog=generate_module.EXAMPLES)(generate_module.generate)
-app.command("train", epilog=train_module.EXAMPLES)(train_module.train)
-app.command("finetune", epilog=finetune_module.EXAMPLES)(finetune_module.finetune)
-app.command("distill", epilog=distill_module.EXAMPLES)(distill_module.distill)
+app.command("pull", epilog=pull_module.EXAMPLES)(pull_module.pull)
 app.command("list", epilog=models.LIST_EXAMPLES)(models.list_models)
 app.command("show", epilog=models.SHOW_EXAMPLES)(models.show)
 app.command("rm", epilog=store.RM_EXAMPLES)(store.rm)
@@ -63,6 +62,9 @@ app.command("verify", epilog=verify_module.EXAMPLES)(verify_module.verify)
 app.command("import", epilog=store.IMPORT_EXAMPLES)(store.import_model)
 app.command("export", epilog=store.EXPORT_EXAMPLES)(store.export)
 app.command("gc", epilog=store.GC_EXAMPLES)(store.gc)
+app.command("train", epilog=train_module.EXAMPLES)(train_module.train)
+app.command("finetune", epilog=finetune_module.EXAMPLES)(finetune_module.finetune)
+app.command("distill", epilog=distill_module.EXAMPLES)(distill_module.distill)
 app.add_typer(config.app, name="config")
 app.command("completions", epilog=completions.EXAMPLES)(completions.completions)
 

@@ -8,10 +8,11 @@ from typing import Any
 
 import typer
 
+from gpt2cli.cli.pull import is_offline, resolve_or_pull
 from gpt2cli.cli.training import run_command
 from gpt2cli.cli.training_params import DATA, DISTILL, RESULT, RUN, TEACHER, TRAINING, with_options
 from gpt2cli.errors import UsageError
-from gpt2cli.hub.resolve import resolve
+from gpt2cli.settings import Settings
 
 EXAMPLES = """Examples:
 
@@ -28,7 +29,14 @@ def distill(ctx: typer.Context, **options: Any) -> None:
     def base(given: Mapping[str, Any]) -> tuple[Path, str]:
         if "teacher" not in given:
             raise UsageError("there is no teacher", hint="name one with --teacher MODEL")
-        model = resolve(given["teacher"], revision=given.get("revision"))
+        settings = Settings.load(ctx.obj.environ)
+        model = resolve_or_pull(
+            ctx.obj,
+            str(given["teacher"]),
+            given.get("revision"),
+            is_offline(ctx.obj, settings, None),
+            settings=settings,
+        )
         return model.directory, model.name
 
     run_command(ctx, "distill", base)

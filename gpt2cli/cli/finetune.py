@@ -8,9 +8,9 @@ from typing import Any
 
 import typer
 
+from gpt2cli.cli.pull import is_offline, resolve_or_pull
 from gpt2cli.cli.training import run_command
 from gpt2cli.cli.training_params import BASE, DATA, LORA, RESULT, RUN, TRAINING, with_options
-from gpt2cli.hub.resolve import resolve
 from gpt2cli.settings import Settings
 
 EXAMPLES = """Examples:
@@ -28,8 +28,14 @@ def finetune(ctx: typer.Context, **options: Any) -> None:
     """Go on training a model on your text: all of its weights, or low-rank adapters."""
 
     def base(given: Mapping[str, Any]) -> tuple[Path, str]:
-        wanted = Settings.load(ctx.obj.environ).over({"model": given.get("model")}).get("model")
-        model = resolve(wanted, revision=given.get("revision"))
+        settings = Settings.load(ctx.obj.environ)
+        model = resolve_or_pull(
+            ctx.obj,
+            settings.over({"model": given.get("model")}).get("model"),
+            given.get("revision"),
+            is_offline(ctx.obj, settings, None),
+            settings=settings,
+        )
         return model.directory, model.name
 
     run_command(ctx, "finetune", base)

@@ -15,8 +15,9 @@ from gpt2cli.cli import params
 from gpt2cli.cli.clock import process_age
 from gpt2cli.cli.output import OutputOptions, Run, make_sink
 from gpt2cli.cli.prompt import read_prompt
+from gpt2cli.cli.pull import is_offline, resolve_or_pull
 from gpt2cli.errors import UsageError
-from gpt2cli.hub.resolve import ResolvedModel, resolve
+from gpt2cli.hub.resolve import ResolvedModel
 from gpt2cli.hub.usage import mark_used
 from gpt2cli.options import GenerateOptions, LoadOptions
 from gpt2cli.settings import Settings
@@ -127,8 +128,13 @@ def _read_request(terminal: Terminal, flags: Mapping[str, Any]) -> Request:
         terminal, flags["words"] or (), flags["prompt"], flags["file"], strict=flags["strict"]
     )
     wanted = settings.over({"model": flags["model"]}).get("model")
-    model = resolve(
-        wanted, revision=flags["revision"], offline=_offline(terminal, settings, flags["offline"])
+    model = resolve_or_pull(
+        terminal,
+        wanted,
+        flags["revision"],
+        is_offline(terminal, settings, flags["offline"]),
+        settings=settings,
+        allow_pickle=load.allow_pickle,
     )
     if wanted is None and terminal.stderr_is_terminal:
         terminal.note(f"{model.name}: the built-in story-teller; for GPT-2: gpt2cli pull distilgpt2")
@@ -164,11 +170,6 @@ def _given_options(settings: Settings, flags: Mapping[str, Any]) -> dict[str, An
         # A setting does not get in a flag's way.
         given.pop("max_new_tokens", None)
     return given
-
-
-def _offline(terminal: Terminal, settings: Settings, flag: bool | None) -> bool:
-    hub = terminal.environ.get("HF_HUB_OFFLINE", "").upper() in ("1", "ON", "YES", "TRUE")
-    return hub or bool(settings.over({"offline": flag}).get("offline"))
 
 
 def _run(request: Request) -> None:

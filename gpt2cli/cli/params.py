@@ -58,7 +58,7 @@ Model = Annotated[
         "--model",
         "-m",
         metavar="NAME|DIR",
-        help="A model directory, or a name on this disk (gpt2, owner/name). "
+        help="A model directory, or a name (gpt2, owner/name); one that is not on this disk is pulled. "
         "Default: the setting model, else the built-in model.",
     ),
 ]
@@ -69,6 +69,10 @@ Offline = Annotated[bool | None, _flag(_MODEL, "--offline", help="Never use the 
 AllowPickle = Annotated[
     bool | None,
     _flag(_MODEL, "--allow-pickle", help="Read .bin checkpoints too, plain tensors only (weights_only)."),
+]
+
+ConvertPickle = Annotated[
+    bool, _flag(_MODEL, "--allow-pickle", help="Convert .bin weights to safetensors, plain tensors only.")
 ]
 
 MaxNewTokens = Annotated[
@@ -204,6 +208,7 @@ Json = Annotated[bool, _flag(_OUTPUT, "--json", help="One JSON document.")]
 Jsonl = Annotated[
     bool, _flag(_OUTPUT, "--jsonl", help="JSON events, one a line: start, token, end, summary.")
 ]
+Events = Annotated[bool, _flag(_OUTPUT, "--jsonl", help="JSON events, one a line.")]
 Echo = Annotated[
     bool, _flag(_OUTPUT, "--echo", help="Put the prompt before the text (a terminal always shows it).")
 ]

@@ -113,4 +113,4 @@ def _hint() -> str:
     if names:
         more = ", …" if len(names) > 5 else ""
         return f"on this disk: {', '.join(names[:5])}{more}; or give a directory"
-    return "this version cannot download yet: give a model directory with -m DIR"
+    return "to get a model: gpt2cli pull gpt2; or give a directory with -m DIR"
