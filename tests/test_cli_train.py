@@ -138,7 +138,7 @@ def test_the_same_seed_gives_the_same_losses(text: Path, tmp_path: Path) -> None
     assert losses[0] == losses[1] != losses[2]
 
 
-@pytest.mark.parametrize("optimizer", ["adamw", "muon"])
+@pytest.mark.parametrize("optimizer", [pytest.param("adamw", marks=pytest.mark.slow), "muon"])
 def test_resuming_goes_on_to_the_same_losses(text: Path, tmp_path: Path, optimizer: str) -> None:
     """With dropout, accumulation and a short window first, so that all there is to restore is restored."""
     options = (
@@ -170,6 +170,7 @@ def test_resuming_needs_the_same_data(text: Path, tmp_path: Path) -> None:
     )
 
 
+@pytest.mark.slow
 def test_resuming_what_is_done(text: Path, tmp_path: Path) -> None:
     """The finished model is left as it is."""
     train(text, "--steps", "2", "--output", tmp_path / "model")
@@ -184,6 +185,7 @@ def test_resume_without_a_training(tmp_path: Path) -> None:
     assert (done.code, done.err) == (2, f"error: {tmp_path}: no training to resume there\n")
 
 
+@pytest.mark.slow
 def test_early_stopping_keeps_the_best(text: Path, tmp_path: Path) -> None:
     """A learning rate that ruins the model: the weights kept are those of the best evaluation."""
     made = train(
@@ -321,6 +323,7 @@ def test_lora_trains_few_weights_and_is_merged(base: Path, tmp_path: Path) -> No
     }
 
 
+@pytest.mark.slow
 def test_lora_resumes(base: Path, text: Path, tmp_path: Path) -> None:
     options = (
         *("finetune", text, "-m", base, *FAST, "--lora", "--steps", "6", "--save-every", "2", "--jsonl"),
@@ -448,6 +451,7 @@ def test_a_directory_in_use_is_left_alone(text: Path, tmp_path: Path) -> None:
     assert [path.name for path in (tmp_path / "used").iterdir()] == ["notes.txt"]
 
 
+@pytest.mark.slow
 def test_a_loss_that_is_not_finite_ends_the_training(text: Path, tmp_path: Path) -> None:
     made = train(
         *(text, "--steps", "60", "--learning-rate", "1", "--muon-scale", "100", "--optimizer", "muon"),
@@ -473,6 +477,7 @@ def small_disk(tmp_path: Path) -> Any:
     subprocess.run(["umount", "-l", str(where)], check=False)
 
 
+@pytest.mark.slow
 def test_a_full_disk_is_one_line_and_no_model(text: Path, small_disk: Path) -> None:
     done = run("train", *SMALL, "--width", "128", text, "--steps", "4", "--output", small_disk / "model")
     lines = [line for line in done.err.splitlines() if line.startswith(("error", "Traceback"))]

@@ -453,6 +453,7 @@ def test_hostile_shard_names_are_refused(hub: HubServer, tmp_path: Path, fast: N
     assert not [r for r in hub.requests if r.path.endswith("00002.safetensors")]
 
 
+@pytest.mark.slow
 def test_malformed_answers(hub: HubServer, small: dict[str, bytes], fast: None) -> None:
     """Some hundred answers of the API, broken in one place each: a clean error, or a whole model."""
     repository = hub.add(NAME, small)
@@ -508,6 +509,7 @@ def test_malformed_answers(hub: HubServer, small: dict[str, bytes], fast: None) 
     assert call("pull", NAME).code == 0
 
 
+@pytest.mark.slow
 def test_malformed_headers(hub: HubServer, small: dict[str, bytes], fast: None) -> None:
     """The same for the headers of HEAD and GET."""
     hub.add(NAME, small)

@@ -183,7 +183,7 @@ def _absolute(terminal: Terminal, path: Any, given: Given) -> Path:
 
 def _spool_stdin(terminal: Terminal, suffix: str) -> Path:
     """Standard input in a file named by its content, since it is read more than once."""
-    folder = paths.cache_dir() / "stdin"
+    folder = paths.cache_dir() / "tokens"
     digest = hashlib.sha256()
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -193,7 +193,7 @@ def _spool_stdin(terminal: Terminal, suffix: str) -> Path:
                     digest.update(block)
                     file.write(block)
                 file.flush()
-                target = folder / f"{digest.hexdigest()[:32]}{suffix}"
+                target = folder / f"stdin-{digest.hexdigest()[:32]}{suffix}"
                 os.replace(file.name, target)
             except BaseException:
                 os.unlink(file.name)

@@ -93,10 +93,10 @@ def builtin_directory() -> Path:
 def _builtin(*, given: bool) -> ResolvedModel:
     directory = builtin_directory()
     if not (directory / "config.json").is_file():
-        what = f"{BUILTIN}: the built-in model is" if given else "no model given, and the built-in one is"
+        what = f"{BUILTIN}: the files of" if given else "no model given, and the files of"
         raise ModelNotFound(
-            f"{what} not in this version yet",
-            hint="name one with -m DIR_OR_NAME, or once for all: gpt2cli config set model DIR_OR_NAME",
+            f"{what} the built-in model are missing from {directory}",
+            hint="install gpt2cli again, or name a model: gpt2cli config set model DIR_OR_NAME",
         )
     return ResolvedModel(BUILTIN, directory, stored=StoredModel(BUILTIN, "", directory, "builtin"))
 
