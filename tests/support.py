@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,14 @@ SHARED_REQUIRED = os.environ.get("GPT2CLI_REQUIRE_SHARED") == "1"
 
 END_OF_TEXT = "<|endoftext|>"
 END_OF_TEXT_ID = 256
+
+
+def some_slow(cases: Iterable[Any], fast: int) -> list[Any]:
+    """Parameters of which all but the first ``fast`` are left to the slow run."""
+    return [
+        case if number < fast else pytest.param(case, marks=pytest.mark.slow)
+        for number, case in enumerate(cases)
+    ]
 
 
 def shared(*parts: str) -> Path:

@@ -15,7 +15,7 @@ from typing import Any
 
 import damage
 import pytest
-from support import make_model, random_weights, shared, write_json, write_weights
+from support import make_model, random_weights, shared, some_slow, write_json, write_weights
 
 from gpt2cli import safetensors_header
 from gpt2cli.checkpoint import (
@@ -60,7 +60,7 @@ def refusal(directory: Path) -> str:
 # Damaged folders
 
 
-@pytest.mark.parametrize("seed", range(300))
+@pytest.mark.parametrize("seed", some_slow(range(300), 100))
 def test_a_damaged_folder(seed: int, base: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     """It works by luck, or is refused: no traceback, no panic, no code run, no long wait.
 

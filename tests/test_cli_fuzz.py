@@ -8,6 +8,7 @@ import pytest
 from cli import Outcome, call, run
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from support import some_slow
 
 CODES = {0, 2, 3, 4, 5, 6}
 NUMERIC = [
@@ -71,22 +72,38 @@ def check(outcome: Outcome) -> None:
         assert len(errors) == 1, outcome.err
 
 
-@settings(
-    max_examples=1000,
-    deadline=None,
-    derandomize=True,
-    suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
-)
+def thorough(examples: int) -> settings:
+    return settings(
+        max_examples=examples,
+        deadline=None,
+        derandomize=True,
+        suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
+    )
+
+
+def check_command_line(model: Path, flags: list[tuple[str, ...]], prompt: list[str], data: bytes) -> None:
+    arguments = [part for flag in flags for part in flag]
+    check(call("generate", "-m", model, *arguments, *prompt, stdin=data))
+
+
+@thorough(200)
 @given(flags=flags, prompt=prompts, data=stdin)
 def test_any_command_line(
     tiny_model: Path, flags: list[tuple[str, ...]], prompt: list[str], data: bytes
 ) -> None:
-    """A thousand of them, in process."""
-    arguments = [part for flag in flags for part in flag]
-    check(call("generate", "-m", tiny_model, *arguments, *prompt, stdin=data))
+    check_command_line(tiny_model, flags, prompt, data)
 
 
-@pytest.mark.parametrize("seed", range(20))
+@pytest.mark.slow
+@thorough(1000)
+@given(flags=flags, prompt=prompts, data=stdin)
+def test_a_thousand_command_lines(
+    tiny_model: Path, flags: list[tuple[str, ...]], prompt: list[str], data: bytes
+) -> None:
+    check_command_line(tiny_model, flags, prompt, data)
+
+
+@pytest.mark.parametrize("seed", some_slow(range(20), 6))
 def test_any_command_line_as_a_process(tiny_model: Path, seed: int) -> None:
     """Twenty of them, from the shell's side."""
     import random

@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 import torch
 import transformers
-from support import make_model, random_weights, write_json, write_weights
+from support import make_model, random_weights, some_slow, write_json, write_weights
 from transformers import GPT2Config, GPT2LMHeadModel
 
 from gpt2cli.checkpoint import ACTIVATIONS
@@ -95,7 +95,7 @@ class Pair:
         return random.Random(f"prompts of {self.case.number}")
 
 
-@pytest.fixture(scope="module", params=ALL_CASES, ids=str)
+@pytest.fixture(scope="module", params=some_slow(ALL_CASES, 80), ids=str)
 def pair(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Pair]:
     case: Case = request.param
     directory = tmp_path_factory.mktemp("parity")

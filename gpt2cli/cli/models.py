@@ -52,7 +52,7 @@ SHOW_EXAMPLES = """Examples:
 _COLUMNS = ("NAME", "REVISION", "PARAMETERS", "PRECISION", "SIZE", "LAST USED", "SOURCE", "DEFAULT")
 _AVAILABLE = (
     *("NAME", "PARAMETERS", "PUBLISHED AS", "SHAPE", "CONTEXT"),
-    *("DOWNLOAD", "WIKITEXT-103", "TRAINED ON", "LICENCE", "HERE"),
+    *("DOWNLOAD", "WIKITEXT-103", "HERE"),
 )
 
 
@@ -101,8 +101,12 @@ def _list_available(terminal: Terminal, here: set[str], json: bool) -> None:
     if plain:
         terminal.write(tab_separated(rows))
         return
-    lines = aligned(_AVAILABLE, rows, right={1, 2, 4, 5, 6})
+    # The two long columns stand below, so that a row is a line of 80 columns.
+    lines = aligned(_AVAILABLE, [(*row[:7], row[9]) for row in rows], right={1, 2, 4, 5, 6})
     terminal.write(terminal.dim(lines[0]) + "\n" + "".join(f"{line}\n" for line in lines[1:]))
+    for data, licence in dict.fromkeys((model.training_data, model.licence) for model in PUBLISHED):
+        alike = [m.name for m in PUBLISHED if (m.training_data, m.licence) == (data, licence)]
+        terminal.note(f"{', '.join(alike)}: trained on {data}; licence {licence}")
     terminal.note("SHAPE is layers/width/heads; WIKITEXT-103 the perplexity after fine-tuning on it")
     terminal.note("gpt2cli list --available --json says where each fact comes from")
 
