@@ -111,6 +111,8 @@ def export(model: PreTrainedModel, tokenizer: Path, facts: Facts, directory: Pat
         (temporary / "README.md").write_text(card, encoding="utf-8")
         names = sorted((p.name for p in temporary.iterdir()), key=lambda name: name == "config.json")
         for name in names:
+            # safetensors writes for its owner only.
+            (temporary / name).chmod(0o644)
             _flush(temporary / name)
             os.replace(temporary / name, directory / name)
     finally:

@@ -120,7 +120,6 @@ class LanguageModelTrainer(Trainer):
         self._options, self._plan, self._bf16 = options, plan, bf16
         self._module = model
         self._train_file, self._validation = train, validation
-        self._report = report
         every = options.evaluate_every or max(1, plan.steps // 10)
         save = options.save_every or every
         keep_best = options.patience is not None
@@ -238,9 +237,6 @@ class _Events(TrainerCallback):
         self._spent = 0.0
         self._since = 0.0
         self._steps_timed = 0
-
-    def on_train_begin(self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
-        self._since = time.perf_counter()
 
     def on_step_begin(self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         self._since = time.perf_counter()
