@@ -43,6 +43,13 @@ def _isolated(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.Monk
         monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
 
 
+@pytest.fixture
+def nothing_built_in(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In this process the package has no model of its own."""
+    for module in ("resolve", "inventory"):
+        monkeypatch.setattr(f"gpt2cli.hub.{module}.builtin_directory", lambda: tmp_path / "nothing-built-in")
+
+
 @pytest.fixture(scope="session")
 def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A random model of 257 byte tokens, context 64, 2 layers, 32 wide, that tests only read."""

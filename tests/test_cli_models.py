@@ -15,16 +15,11 @@ from stores import COMMIT, GPT2, OTHER, cache_model, flip_a_byte, store_model
 from support import make_model, write_json
 
 from gpt2cli import paths
-from gpt2cli.hub import resolve as resolve_module
 
 CARD = "---\nlicense: mit\n---\n# Limitations and bias\nIt \x1b]0;owned\x07is\x9b biased.\n"
 
 
-@pytest.fixture(autouse=True)
-def _nothing_built_in(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    missing = tmp_path / "no-built-in-model"
-    monkeypatch.setattr(resolve_module, "builtin_directory", lambda: missing)
-    monkeypatch.setattr("gpt2cli.hub.inventory.builtin_directory", lambda: missing)
+pytestmark = pytest.mark.usefixtures("nothing_built_in")
 
 
 def test_list_in_a_pipe(tiny_model: Path) -> None:
@@ -123,8 +118,11 @@ def test_available(tiny_model: Path) -> None:
     assert [row[2] for row in rows] == ["117M", "345M", "762M", "1.5B", "82M"]
     assert [row[-1] for row in rows] == ["yes", "", "", "", ""]
     shown = call("list", "--available", tty="out", NO_COLOR="1").out
-    for text in ("124M", "1,558M", "548 MB", "6.43 GB", "16.3", "21.1", "36/1280/20", "OpenWebTextCorpus"):
+    for text in ("124M", "1,558M", "548 MB", "6.43 GB", "16.3", "21.1", "36/1280/20"):
         assert text in shown
+    assert max(map(len, shown.splitlines())) <= 80
+    notes = call("list", "--available", tty="out err", NO_COLOR="1").err
+    assert "distilgpt2: trained on OpenWebTextCorpus, distilled from gpt2; licence Apache-2.0" in notes
     document = call("list", "--available", "--json").document
     assert [model["on_disk"] for model in document["models"]] == [True, False, False, False, False]
     assert document["sources"].keys() <= document["models"][0].keys()

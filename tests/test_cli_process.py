@@ -249,8 +249,10 @@ def piped_without_blocking() -> dict[str, int]:
 
 @pytest.mark.parametrize("arguments", ["--help", "generate --help", "config list"])
 def test_full_disk_is_no_defect(arguments: str) -> None:
-    outcome = shell(f"$G {arguments} >/dev/full")
+    # Buffered as it is for users, whatever the tests run under.
+    outcome = shell(f"$G {arguments} >/dev/full", PYTHONUNBUFFERED="")
     assert outcome.code == 1
+    assert len(outcome.err.splitlines()) == 1
     assert "No space left" in outcome.err and "defect" not in outcome.err
 
 

@@ -13,6 +13,8 @@ from support import make_model, shared, write_json
 
 from gpt2cli.hub.published import Continuation
 
+pytestmark = pytest.mark.usefixtures("nothing_built_in")
+
 QUESTION = "Q: Hello\nA:"
 
 
@@ -179,7 +181,8 @@ def test_as_a_process(tiny_model: Path, tmp_path: Path, monkeypatch: pytest.Monk
     outcome = run("verify")
     assert (outcome.code, outcome.err) == (0, "")
     assert run("generate", "-q", "-m", "my-stories", "--max-new-tokens", "1", "a").code == 0
-    assert run("list").out.split("\t")[5] != ""
+    used = {line.split("\t")[0]: line.split("\t")[5] for line in run("list").out.splitlines()}
+    assert used["my-stories"] != ""
     flip_a_byte(home / "models" / "my-stories" / "local" / "model.safetensors")
     outcome = run("verify")
     assert outcome.code == 5 and "Traceback" not in outcome.err

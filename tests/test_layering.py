@@ -39,7 +39,7 @@ EVERYTHING_BELOW = {*ALLOWED}
 ALLOWED["repl"] = EVERYTHING_BELOW
 ALLOWED["cli"] = EVERYTHING_BELOW | {"repl", "__init__"}
 ALLOWED["__init__"] = {"core", "errors", "options"}
-ALLOWED["__main__"] = {"cli"}
+ALLOWED["__main__"] = {"cli", "terminal"}
 
 ONLY_IN = {
     "typer": {"cli"},

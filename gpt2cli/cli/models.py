@@ -51,8 +51,8 @@ SHOW_EXAMPLES = """Examples:
 
 _COLUMNS = ("NAME", "REVISION", "PARAMETERS", "PRECISION", "SIZE", "LAST USED", "SOURCE", "DEFAULT")
 _AVAILABLE = (
-    *("NAME", "PARAMETERS", "PUBLISHED AS", "SHAPE", "CONTEXT"),
-    *("DOWNLOAD", "WIKITEXT-103", "HERE"),
+    *("NAME", "PARAMETERS", "PUBLISHED", "SHAPE", "CONTEXT"),
+    *("SIZE", "WIKITEXT", "HERE"),
 )
 
 
@@ -107,7 +107,8 @@ def _list_available(terminal: Terminal, here: set[str], json: bool) -> None:
     for data, licence in dict.fromkeys((model.training_data, model.licence) for model in PUBLISHED):
         alike = [m.name for m in PUBLISHED if (m.training_data, m.licence) == (data, licence)]
         terminal.note(f"{', '.join(alike)}: trained on {data}; licence {licence}")
-    terminal.note("SHAPE is layers/width/heads; WIKITEXT-103 the perplexity after fine-tuning on it")
+    terminal.note("PUBLISHED is how many parameters its paper or card gives it; SHAPE is layers/width/heads;")
+    terminal.note("WIKITEXT is the perplexity on WikiText-103 after fine-tuning on it")
     terminal.note("gpt2cli list --available --json says where each fact comes from")
 
 

@@ -6,6 +6,7 @@ own, so that nothing is left to fail when the interpreter exits.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import select
 import shutil
@@ -198,6 +199,23 @@ def _binary(stream: Any) -> Any:
     if buffer is None or stream is sys.stdin:
         return buffer
     return getattr(buffer, "raw", buffer)
+
+
+def flush_standard_streams() -> bool:
+    """Flush what libraries wrote to ``sys.stdout`` and ``sys.stderr``; false when that failed.
+
+    What cannot be written is dropped: the interpreter would try again as it exits, and complain.
+    """
+    flushed = True
+    for stream in (sys.stdout, sys.stderr):
+        try:
+            if stream is not None:
+                stream.flush()
+        except (OSError, ValueError):
+            flushed = False
+            with contextlib.suppress(OSError, ValueError):
+                os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
+    return flushed
 
 
 def _is_terminal(stream: Any) -> bool:
