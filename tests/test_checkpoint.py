@@ -60,7 +60,7 @@ def refusal(directory: Path) -> str:
 # Damaged folders
 
 
-@pytest.mark.parametrize("seed", some_slow(range(300), 100))
+@pytest.mark.parametrize("seed", some_slow(range(300), 60))
 def test_a_damaged_folder(seed: int, base: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     """It works by luck, or is refused: no traceback, no panic, no code run, no long wait.
 

@@ -454,7 +454,8 @@ keys = st.sampled_from(["format", "name", "revision", "files", "refs", "source",
 file_keys = st.sampled_from(["path", "size", "sha256", "verified"])
 
 
-@settings(max_examples=25, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow])
+@pytest.mark.slow
+@settings(max_examples=70, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow])
 @given(
     changes=st.dictionaries(keys, values, max_size=3),
     in_file=st.dictionaries(file_keys, values, max_size=2),

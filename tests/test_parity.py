@@ -95,7 +95,7 @@ class Pair:
         return random.Random(f"prompts of {self.case.number}")
 
 
-@pytest.fixture(scope="module", params=some_slow(ALL_CASES, 80), ids=str)
+@pytest.fixture(scope="module", params=some_slow(ALL_CASES, 50), ids=str)
 def pair(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Pair]:
     case: Case = request.param
     directory = tmp_path_factory.mktemp("parity")

@@ -876,6 +876,7 @@ def test_a_store_that_cannot_be_written(hub: HubServer, small: dict[str, bytes],
     assert "cannot write to the store" in outcome.err and "hint:" in outcome.err
 
 
+@pytest.mark.slow
 def test_a_model_runs_from_a_read_only_store(hub: HubServer, small: dict[str, bytes], tmp_path: Path) -> None:
     hub.add(NAME, small)
     home = tmp_path / "home"
