@@ -22,23 +22,24 @@ def check_writable(path: Path) -> None:
         raise UsageError(f"cannot write {path}: permission denied")
 
 
-def write_atomically(path: Path, text: str) -> None:
-    """Replace ``path`` with ``text`` in one rename; a device or a pipe is written to as it is.
+def write_atomically(path: Path, content: str | bytes) -> None:
+    """Replace ``path`` with ``content`` in one rename; a device or a pipe is written to as it is.
 
     Raises `Gpt2cliError`.
     """
+    data = content if isinstance(content, bytes) else content.encode("utf-8", "replace")
     try:
         if path.exists() and (not path.is_file() or str(path).startswith(("/dev/", "/proc/"))):
             # /dev/stdout may lead to a file that the shell appends to.
             with path.open("ab") as device:
-                device.write(text.encode("utf-8", "replace"))
+                device.write(data)
             return
         target = path.resolve()
         mode = stat.S_IMODE(target.stat().st_mode) if target.exists() else 0o666 & ~_umask()
         handle, temporary = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name[:80]}-")
         try:
             with os.fdopen(handle, "wb") as file:
-                file.write(text.encode("utf-8", "replace"))
+                file.write(data)
                 file.flush()
                 os.fsync(handle)
             os.chmod(temporary, mode)

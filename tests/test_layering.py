@@ -33,7 +33,7 @@ ALLOWED: dict[str, set[str]] = {
     "analysis": BASE | MIDDLE | {"core"},
     "train": BASE | MIDDLE | {"core", "__init__"},
     "bench": BASE | MIDDLE | {"core"},
-    "terminal": {"errors", "text"},
+    "terminal": {"errors", "files", "text"},
 }
 EVERYTHING_BELOW = {*ALLOWED}
 ALLOWED["repl"] = EVERYTHING_BELOW

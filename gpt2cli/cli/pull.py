@@ -16,8 +16,9 @@ from gpt2cli.hub.registry import ModelName, is_name, parse_name, parse_revision
 from gpt2cli.hub.resolve import ResolvedModel, resolve
 from gpt2cli.settings import Settings, set_in_file
 from gpt2cli.terminal.jsonout import json_line
-from gpt2cli.terminal.progress import PullProgress, megabytes, seconds
+from gpt2cli.terminal.progress import PullProgress, seconds
 from gpt2cli.terminal.streams import Terminal
+from gpt2cli.terminal.table import shown_bytes
 
 if TYPE_CHECKING:
     from gpt2cli.hub.pull import Pulled
@@ -129,7 +130,7 @@ def pull_model(
         terminal.note(f"{name.given} is there already, and whole ({pulled.model.revision[:12]})")
     else:
         terminal.note(
-            f"{name.given}: {megabytes(pulled.size)} in {seconds(took)} ({pulled.model.revision[:12]})"
+            f"{name.given}: {shown_bytes(pulled.size)} in {seconds(took)} ({pulled.model.revision[:12]})"
         )
     _make_default(terminal, name)
     return pulled

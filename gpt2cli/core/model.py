@@ -62,18 +62,45 @@ class GPT2:
         logits at each row's last real token, [B, V] fp32; with ``all_positions`` at all, [B, T, V].
         """
         plan = cache.plan(ids.shape[1], counts)
+        x = self._blocks(ids, cache, plan, observe)
+        return self.logits(self._final(x if all_positions else _last_real(x, plan), observe))
+
+    @torch.inference_mode()
+    def hidden_states(
+        self,
+        ids: Tensor,
+        cache: KVCache,
+        counts: Sequence[int] | None = None,
+        *,
+        observe: Observer | None = None,
+    ) -> Tensor:
+        """The final hidden states [B, T, D] of ``ids``: [B, T], whose keys and values join ``cache``.
+
+        They are what `logits` takes. ``counts`` are the real tokens of each row where rows are padded on
+        the right; what stands at a padding position is of no use.
+        """
+        plan = cache.plan(ids.shape[1], counts)
+        return self._final(self._blocks(ids, cache, plan, observe), observe)
+
+    @torch.inference_mode()
+    def logits(self, hidden: Tensor) -> Tensor:
+        """hidden: [..., D] final hidden states -> [..., V] fp32"""
+        return self.weights.head(hidden)
+
+    def _blocks(self, ids: Tensor, cache: KVCache, plan: Plan, observe: Observer | None) -> Tensor:
         x = F.embedding(ids, self.weights.wte).float() + F.embedding(plan.positions, self.weights.wpe)
         if observe:
             observe("embeddings", x)
         for layer, block in enumerate(self.weights.blocks):
             x = self._block(x, layer, block, cache, plan, observe)
         cache.advance(plan)
-        if not all_positions:
-            x = _last_real(x, plan)
+        return x
+
+    def _final(self, x: Tensor, observe: Observer | None) -> Tensor:
         x = self._norm(x, self.weights.ln_f)
         if observe:
             observe("ln_f", x)
-        return self.weights.head(x)
+        return x
 
     def _block(
         self, x: Tensor, layer: int, block: Block, cache: KVCache, plan: Plan, observe: Observer | None

@@ -382,15 +382,6 @@ def discard(target: Path) -> None:
         target.with_name(target.name + suffix).unlink(missing_ok=True)
 
 
-def file_sha256(path: Path) -> str:
-    """The sha256 of a file. Raises `OSError`."""
-    digest = hashlib.sha256()
-    with path.open("rb") as reader:
-        while block := reader.read(MEBIBYTE):
-            digest.update(block)
-    return digest.hexdigest()
-
-
 def disk_error(where: Path, error: OSError) -> Gpt2cliError:
     """What the disk said, for the user."""
     if error.errno in (errno.ENOSPC, errno.EDQUOT):

@@ -30,7 +30,7 @@ from gpt2cli import paths
 from gpt2cli.checkpoint import PICKLE_FILES, open_checkpoint, read_config
 from gpt2cli.errors import Gpt2cliError, ModelFileError, UsageError
 from gpt2cli.hub.crew import fetch_all
-from gpt2cli.hub.download import PART, Changed, disk_error, file_sha256
+from gpt2cli.hub.download import PART, Changed, disk_error
 from gpt2cli.hub.hfcache import find_cached
 from gpt2cli.hub.manifest import FileRecord, Manifest, now, read_manifest
 from gpt2cli.hub.registry import BUILTIN, ModelName
@@ -43,8 +43,9 @@ from gpt2cli.hub.remote import (
     weight_files,
     weight_index,
 )
-from gpt2cli.hub.store import StoredModel, find_stored, folder_name, matches_revision, place
+from gpt2cli.hub.store import StoredModel, check_space, find_stored, folder_name, matches_revision, place
 from gpt2cli.hub.transport import Hub, Pauses, Policy
+from gpt2cli.hub.verify import file_hash
 
 Report = Callable[[dict[str, Any]], None]
 
@@ -146,7 +147,7 @@ class _Pull:
     def _stored(self) -> Pulled | None:
         """The model in the store, when every file of it is what its manifest says."""
         stored = find_stored(self._name, self._repository.commit)
-        manifest = _manifest_of(stored) if stored else None
+        manifest = stored.manifest if stored else None
         if stored is None or manifest is None:
             return None
         if any(_is_damaged(stored.directory, record) for record in manifest.files):
@@ -226,14 +227,8 @@ class _Pull:
         missing = whole - self._present(files)
         if twice:
             missing += whole
-        needed = missing + missing // 50 + 2**20 if missing else 0
-        free = shutil.disk_usage(self._directory).free
-        if free < needed:
-            raise Gpt2cliError(
-                f"{self._name.repository} needs {megabytes(needed)} more on the disk of {paths.store_dir()}, "
-                f"and {megabytes(free)} are free",
-                hint="make room, or set GPT2CLI_HOME to a place that has it",
-            )
+        if missing:
+            check_space(paths.store_dir(), missing)
 
     def _announce(self, done: Sequence[FileRecord], files: Sequence[RemoteFile]) -> None:
         self._pass_on(
@@ -282,7 +277,7 @@ class _Pull:
         self._options.convert(self._directory)
         path = self._directory / "model.safetensors"
         how = f"converted here from {pickles[0].path}, verified by {pickles[0].verified}"
-        record = FileRecord(path.name, path.stat().st_size, file_sha256(path), how)
+        record = FileRecord(path.name, path.stat().st_size, file_hash(path), how)
         return [*(r for r in records if r not in pickles), record]
 
     def _sweep(self, wanted: set[str]) -> None:
@@ -319,10 +314,6 @@ def model_lock(folder: Path, report: Report) -> Iterator[None]:
         lock.release()
 
 
-def _manifest_of(stored: StoredModel) -> Manifest | None:
-    return read_manifest(stored.directory.with_name(stored.directory.name + ".json"))
-
-
 def _move_ref(stored: StoredModel, manifest: Manifest, ref: str) -> None:
     """Let the branch or tag ``ref`` mean this revision, and no other of the model."""
     folder = stored.directory.parent
@@ -336,7 +327,7 @@ def _move_ref(stored: StoredModel, manifest: Manifest, ref: str) -> None:
 
 def _is_damaged(directory: Path, record: FileRecord) -> bool:
     path = directory / record.path
-    return _size(path) != record.size or file_sha256(path) != record.sha256
+    return _size(path) != record.size or file_hash(path) != record.sha256
 
 
 def _link_or_copy(source: Path, target: Path) -> None:
@@ -361,8 +352,3 @@ def _size(*candidates: Path) -> int | None:
 
 def _retry(reason: str, wait: float) -> dict[str, Any]:
     return {"event": "retry", "file": None, "reason": reason, "wait_s": round(wait, 2)}
-
-
-def megabytes(size: float) -> str:
-    """A size as people read it."""
-    return f"{size / 1e9:.2f} GB" if size >= 1e9 else f"{size / 1e6:.1f} MB"

@@ -36,7 +36,7 @@ LOCAL_REVISION = "local"
 INCOMING_PREFIX = ".incoming-"
 """Of directories in the store that are being filled."""
 _BLOCK = 2**20
-_SPARE_BYTES = 2**22
+_SPARE_BYTES = 2**20
 
 
 @dataclass(frozen=True, slots=True)
@@ -179,11 +179,12 @@ def add_local(
 
 
 def check_space(directory: Path, needed: int) -> None:
-    """Raise `Gpt2cliError` when ``needed`` bytes do not fit the disk of ``directory``."""
+    """Raise `Gpt2cliError` when ``needed`` bytes, and a margin, do not fit the disk of ``directory``."""
+    needed += needed // 50 + _SPARE_BYTES
     free = shutil.disk_usage(directory).free
-    if needed + _SPARE_BYTES > free:
+    if needed > free:
         raise Gpt2cliError(
-            f"{directory}: {needed / 1e6:.0f} MB are needed, and {free / 1e6:.0f} MB are free",
+            f"{directory}: {needed / 1e6:.1f} MB are needed, and {free / 1e6:.1f} MB are free",
             hint="gpt2cli gc frees what no model needs; GPT2CLI_HOME names another place",
         )
 

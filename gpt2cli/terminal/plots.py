@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import contextlib
 import importlib.util
 import io
 import itertools
 import math
-import os
-import tempfile
 import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -16,6 +13,7 @@ from pathlib import Path
 from rich.cells import cell_len, set_cell_size
 
 from gpt2cli.errors import Gpt2cliError, UsageError
+from gpt2cli.files import write_atomically
 from gpt2cli.text.sanitize import one_line
 
 Points = Sequence[tuple[float, float]]
@@ -245,20 +243,7 @@ def save_plot(path: Path, series: Mapping[str, Points], *, title: str, x_label: 
     Raises `UsageError`, `Gpt2cliError`.
     """
     check_plot_path(path)
-    data = _render(path.suffix.lower().removeprefix("."), series, title, x_label, y_label)
-    try:
-        handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name[:80]}-")
-        try:
-            with os.fdopen(handle, "wb") as file:
-                file.write(data)
-            os.chmod(temporary, 0o666 & ~_umask())
-            os.replace(temporary, path)
-        except BaseException:
-            with contextlib.suppress(OSError):
-                os.unlink(temporary)
-            raise
-    except OSError as error:
-        raise Gpt2cliError(f"cannot write {path}: {error.strerror or error}") from None
+    write_atomically(path, _render(path.suffix.lower().removeprefix("."), series, title, x_label, y_label))
 
 
 def _render(kind: str, series: Mapping[str, Points], title: str, x_label: str, y_label: str) -> bytes:
@@ -299,9 +284,3 @@ def _render(kind: str, series: Mapping[str, Points], title: str, x_label: str, y
         buffer = io.BytesIO()
         figure.savefig(buffer, format=kind, metadata={"Date": None} if kind == "svg" else None)
     return buffer.getvalue()
-
-
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask

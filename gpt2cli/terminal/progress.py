@@ -13,6 +13,7 @@ from types import TracebackType
 from typing import IO, Any, Protocol, cast
 
 from gpt2cli.terminal.streams import Terminal
+from gpt2cli.terminal.table import shown_bytes
 from gpt2cli.text.sanitize import one_line
 
 LINE_EVERY_S = 10.0
@@ -97,8 +98,8 @@ class Lines:
     def start(self, label: str, total: int, present: int) -> None:
         self._label, self._total, self._present = label, total, present
         self._begun = self._said = self._clock()
-        there = f", {megabytes(present)} of it already there" if present else ""
-        self._terminal.note(f"{label}: {megabytes(total)}{there}")
+        there = f", {shown_bytes(present)} of it already there" if present else ""
+        self._terminal.note(f"{label}: {shown_bytes(total)}{there}")
 
     def move(self, done: int) -> None:
         now = self._clock()
@@ -108,7 +109,7 @@ class Lines:
         rate = max(0, done - self._present) / (now - self._begun)
         left = f", {seconds((self._total - done) / rate)} left" if rate > 0 else ""
         self._terminal.note(
-            f"{self._label}: {megabytes(done)} of {megabytes(self._total)}, {megabytes(rate)}/s{left}"
+            f"{self._label}: {shown_bytes(done)} of {shown_bytes(self._total)}, {shown_bytes(rate)}/s{left}"
         )
 
     def say(self, line: str) -> None:
@@ -197,14 +198,6 @@ class StderrText(io.TextIOBase):
 
     def writable(self) -> bool:
         return True
-
-
-def megabytes(size: float) -> str:
-    """A number of bytes as people read it: decimal units, as on the Hub."""
-    for unit, factor in (("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
-        if size >= factor:
-            return f"{size / factor:.1f} {unit}"
-    return f"{size:.0f} bytes"
 
 
 def seconds(span: float) -> str:

@@ -27,14 +27,14 @@ def tab_separated(rows: Sequence[Sequence[str]]) -> str:
     return "".join("\t".join(one_line(cell) for cell in row) + "\n" for row in rows)
 
 
-def shown_bytes(size: int) -> str:
+def shown_bytes(size: float) -> str:
     """A size for a person: ``548 MB``."""
     for unit, factor in (("GB", 1e9), ("MB", 1e6), ("KB", 1e3)):
         # What would be rounded to 1,000 of a unit is 1.00 of the next.
         if size >= 0.9995 * factor:
             value = size / factor
             return f"{value:.{2 if value < 9.995 else 1 if value < 99.95 else 0}f} {unit}"
-    return f"{size} B"
+    return f"{size:.0f} B"
 
 
 def shown_count(number: int) -> str:
