@@ -10,6 +10,7 @@ import secrets
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any, Literal, get_args
 
 from gpt2cli.errors import InvalidOption
@@ -184,6 +185,9 @@ class LoadOptions:
     """CPU threads; the number of physical cores when not given."""
     allow_pickle: bool = False
     """Read ``.bin`` checkpoints (``torch.load`` with ``weights_only=True``) where no safetensors are."""
+    converted: Path | None = None
+    """Weights converted to another precision are kept in files that begin with this path, which must change
+    with the checkpoint; without it each load converts."""
 
     def __post_init__(self) -> None:
         check_choice("device", self.device, get_args(Device))

@@ -19,12 +19,17 @@ BYTES_OF_TYPE |= {"F64": 8, "I64": 8}
 
 @dataclass(frozen=True, slots=True)
 class TensorInfo:
-    """One tensor of a checkpoint: where it is and what it looks like."""
+    """One tensor of a checkpoint: where it is and what it looks like.
+
+    ``offset`` and ``size`` are in bytes, from the beginning of the file.
+    """
 
     file: Path
     key: str
     dtype: str
     shape: tuple[int, ...]
+    offset: int
+    size: int
 
 
 def read_header(path: Path) -> dict[str, TensorInfo]:
@@ -41,21 +46,21 @@ def read_header(path: Path) -> dict[str, TensorInfo]:
         header = parse_json(file.read(length), path)
     header.pop("__metadata__", None)
     tensors: dict[str, TensorInfo] = {}
-    spans = []
+    spans: list[tuple[int, int]] = []
     for key, entry in header.items():
-        tensors[key], span = _read_entry(key, entry, path)
-        spans.append(span)
-    end = 0
+        info = tensors[key] = _read_entry(key, entry, path, 8 + length)
+        spans.append((info.offset, info.offset + info.size))
+    end = 8 + length
     for begin, stop in sorted(spans):
         if begin != end:
             raise ModelFileError(f"{path}: its tensors overlap or leave gaps")
         end = stop
-    if end != size - 8 - length:
+    if end != size:
         raise ModelFileError(f"{path}: the file is cut short or has data after its tensors")
     return tensors
 
 
-def _read_entry(key: str, entry: Any, path: Path) -> tuple[TensorInfo, tuple[int, int]]:
+def _read_entry(key: str, entry: Any, path: Path, data: int) -> TensorInfo:
     try:
         dtype, shape, (begin, stop) = entry["dtype"], tuple(entry["shape"]), entry["data_offsets"]
         # Bounded, since the product of a shape of huge numbers would take for ever.
@@ -68,4 +73,4 @@ def _read_entry(key: str, entry: Any, path: Path) -> tuple[TensorInfo, tuple[int
         raise ModelFileError(f"{path}: {shown(key)} is of type {shown(dtype)}, which is not known")
     if stop - begin != math.prod(shape) * BYTES_OF_TYPE[dtype]:
         raise ModelFileError(f"{path}: {shown(key)} has not as many bytes as its shape asks for")
-    return TensorInfo(path, key, dtype, shape), (begin, stop)
+    return TensorInfo(path, key, dtype, shape, data + begin, stop - begin)

@@ -29,6 +29,14 @@ def some_slow(cases: Iterable[Any], fast: int) -> list[Any]:
     ]
 
 
+def load_fp32(directory: Path) -> Any:
+    """An `Engine` in fp32, which is what is compared with transformers to the last digits."""
+    from gpt2cli.core.engine import Engine
+    from gpt2cli.options import LoadOptions
+
+    return Engine.load(directory, LoadOptions(precision="fp32"))
+
+
 def shared(*parts: str) -> Path:
     """The path of a reference file, e.g. ``shared("models", "slm_4096_kunal", "hf")``.
 

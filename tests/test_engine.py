@@ -11,6 +11,7 @@ import torch
 from support import END_OF_TEXT_ID, make_model
 
 from gpt2cli.core.engine import Chunk, Engine, new_choices
+from gpt2cli.core.linear import has_fbgemm
 from gpt2cli.errors import InvalidOption, ModelFileError, PromptTooLong, UsageError
 from gpt2cli.options import GenerateOptions, LoadOptions
 
@@ -386,10 +387,12 @@ class TestLoading:
         finally:
             torch.set_num_threads(before)
 
-    def test_auto_means_fp32_here(self, engine: Engine) -> None:
+    def test_auto_is_16_bits_where_that_is_lossless(self, engine: Engine) -> None:
         info = engine.info
-        assert (info.precision, info.kernels) == ("fp32", ("fp32",))
-        assert info.device in ("cpu", "cuda")
+        if info.device == "cpu" and has_fbgemm():
+            assert (info.precision, info.kernels) == ("fp16", ("fbgemm fp16",))
+        else:
+            assert info.precision == ("fp32" if info.device == "cpu" else "fp16")
 
 
 def test_a_chunk_has_its_logprob() -> None:

@@ -29,7 +29,7 @@ ALLOWED: dict[str, set[str]] = {
     "checkpoint": BASE | {"safetensors_header"},
     "text": BASE,
     "hub": BASE | MIDDLE,
-    "core": {"errors", "options", "checkpoint", "text"},
+    "core": {"errors", "options", "checkpoint", "safetensors_header", "text"},
     "analysis": BASE | MIDDLE | {"core"},
     "train": BASE | MIDDLE | {"core", "__init__"},
     "bench": BASE | MIDDLE | {"core"},

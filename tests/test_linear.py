@@ -6,15 +6,16 @@ import pytest
 import torch
 from torch import Tensor
 
+from gpt2cli.core import linear as linear_module
 from gpt2cli.core.linear import (
-    INT4_GROUP,
-    Fp32Linear,
+    FbgemmFp16Linear,
+    FbgemmInt8Linear,
     Int4Linear,
     Int8Linear,
-    make_linear,
-    quantise_int4,
-    quantise_int8,
+    Linear,
+    has_fbgemm,
 )
+from gpt2cli.core.quantise import INT4_GROUP, pack_int4, quantise_int4, quantise_int8, to_matrix, unpack_int4
 
 PRECISIONS = ("fp32", "fp16", "bf16", "int8", "int4")
 
@@ -23,6 +24,10 @@ LARGEST_ERROR = {"fp32": 1e-6, "fp16": 5e-4, "bf16": 8e-3, "int8": 1.5e-2, "int4
 
 # [out, in]: an odd vocabulary, what fills no group, no block of 16, a single output, a real head's width.
 SHAPES = [(257, 32), (96, 128), (64, 192), (30, 30), (48, 24), (17, 64), (1, 64), (701, 128)]
+
+
+def make_linear(weight: Tensor, bias: Tensor | None, precision: str) -> Linear:
+    return linear_module.make_linear(to_matrix(weight, precision), bias)  # type: ignore[arg-type]
 
 
 def _random(*shape: int, seed: int = 0) -> Tensor:
@@ -92,39 +97,101 @@ def test_int8_rounds_to_the_nearest_step_of_its_row() -> None:
     assert bool((quantised[5] == 0).all())
 
 
-def test_int4_rounds_to_the_nearest_step_of_its_group() -> None:
+def test_int4_takes_the_step_of_the_smallest_error() -> None:
     weight = _weight(33, 2 * INT4_GROUP)
     weight[5, :INT4_GROUP] = 0
-    quantised, scales = quantise_int4(weight, INT4_GROUP)
+    quantised, scales = quantise_int4(weight)
     assert quantised.min() >= 0 and quantised.max() <= 15 and scales.shape == (33, 2)
-    back = (quantised - 8).view(33, 2, INT4_GROUP) * scales[..., None]
-    error = (back - weight.reshape(33, 2, INT4_GROUP)).abs()
-    assert bool((error <= scales[..., None] * 0.5001).all())
+    grouped = weight.reshape(33, 2, INT4_GROUP)
+    back = (quantised.float() - 8).view(33, 2, INT4_GROUP) * scales.float()[..., None]
     assert bool((back[5, 0] == 0).all())
+    simple = grouped.abs().amax(dim=2, keepdim=True).clamp_min(1e-12) / 7
+    plain = torch.round(grouped / simple).clamp(-8, 7) * simple
+    assert float((back - grouped).square().sum()) < 0.9 * float((plain - grouped).square().sum())
 
 
-def test_the_fallbacks_say_so() -> None:
-    """Shapes that the packed kernels refuse are computed in fp32 with the same rounding."""
-    packed, fallback = make_linear(_weight(48, 64), None, "int8"), make_linear(_weight(48, 24), None, "int8")
-    assert isinstance(packed, Int8Linear) and isinstance(fallback, Fp32Linear)
-    assert fallback.kernel == "fp32, weights rounded to int8"
+def test_int4_in_bytes() -> None:
+    quantised = torch.randint(16, (6, 10), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    packed = pack_int4(quantised)
+    assert packed.shape == (6, 5) and packed.dtype == torch.uint8
+    assert torch.equal(unpack_int4(packed), quantised.int())
+
+
+@pytest.mark.skipif(not has_fbgemm(), reason="torch has no fbgemm here")
+class TestFbgemm:
+    @pytest.mark.parametrize("shape", SHAPES, ids=str)
+    @pytest.mark.parametrize("rows", [1, 2, 40])
+    def test_packing_changes_no_more_than_the_order_of_sums(self, shape: tuple[int, int], rows: int) -> None:
+        linear, x = make_linear(_weight(*shape), _random(shape[0]), "fp16"), _random(rows, shape[1])
+        assert isinstance(linear, FbgemmFp16Linear) and not linear.packed
+        before = linear(x)
+        linear.pack()
+        assert linear.packed
+        torch.testing.assert_close(linear(x), before, rtol=0, atol=1e-5)
+
+    def test_a_slice_at_a_time(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        linear, x = make_linear(_weight(701, 128), None, "fp16"), _random(3, 128)
+        whole = linear(x)
+        monkeypatch.setattr(linear_module, "COLD_WEIGHTS", 1000)
+        torch.testing.assert_close(linear(x), whole, rtol=0, atol=1e-5)
+
+    @pytest.mark.skipif(not torch.cpu._is_vnni_supported(), reason="no VNNI here")
+    def test_int8_rounds_each_row_by_its_own_step(self) -> None:
+        """Rows of every size, of one sign, of zeros: several at once are what each is alone."""
+        linear = make_linear(_weight(96, 128), _random(96, seed=2), "int8")
+        assert isinstance(linear, FbgemmInt8Linear)
+        x = _random(64, 128) * torch.logspace(-1, 4, 64)[:, None]
+        x[3], x[4], x[5] = 0, x[4].abs(), -x[5].abs()
+        alone = torch.cat([linear(row[None]) for row in x])
+        scale = alone.abs().amax(dim=1, keepdim=True)
+        assert float(((linear(x) - alone) / scale).abs().max()) < 1e-5
+
+    def test_the_global_choice_of_an_engine_is_left_alone(self) -> None:
+        before = torch.backends.quantized.engine
+        for precision in ("fp16", "int8"):
+            linear = make_linear(_weight(16, 64), None, precision)
+            if isinstance(linear, FbgemmFp16Linear):
+                linear.pack()
+        assert torch.backends.quantized.engine == before
+
+
+def test_the_fallbacks_say_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Shapes that the packed kernels refuse, and machines that have none, compute in plain arithmetic."""
     packed, fallback = make_linear(_weight(48, 64), None, "int4"), make_linear(_weight(17, 64), None, "int4")
-    assert isinstance(packed, Int4Linear) and isinstance(fallback, Fp32Linear)
-    assert fallback.kernel == "fp32, weights rounded to int4"
-    narrow = make_linear(_weight(48, 32), None, "int4")
-    assert isinstance(narrow, Int8Linear)
+    assert isinstance(packed, Int4Linear)
+    assert fallback.kernel.endswith("fp32, weights rounded to int4")
+    narrow = make_linear(_weight(48, 24), None, "int4")
+    assert "int8" in narrow.kernel
+    monkeypatch.setattr(linear_module, "has_fbgemm", lambda: False)
+    monkeypatch.setattr(linear_module, "_has_onednn", lambda _: False)
+    assert make_linear(_weight(48, 64), None, "fp32").kernel == "fp32"
+    assert make_linear(_weight(48, 64), None, "bf16").kernel == "bfloat16"
+    assert make_linear(_weight(48, 64), None, "fp16").kernel == "fp32, weights rounded to fp16"
+    assert isinstance(make_linear(_weight(48, 64), None, "int8"), Int8Linear)
+    assert make_linear(_weight(48, 24), None, "int8").kernel == "fp32, weights rounded to int8"
 
 
-@pytest.mark.parametrize(("precision", "exact"), [("int8", 0.006), ("int4", 0.006)])
+@pytest.mark.parametrize("precision", PRECISIONS)
+def test_the_fallbacks_compute_the_same(precision: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    weight, x = _weight(64, 128), _random(20, 128)
+    expected = make_linear(weight, None, precision)(x)
+    monkeypatch.setattr(linear_module, "has_fbgemm", lambda: False)
+    monkeypatch.setattr(linear_module, "_has_onednn", lambda _: False)
+    found = make_linear(weight, None, precision)(x)
+    assert float((found - expected).std() / expected.std()) < 2 * LARGEST_ERROR[precision]
+
+
+@pytest.mark.parametrize(("precision", "exact"), [("int8", 0.02), ("int4", 0.006)])
 def test_the_packed_kernels_compute_what_was_quantised(precision: str, exact: float) -> None:
-    """Only bf16's rounding lies between a packed kernel and the quantised weights in fp32."""
+    """Only the rounding of activations lies between a packed kernel and the quantised weights in fp32."""
     weight, x = _weight(64, 128), _random(20, 128)
     if precision == "int8":
         quantised, scales = quantise_int8(weight)
         rounded = quantised * scales[:, None]
     else:
-        quantised, scales = quantise_int4(weight, INT4_GROUP)
-        rounded = ((quantised - 8).view(64, 2, INT4_GROUP) * scales[..., None]).view(64, 128)
+        quantised, scales = quantise_int4(weight)
+        grouped = (quantised.float() - 8).view(64, -1, INT4_GROUP) * scales.float()[..., None]
+        rounded = grouped.view(64, 128)
     expected = x @ rounded.t()
     found = make_linear(weight, None, precision)(x)
     assert float((found - expected).std() / expected.std()) < exact

@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 import torch
 import transformers
-from support import make_model, random_weights, some_slow, write_json, write_weights
+from support import load_fp32, make_model, random_weights, some_slow, write_json, write_weights
 from transformers import GPT2Config, GPT2LMHeadModel
 
 from gpt2cli.checkpoint import ACTIVATIONS
@@ -100,7 +100,7 @@ def pair(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
     case: Case = request.param
     directory = tmp_path_factory.mktemp("parity")
     theirs = _write(case, directory)
-    yield Pair(case, Engine.load(directory), theirs)
+    yield Pair(case, load_fp32(directory), theirs)
 
 
 def _write(case: Case, directory: Path) -> GPT2LMHeadModel:
@@ -244,7 +244,7 @@ def ending(tmp_path_factory: pytest.TempPathFactory) -> Ending:
     directory = make_model(
         tmp_path_factory.mktemp("ending"), tokenizer=None, vocab_size=64, eos_token_id=eos, std=0.1
     )
-    return Ending(Engine.load(directory), _load(directory), eos)
+    return Ending(load_fp32(directory), _load(directory), eos)
 
 
 def _load(directory: Path, **options: Any) -> GPT2LMHeadModel:
@@ -297,7 +297,7 @@ def test_a_head_of_its_own(tmp_path: Path, tie: bool) -> None:
     config = GPT2Config.from_pretrained(directory)
     write_json(directory / "config.json", {**config.to_dict(), "tie_word_embeddings": tie})
     ids = torch.tensor([[1, 2, 3, 4]])
-    engine = Engine.load(directory)
+    engine = load_fp32(directory)
     ours = engine.model.forward(ids, engine.model.new_cache(), all_positions=True)
     with torch.inference_mode():
         theirs = _load(directory)(ids).logits

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from support import shared
+from support import load_fp32, shared
 from torch import Tensor
 
 from gpt2cli.core.engine import Engine
@@ -30,7 +30,7 @@ def _expected(model: str, file: str = "expected.json") -> Any:
 
 
 def _load(model: str) -> Engine:
-    return Engine.load(shared("models", model, "hf"))
+    return load_fp32(shared("models", model, "hf"))
 
 
 def _batched_nll(model: GPT2, rows: Sequence[Sequence[int]]) -> Iterator[float]:
@@ -253,7 +253,7 @@ def test_saved_by_transformers(tmp_path: Path, weights: str, section: str) -> No
         (weights, "model.safetensors"),
     ):
         (tmp_path / name).write_bytes((source / file).read_bytes())
-    engine, ids = Engine.load(tmp_path), torch.tensor(document["input_ids"])
+    engine, ids = load_fp32(tmp_path), torch.tensor(document["input_ids"])
     logits = engine.model.forward(ids, engine.model.new_cache(rows=len(ids)))
     expected = _starting_with(document[section], "logits_last_position")
     np.testing.assert_allclose(logits.numpy(), expected, rtol=0, atol=1e-4)

@@ -18,26 +18,29 @@ class Plan:
     ``counts`` are the real tokens of each row, the rest of a row being padding on the right;
     ``positions`` is [T] where all rows are at the same place, else [B, T]; ``mask`` is boolean, true
     where a query may look, None where causality alone (``causal``) or nothing has to be masked.
+    ``slots`` [2, B, H, T, Dh], one a layer, is where keys and values are written; it is empty where rows
+    are at different places. ``views`` [B, H, S, Dh] are what is attended to: the keys of the first
+    layer, its values, the keys of the second, and so on.
     """
 
     length: int
     counts: tuple[int, ...]
-    uniform: bool
     positions: Tensor
     mask: Tensor | None
     causal: bool
-    end: int
+    slots: tuple[Tensor, ...]
+    views: tuple[Tensor, ...]
 
 
 class KVCache:
-    """Keys and values of all layers: per layer two buffers [B, H, capacity, Dh], zeroed.
+    """Keys and values of all layers in one buffer [L, 2, B, H, capacity, Dh], zeroed.
 
     ``lengths`` is the number of tokens present in each row, so that prompts of unequal length share
-    a batch. Buffers grow by doubling (`reserve`), up to the model's positions.
+    a batch. The buffer grows by doubling (`reserve`), up to the model's positions.
     """
 
-    def __init__(self, keys: list[Tensor], values: list[Tensor], lengths: list[int], limit: int) -> None:
-        self._keys, self._values, self._limit = keys, values, limit
+    def __init__(self, buffer: Tensor, lengths: list[int], limit: int) -> None:
+        self.buffer, self._limit = buffer, limit
         self.lengths = lengths
 
     @classmethod
@@ -46,11 +49,8 @@ class KVCache:
     ) -> KVCache:
         """A cache with nothing in it; ``capacity`` is in tokens."""
         capacity = min(max(capacity, 1), config.n_positions)
-        shape = (rows, config.n_head, capacity, config.head_dim)
-        layers = range(config.n_layer)
-        keys = [torch.zeros(shape, device=device) for _ in layers]
-        values = [torch.zeros(shape, device=device) for _ in layers]
-        return cls(keys, values, [0] * rows, config.n_positions)
+        shape = (config.n_layer, 2, rows, config.n_head, capacity, config.head_dim)
+        return cls(torch.zeros(shape, device=device), [0] * rows, config.n_positions)
 
     @property
     def rows(self) -> int:
@@ -60,7 +60,7 @@ class KVCache:
     @property
     def capacity(self) -> int:
         """The tokens each row can hold without growing."""
-        return self._keys[0].shape[2]
+        return self.buffer.shape[4]
 
     def reserve(self, tokens: int) -> None:
         """Make room for ``tokens`` in each row."""
@@ -68,42 +68,45 @@ class KVCache:
             return
         if tokens > self._limit:
             raise ValueError(f"{tokens} tokens are more than the model's {self._limit} positions")
+        old, present = self.buffer, max(self.lengths)
         capacity = min(max(tokens, 2 * self.capacity), self._limit)
-        present = max(self.lengths)
-        for buffers in (self._keys, self._values):
-            for layer, old in enumerate(buffers):
-                new = old.new_zeros((*old.shape[:2], capacity, old.shape[3]))
-                new[:, :, :present] = old[:, :, :present]
-                buffers[layer] = new
+        self.buffer = old.new_zeros((*old.shape[:4], capacity, old.shape[5]))
+        self.buffer[..., :present, :] = old[..., :present, :]
 
     def plan(self, tokens: int, counts: Sequence[int] | None = None) -> Plan:
         """Prepare a forward pass over ``tokens`` new tokens a row, of which ``counts`` are real."""
         counts = tuple(counts) if counts is not None else (tokens,) * self.rows
         end = max(length + count for length, count in zip(self.lengths, counts, strict=True))
         self.reserve(end)
-        device = self._keys[0].device
+        device = self.buffer.device
         length = self.lengths[0]
         steps = torch.arange(tokens, device=device)
+        # [2L, B, H, S, Dh], a view each
+        views = self.buffer.flatten(0, 1).narrow(3, 0, end).unbind(0)
         if all(n == length for n in self.lengths) and all(n == tokens for n in counts):
             first = length == 0 and tokens > 1
             mask = None
             if tokens > 1 and not first:
                 mask = torch.arange(end, device=device) <= (steps + length)[:, None]
-            return Plan(tokens, counts, True, steps + length, mask, first, end)
+            slots = self.buffer.narrow(4, length, tokens).unbind(0)
+            return Plan(tokens, counts, steps + length, mask, first, slots, views)
         # [B, T]; padding may point past the end, where there is no position to look up.
         positions = torch.tensor(self.lengths, device=device)[:, None] + steps
         mask = torch.arange(end, device=device) <= positions[:, None, :, None]
-        return Plan(tokens, counts, False, positions.clamp(max=self._limit - 1), mask, False, end)
+        return Plan(tokens, counts, positions.clamp(max=self._limit - 1), mask, False, (), views)
 
-    def write(self, plan: Plan, layer: int, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
-        """Store k, v: [B, H, T, Dh] of one layer; the views [B, H, end, Dh] to attend to."""
-        for buffer, new in ((self._keys[layer], k), (self._values[layer], v)):
-            if plan.uniform:
-                buffer[:, :, self.lengths[0] : plan.end] = new
-                continue
+    def write(self, plan: Plan, layer: int, keys_and_values: Tensor) -> tuple[Tensor, Tensor]:
+        """Store one layer's [2, B, H, T, Dh]; the views [B, H, S, Dh] to attend to."""
+        if plan.slots:
+            plan.slots[layer].copy_(keys_and_values)
+        elif plan.length == 1 and all(plan.counts):
+            rows = torch.arange(self.rows, device=self.buffer.device)
+            # Indices on both sides of a slice bring their dimension to the front: [B, 2, H, Dh]
+            self.buffer[layer][:, rows, :, plan.positions[:, 0]] = keys_and_values[..., 0, :].transpose(0, 1)
+        else:
             for row, (start, count) in enumerate(zip(self.lengths, plan.counts, strict=True)):
-                buffer[row, :, start : start + count] = new[row, :, :count]
-        return self._keys[layer][:, :, : plan.end], self._values[layer][:, :, : plan.end]
+                self.buffer[layer, :, row, :, start : start + count] = keys_and_values[:, row, :, :count]
+        return plan.views[2 * layer], plan.views[2 * layer + 1]
 
     def advance(self, plan: Plan) -> None:
         """The tokens of ``plan`` are now present."""
@@ -115,19 +118,23 @@ class KVCache:
 
     def expand(self, rows: int) -> KVCache:
         """A copy of this one-row cache with ``rows`` rows."""
-        keys = [k.expand(rows, -1, -1, -1).contiguous() for k in self._keys]
-        values = [v.expand(rows, -1, -1, -1).contiguous() for v in self._values]
-        return KVCache(keys, values, self.lengths * rows, self._limit)
+        buffer = self.buffer.expand(-1, -1, rows, -1, -1, -1).contiguous()
+        return KVCache(buffer, self.lengths * rows, self._limit)
 
     def select(self, rows: Sequence[int]) -> KVCache:
         """A copy with only the given rows."""
-        index = torch.tensor(list(rows), device=self._keys[0].device)
-        keys = [k.index_select(0, index) for k in self._keys]
-        values = [v.index_select(0, index) for v in self._values]
-        return KVCache(keys, values, [self.lengths[row] for row in rows], self._limit)
+        index = torch.tensor(list(rows), device=self.buffer.device)
+        return KVCache(self.buffer.index_select(2, index), [self.lengths[row] for row in rows], self._limit)
 
     def row(self, row: int) -> KVCache:
-        """A one-row view on the same buffers, with a length of its own."""
-        keys = [k[row : row + 1] for k in self._keys]
-        values = [v[row : row + 1] for v in self._values]
-        return KVCache(keys, values, [self.lengths[row]], self._limit)
+        """A one-row view on the same buffer, with a length of its own."""
+        return KVCache(self.buffer[:, :, row : row + 1], [self.lengths[row]], self._limit)
+
+    @classmethod
+    def join(cls, caches: Sequence[KVCache], capacity: int) -> KVCache:
+        """The rows of ``caches``, each of one row, as one batch with room for ``capacity`` tokens."""
+        one = caches[0].buffer
+        joined = one.new_zeros((*one.shape[:2], len(caches), one.shape[3], capacity, one.shape[5]))
+        for row, cache in enumerate(caches):
+            joined[:, :, row, :, : cache.lengths[0]] = cache.buffer[:, :, 0, :, : cache.lengths[0]]
+        return cls(joined, [cache.lengths[0] for cache in caches], caches[0]._limit)

@@ -112,9 +112,10 @@ class GPT2:
 
         rows, tokens, width = x.shape
         qkv = see("attn.c_attn", block.c_attn(see("ln_1", self._norm(x, block.ln_1))))
-        # q, k, v: [B, H, T, Dh]
-        q, k, v = qkv.view(rows, tokens, 3, self.config.n_head, -1).permute(2, 0, 3, 1, 4)
-        keys, values = cache.write(plan, layer, k, v)
+        # [3, B, H, T, Dh]
+        qkv = qkv.view(rows, tokens, 3, self.config.n_head, -1).permute(2, 0, 3, 1, 4)
+        q = qkv[0]
+        keys, values = cache.write(plan, layer, qkv[1:])
         if observe:
             see("attn.weights", attention_weights(q, keys, plan, self._scales[layer]))
         attended = F.scaled_dot_product_attention(
@@ -135,7 +136,7 @@ def attention_weights(q: Tensor, keys: Tensor, plan: Plan, scale: float) -> Tens
     scores = q @ keys.transpose(-1, -2) * scale
     mask = plan.mask
     if plan.causal:
-        mask = torch.ones(plan.length, plan.end, dtype=torch.bool, device=q.device).tril()
+        mask = torch.ones(q.shape[2], keys.shape[2], dtype=torch.bool, device=q.device).tril()
     if mask is not None:
         scores = scores.masked_fill(~mask, float("-inf"))
     return scores.softmax(dim=-1)

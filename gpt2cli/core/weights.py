@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import pickle
+import time
 import warnings
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +14,18 @@ import torch
 from torch import Tensor
 
 from gpt2cli.checkpoint import Checkpoint, ModelConfig, canonical_name, check_shapes
-from gpt2cli.core.linear import FP16_MAX, Linear, make_linear
+from gpt2cli.core.converted import (
+    WORTH_KEEPING,
+    converted_path,
+    find_converted,
+    matrix_of,
+    write_converted,
+)
+from gpt2cli.core.linear import FbgemmFp16Linear, Linear, make_linear
+from gpt2cli.core.mapped import MappedFiles
+from gpt2cli.core.quantise import Kind, Matrix, to_matrix
 from gpt2cli.errors import Gpt2cliError, ModelFileError
+from gpt2cli.safetensors_header import TensorInfo
 
 BYTES_PER_WEIGHT = {"fp32": 4.0, "fp16": 2.0, "bf16": 2.0, "int8": 1.0, "int4": 0.6}
 FLOAT_TYPES = (torch.float32, torch.float16, torch.bfloat16)
@@ -41,7 +51,7 @@ class Block:
     mlp_proj: Linear
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Weights:
     """All of a model. ``wte`` [vocab, n_embd] stays in the type it has on disk; ``wpe`` is fp32."""
 
@@ -52,33 +62,194 @@ class Weights:
     head: Linear
     precision: str
     kernels: tuple[str, ...]
+    _unpacked: list[tuple[FbgemmFp16Linear, Callable[[], None]]] = field(default_factory=list)
+
+    @property
+    def packed(self) -> bool:
+        """Whether `pack` has nothing left to do."""
+        return not self._unpacked
+
+    def pack(self, seconds: float = float("inf")) -> None:
+        """Bring matrices into the layout that is fastest in the long run, for about ``seconds``.
+
+        The numbers stay as they are, only faster; each costs as much as some hundred products with it.
+        """
+        end = time.perf_counter() + seconds
+        while self._unpacked and time.perf_counter() < end:
+            linear, let_go = self._unpacked.pop()
+            linear.pack()
+            let_go()
 
 
-def load_weights(checkpoint: Checkpoint, precision: str, device: torch.device) -> Weights:
+def load_weights(
+    checkpoint: Checkpoint, precision: Kind, device: torch.device, converted: Path | None = None
+) -> Weights:
     """Read and prepare every tensor. ``precision`` is one of fp32, fp16, bf16, int8, int4.
 
-    Raises `ModelFileError` for a NaN or an infinity, naming the tensor, and `Gpt2cliError` when the
-    model does not fit the memory there is.
+    With ``converted`` (`LoadOptions.converted`) a conversion is kept there and found again. Raises
+    `ModelFileError` for a NaN or an infinity, naming the tensor.
     """
-    with ExitStack() as files:
-        read = _reader(checkpoint, files)
-        return _build(checkpoint, read, precision, device)
+    source: _Source = _Pickled(checkpoint) if checkpoint.pickles else _Mapped(checkpoint)
+    if precision != "fp32":
+        source = _with_converted(checkpoint, source, precision, converted)
+    return _build(checkpoint.config, source, precision, device)
 
 
-def _build(
-    checkpoint: Checkpoint, read: Callable[[str], Tensor | None], precision: str, device: torch.device
-) -> Weights:
-    def tensor(name: str) -> Tensor:
-        found = read(name)
-        assert found is not None, name
-        return _finite(found, name, checkpoint.directory).to(device)
+class _Source:
+    """Where a model's tensors come from: vectors and embeddings, and matrices [out, in] in a precision."""
+
+    is_converted = False
+    """Whether matrices are views on a file in the precision asked for."""
+
+    def __init__(self, checkpoint: Checkpoint) -> None:
+        self._checkpoint = checkpoint
+
+    def read(self, name: str) -> Tensor | None:
+        """A tensor as it is in the checkpoint, None where there is none."""
+        raise NotImplementedError
+
+    def drop(self, name: str) -> None:
+        """The tensor is not needed any more."""
+
+    def table(self, name: str) -> Tensor:
+        """The embeddings ``name``, in the type that they have on disk."""
+        return self._finite(name)
+
+    def vector(self, name: str) -> Tensor:
+        """A tensor that is kept as it is, in fp32."""
+        return self._finite(name).float().clone()
+
+    def matrix(self, name: str, precision: Kind) -> Matrix:
+        """A matrix; ``lm_head.weight`` is that of the embeddings where the head is tied."""
+        if name == "lm_head.weight":
+            return to_matrix(self._finite(self._head_name()), precision)
+        # Conv1D keeps [in, out]; the view costs nothing.
+        return to_matrix(self._finite(name).t(), precision)
+
+    def _head_name(self) -> str:
+        head = self.read("lm_head.weight")
+        # As in transformers: a head that differs from the embeddings is used, whatever the config says.
+        tied = head is None or (
+            self._checkpoint.config.tie_word_embeddings and torch.equal(head, self._finite("wte.weight"))
+        )
+        return "wte.weight" if tied else "lm_head.weight"
+
+    def _finite(self, name: str) -> Tensor:
+        tensor = self.read(name)
+        assert tensor is not None, name
+        low, high = torch.aminmax(tensor)
+        # A NaN anywhere makes both NaN.
+        if not (torch.isfinite(low) and torch.isfinite(high)):
+            raise ModelFileError(f"{self._checkpoint.directory}: {name} contains NaN or infinity")
+        return tensor
+
+
+class _Pickled(_Source):
+    def __init__(self, checkpoint: Checkpoint) -> None:
+        super().__init__(checkpoint)
+        self._tensors = read_pickles(checkpoint)
+
+    def read(self, name: str) -> Tensor | None:
+        return self._tensors.get(name)
+
+
+class _Mapped(_Source):
+    def __init__(self, checkpoint: Checkpoint) -> None:
+        super().__init__(checkpoint)
+        self._files = MappedFiles()
+
+    def read(self, name: str) -> Tensor | None:
+        info = self._checkpoint.tensors.get(name)
+        return None if info is None else self._files.read(info)
+
+    def drop(self, name: str) -> None:
+        info = self._checkpoint.tensors.get(name)
+        if info is not None:
+            self._files.drop(info)
+
+
+class _Converted(_Source):
+    """Matrices from a converted file, the rest from the checkpoint; all was checked when it was made."""
+
+    is_converted = True
+
+    def __init__(self, checkpoint: Checkpoint, rest: _Source, table: Mapping[str, TensorInfo]) -> None:
+        super().__init__(checkpoint)
+        self._rest, self._table, self._files = rest, table, MappedFiles()
+
+    def read(self, name: str) -> Tensor | None:
+        return self._rest.read(name)
+
+    def table(self, name: str) -> Tensor:
+        found = self._rest.read(name)
+        assert found is not None
+        return found
+
+    def matrix(self, name: str, precision: Kind) -> Matrix:
+        scales = self._table.get(f"{name}.scales")
+        values = self._files.read(self._table[name])
+        return matrix_of(values, None if scales is None else self._files.read(scales))
+
+    def drop(self, name: str) -> None:
+        self._files.drop(self._table[name]) if name in self._table else self._rest.drop(name)
+
+
+def _with_converted(
+    checkpoint: Checkpoint, source: _Source, precision: Kind, converted: Path | None
+) -> _Source:
+    """``source`` with the matrices of a converted file, which is made if it is worth it."""
+    if converted is None or checkpoint.config.parameters < WORTH_KEEPING:
+        return source
+    path = converted_path(converted, precision)
+    shapes = _matrix_shapes(checkpoint.config)
+    table = find_converted(path, shapes)
+    if table is None:
+        size = round(checkpoint.config.parameters * BYTES_PER_WEIGHT[precision])
+        if not write_converted(path, _convert(source, shapes, precision), size):
+            return source
+        table = find_converted(path, shapes)
+    return source if table is None else _Converted(checkpoint, source, table)
+
+
+def _convert(
+    source: _Source, shapes: Mapping[str, tuple[int, int]], precision: Kind
+) -> Iterator[tuple[str, Matrix]]:
+    for name in shapes:
+        yield name, source.matrix(name, _precision_of(name, precision))
+        source.drop("wte.weight" if name == "lm_head.weight" else name)
+
+
+def _precision_of(name: str, precision: Kind) -> Kind:
+    """The head is kept in int8 where int4 is asked for: it costs no more time, and much less is lost."""
+    return "int8" if precision == "int4" and name == "lm_head.weight" else precision
+
+
+def _matrix_shapes(config: ModelConfig) -> dict[str, tuple[int, int]]:
+    """The matrices of a model with their shapes [out, in], in the order of the computation."""
+    width, inner = config.n_embd, config.n_inner
+    shapes: dict[str, tuple[int, int]] = {}
+    for n in range(config.n_layer):
+        shapes[f"h.{n}.attn.c_attn.weight"] = (3 * width, width)
+        shapes[f"h.{n}.attn.c_proj.weight"] = (width, width)
+        shapes[f"h.{n}.mlp.c_fc.weight"] = (inner, width)
+        shapes[f"h.{n}.mlp.c_proj.weight"] = (width, inner)
+    return {**shapes, "lm_head.weight": (config.vocab_size, width)}
+
+
+def _build(config: ModelConfig, source: _Source, precision: Kind, device: torch.device) -> Weights:
+    used: dict[str, Linear] = {}
 
     def norm(name: str) -> Norm:
-        return Norm(tensor(f"{name}.weight").float(), tensor(f"{name}.bias").float())
+        return Norm(source.vector(f"{name}.weight").to(device), source.vector(f"{name}.bias").to(device))
 
     def linear(name: str) -> Linear:
-        # Conv1D keeps [in, out]; the view costs nothing.
-        return _linear(tensor(f"{name}.weight").t(), tensor(f"{name}.bias").float(), precision)
+        weight = f"{name}.weight"
+        matrix = source.matrix(weight, _precision_of(weight, precision)).to(device)
+        bias = None if name == "lm_head" else source.vector(f"{name}.bias").to(device)
+        used[weight] = made = make_linear(matrix, bias)
+        if not (isinstance(made, FbgemmFp16Linear) and source.is_converted):
+            source.drop(weight)
+        return made
 
     def block(n: int) -> Block:
         return Block(
@@ -90,63 +261,22 @@ def _build(
             mlp_proj=linear(f"h.{n}.mlp.c_proj"),
         )
 
-    wte = tensor("wte.weight")
-    own_head = read("lm_head.weight")
-    if own_head is not None:
-        own_head = _finite(own_head, "lm_head.weight", checkpoint.directory).to(device)
-    # As in transformers: a head that differs from the embeddings is used, whatever the config says.
-    tied = own_head is None or (checkpoint.config.tie_word_embeddings and torch.equal(own_head, wte))
-    head_precision = "int8" if precision == "int4" else precision
-    blocks = tuple(block(n) for n in range(checkpoint.config.n_layer))
-    head = _linear(wte if tied or own_head is None else own_head, None, head_precision)
-    used = [b_linear for b in blocks for b_linear in (b.c_attn, b.c_proj, b.mlp_fc, b.mlp_proj)]
+    def unpacked(name: str, made: FbgemmFp16Linear) -> tuple[FbgemmFp16Linear, Callable[[], None]]:
+        return made, lambda: source.drop(name)
+
+    blocks = tuple(block(n) for n in range(config.n_layer))
+    head = linear("lm_head")
     return Weights(
-        wte=wte,
-        wpe=tensor("wpe.weight").float(),
+        wte=source.table("wte.weight").to(device),
+        wpe=source.vector("wpe.weight").to(device),
         blocks=blocks,
         ln_f=norm("ln_f"),
         head=head,
         precision=precision,
-        kernels=tuple(dict.fromkeys(kernel.kernel for kernel in (*used, head))),
+        kernels=tuple(dict.fromkeys(made.kernel for made in used.values())),
+        # The last is packed first: the head takes the longest product of all.
+        _unpacked=[unpacked(n, made) for n, made in used.items() if isinstance(made, FbgemmFp16Linear)],
     )
-
-
-def _linear(weight: Tensor, bias: Tensor | None, precision: str) -> Linear:
-    """The kernel for one matrix; fp16 cannot hold what is over 65,504, so such a matrix stays in fp32."""
-    if precision == "fp16" and weight.dtype != torch.float16 and float(weight.abs().max()) > FP16_MAX:
-        precision = "fp32"
-    return make_linear(weight, bias, precision)
-
-
-def _finite(tensor: Tensor, name: str, where: Path) -> Tensor:
-    low, high = torch.aminmax(tensor)
-    # A NaN anywhere makes both NaN.
-    if not (torch.isfinite(low) and torch.isfinite(high)):
-        raise ModelFileError(f"{where}: {name} contains NaN or infinity")
-    return tensor
-
-
-def _reader(checkpoint: Checkpoint, files: ExitStack) -> Callable[[str], Tensor | None]:
-    """A function from a canonical name to its tensor, None where the checkpoint has none."""
-    if checkpoint.pickles:
-        return read_pickles(checkpoint).get
-    from safetensors import SafetensorError, safe_open
-
-    opened: dict[Path, Any] = {}
-
-    def read(name: str) -> Tensor | None:
-        info = checkpoint.tensors.get(name)
-        if info is None:
-            return None
-        try:
-            if info.file not in opened:
-                opened[info.file] = files.enter_context(safe_open(str(info.file), framework="pt"))
-            tensor: Tensor = opened[info.file].get_tensor(info.key)
-        except (SafetensorError, OSError) as error:
-            raise ModelFileError(f"{info.file}: {error}") from None
-        return tensor
-
-    return read
 
 
 def read_pickles(checkpoint: Checkpoint) -> dict[str, Tensor]:
@@ -189,7 +319,7 @@ def _plain(tensor: Tensor) -> bool:
     return tensor.dtype in FLOAT_TYPES and tensor.layout == torch.strided and tensor.device.type == "cpu"
 
 
-def check_memory(checkpoint: Checkpoint, precision: str) -> None:
+def check_memory(checkpoint: Checkpoint, precision: Kind) -> None:
     """Raise `Gpt2cliError` when the weights will not fit the memory that is free now."""
     free = available_memory()
     needed = checkpoint.config.parameters * BYTES_PER_WEIGHT[precision]
