@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Generator, Iterator, Sequence
 from dataclasses import dataclass
 
@@ -14,6 +15,8 @@ from gpt2cli.core.sampling import SequenceState, TokenLogprobs, make_sampler, to
 from gpt2cli.options import GenerateOptions, Overflow
 
 PREFILL_CHUNK = 512
+PACK_S = 0.04
+"""How long each of the first steps may pack weights for those to come."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,16 +48,18 @@ def decode(
     states: Sequence[SequenceState],
     options: GenerateOptions,
     *,
-    max_new_tokens: int,
+    max_new_tokens: int | Sequence[int],
     eos_ids: frozenset[int],
 ) -> Generator[Step, None, None]:
     """Draw tokens until every sequence has a ``finish_reason``: eos, length or context.
 
     ``logits`` [B, V] are those after the prompts, whose keys are in ``cache``, row for row with
-    ``states``. The caller may end a sequence itself, by setting its ``finish_reason`` between steps.
-    Rows whose sequences have ended leave the batch.
+    ``states``; ``max_new_tokens`` is one number, or one for each. The caller may end a sequence itself, by
+    setting its ``finish_reason`` between steps. Rows whose sequences have ended leave the batch.
     """
     sampler = make_sampler(options, len(states))
+    limits = [max_new_tokens] * len(states) if isinstance(max_new_tokens, int) else max_new_tokens
+    longest = {state.index: limit for state, limit in zip(states, limits, strict=True)}
     active = list(states)
     while True:
         tokens = sampler(logits, active)
@@ -67,14 +72,26 @@ def decode(
                 yield Step(state, None)
                 continue
             state.ids.append(token)
-            state.finish_reason = _finish_reason(model, state, max_new_tokens, options.overflow)
+            state.finish_reason = _finish_reason(model, state, longest[state.index], options.overflow)
             yield Step(state, token, detail)
         going = [row for row, state in enumerate(active) if state.finish_reason is None]
         if not going:
             return
         if len(going) < len(active):
             cache, active = cache.select(going), [active[row] for row in going]
-        logits = decode_one_token(model, cache, active)
+        logits = _timed_step(model, cache, active)
+
+
+def _timed_step(model: GPT2, cache: KVCache, states: Sequence[SequenceState]) -> Tensor:
+    """`decode_one_token`, and what makes the next ones faster: packed weights, fit threads."""
+    if not model.weights.packed:
+        model.weights.pack(PACK_S)
+        return decode_one_token(model, cache, states)
+    started = time.perf_counter()
+    logits = decode_one_token(model, cache, states)
+    if model.governor is not None:
+        model.governor.step(time.perf_counter() - started)
+    return logits
 
 
 def _finish_reason(model: GPT2, state: SequenceState, max_new_tokens: int, overflow: Overflow) -> str | None:

@@ -6,7 +6,7 @@ import time
 from collections.abc import Generator, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, cast, overload
 
 import torch
 
@@ -16,6 +16,7 @@ from gpt2cli.core.linear import has_fbgemm
 from gpt2cli.core.model import GPT2
 from gpt2cli.core.quantise import Kind
 from gpt2cli.core.sampling import SequenceState, TokenLogprobs
+from gpt2cli.core.threads import Governor, physical_cores
 from gpt2cli.core.weights import check_cache_memory, check_memory, load_weights
 from gpt2cli.errors import InvalidOption, ModelFileError, PromptTooLong, UsageError
 from gpt2cli.options import GenerateOptions, LoadOptions, Precision
@@ -149,12 +150,14 @@ class Engine:
         started = time.perf_counter()
         options = options or LoadOptions()
         device = _choose_device(options.device)
-        if options.threads is not None:
-            torch.set_num_threads(options.threads)
+        threads = options.threads or physical_cores()
+        torch.set_num_threads(threads)
         precision = _choose_precision(options.precision, device)
         check_memory(checkpoint, precision)
         tokenizer = Tokenizer.from_directory(checkpoint.directory)
         model = GPT2(checkpoint.config, load_weights(checkpoint, precision, device, options.converted))
+        if options.threads is None and device.type == "cpu":
+            model.governor = Governor(threads)
         return cls(checkpoint, model, tokenizer, time.perf_counter() - started)
 
     @property
@@ -197,28 +200,69 @@ class Engine:
         """
         started = time.perf_counter()
         options = (options or self.options()).settled()
-        if isinstance(prompt, str):
-            self._check_bytes(prompt, options)
-            ids = self.encode(prompt, special_tokens=options.special_tokens)
-        else:
-            ids = list(prompt)
-        kept, max_new_tokens = self._fit(ids, options)
-        check_cache_memory(self.config, options.num_return_sequences, kept + max_new_tokens)
-        if self._open is not None:
-            self._open.close()
-        self._interrupted = False
-        self._open = self._run(ids[len(ids) - kept :], len(ids) - kept, max_new_tokens, options, started)
+        ids, dropped, max_new_tokens = self.prepare(prompt, options)
+        check_cache_memory(self.config, options.num_return_sequences, len(ids) + max_new_tokens)
+        self._close_stream()
+        self._open = self._run(ids, dropped, max_new_tokens, options, started)
         return self._open
 
-    def generate(self, prompt: str | Sequence[int], options: GenerateOptions | None = None) -> Result:
-        """The joined chunks of `stream`. Raises what `stream` raises."""
+    @overload
+    def generate(self, prompt: str | Sequence[int], options: GenerateOptions | None = None) -> Result: ...
+    @overload
+    def generate(
+        self, prompt: list[str] | list[list[int]], options: GenerateOptions | None = None
+    ) -> list[Result]: ...
+
+    def generate(
+        self,
+        prompt: str | Sequence[int] | list[str] | list[list[int]],
+        options: GenerateOptions | None = None,
+    ) -> Result | list[Result]:
+        """The joined chunks of `stream`; of a list of prompts, the result of each.
+
+        Prompts of a list may have different lengths, and take one step together; each gets the text that
+        it gets alone, sequence *i* of each from ``seed + i``. Raises what `stream` raises.
+        """
         options = (options or self.options()).settled()
+        if isinstance(prompt, list) and not all(isinstance(token, int) for token in prompt):
+            from gpt2cli.core.batch import generate_batch
+
+            self._close_stream()
+            return generate_batch(self, cast(list[str], prompt), options)
+        prompt = cast("str | Sequence[int]", prompt)
         choices = new_choices(options)
         stats = None
         for chunk in self.stream(prompt, options):
             choices[chunk.sequence].add(chunk)
             stats = chunk.stats
         return Result(choices, options, cast(Stats, stats))
+
+    def prepare(self, prompt: str | Sequence[int], options: GenerateOptions) -> tuple[list[int], int, int]:
+        """The ids of a prompt that are kept, how many before them are dropped, and how many may come.
+
+        Raises what `stream` raises.
+        """
+        if isinstance(prompt, str):
+            self._check_bytes(prompt, options)
+            ids = self.encode(prompt, special_tokens=options.special_tokens)
+        else:
+            ids = list(prompt)
+        kept, max_new_tokens = self._fit(ids, options)
+        return ids[len(ids) - kept :], len(ids) - kept, max_new_tokens
+
+    def eos_ids(self, options: GenerateOptions) -> frozenset[int]:
+        """The tokens that end a text."""
+        return frozenset() if options.ignore_eos else frozenset(self.config.eos_token_ids)
+
+    @property
+    def interrupted(self) -> bool:
+        """Whether `interrupt` was called since the last request."""
+        return self._interrupted
+
+    def _close_stream(self) -> None:
+        if self._open is not None:
+            self._open.close()
+        self._interrupted = False
 
     def interrupt(self) -> None:
         """End the open stream after the token it is at, with ``finish_reason`` ``interrupted``.
@@ -271,7 +315,7 @@ class Engine:
             SequenceState(index=i, seed=seed, ids=list(ids), prompt_tokens=len(ids), dropped=dropped)
             for i, seed in enumerate(options.seeds)
         ]
-        texts = [_TextOf(self.tokenizer, options.stop) for _ in states]
+        texts = [TextOf(self.tokenizer, options.stop) for _ in states]
         cached = self._reuse(ids)
         self._cache.reserve(min(len(ids) + max_new_tokens, self.config.n_positions))
         for part in prefill_chunks(self.model, self._cache, ids[cached:]):
@@ -284,9 +328,14 @@ class Engine:
         cache = self._cache
         if len(states) > 1:
             cache, logits = cache.expand(len(states)), logits.expand(len(states), -1)
-        eos_ids = frozenset() if options.ignore_eos else frozenset(self.config.eos_token_ids)
         steps = decode(
-            self.model, cache, logits, states, options, max_new_tokens=max_new_tokens, eos_ids=eos_ids
+            self.model,
+            cache,
+            logits,
+            states,
+            options,
+            max_new_tokens=max_new_tokens,
+            eos_ids=self.eos_ids(options),
         )
         first = None
         try:
@@ -304,7 +353,7 @@ class Engine:
     def _end(
         self,
         states: Sequence[SequenceState],
-        texts: Sequence[_TextOf],
+        texts: Sequence[TextOf],
         cached: int,
         times: tuple[float, float, float],
     ) -> Iterator[Chunk]:
@@ -315,7 +364,7 @@ class Engine:
                 yield Chunk(state.index, texts[state.index].flush(), finish_reason="interrupted")
         yield self._last_chunk(states, cached, times)
 
-    def _chunks(self, step: Step, text: _TextOf) -> Iterator[Chunk]:
+    def _chunks(self, step: Step, text: TextOf) -> Iterator[Chunk]:
         """A token's chunk, and the end of its sequence where this is it. The very last chunk comes later."""
         state = step.state
         if step.token is not None:
@@ -362,7 +411,7 @@ class Engine:
         self._cached_ids = state.ids[state.window :][: self._cache.lengths[0]]
 
 
-class _TextOf:
+class TextOf:
     """The text of one sequence: detokenised, and cut at a stop."""
 
     def __init__(self, tokenizer: Tokenizer | None, stops: Sequence[str]) -> None:

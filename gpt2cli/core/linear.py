@@ -163,7 +163,9 @@ class FbgemmInt8Linear:
 
     fbgemm rounds all rows of a call by one step, over the range of them all. So several rows are first
     brought to whole numbers, each by the step that fbgemm would choose for it alone, and a row of the
-    full range, 0 to 255, is added: by that the step of the call is exactly 1.
+    full range, 0 to 255, is added: by that the step of the call is exactly 1. The sums of a row are then
+    those it has alone, up to the last bits; but the next product rounds its activations again, and what
+    differs in the last bit may fall on the other side of a step.
     """
 
     kernel = "fbgemm int8, activations rounded to 8 bits by row"

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from gpt2cli.checkpoint import ModelConfig
 from gpt2cli.core.cache import KVCache, Plan
+from gpt2cli.core.threads import Governor
 from gpt2cli.core.weights import Block, Norm, Weights
 
 Observer = Callable[[str, Tensor], None]
@@ -39,6 +40,8 @@ class GPT2:
         self.config = config
         self.weights = weights
         self.device = weights.wpe.device
+        self.governor: Governor | None = None
+        """Watches the threads of decode steps, where it is its to choose them."""
         self._activation = _ACTIVATIONS[config.activation_function]
         self._scales = [config.attention_scale(layer) for layer in range(config.n_layer)]
 

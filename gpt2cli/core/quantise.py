@@ -15,7 +15,7 @@ from torch import Tensor
 Kind = Literal["fp32", "fp16", "bf16", "int8", "int4"]
 
 FP16_MAX = 65504.0
-INT4_GROUP = 32
+INT4_GROUP = 64
 _INT4_SHRINKS = (1.0, 0.95, 0.9, 0.85, 0.8, 0.75, 0.7)
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
@@ -19,6 +19,9 @@ from gpt2cli.errors import ModelFileError
 from gpt2cli.options import GenerateOptions, SamplingOptions
 
 NEVER = float("-inf")
+
+NUCLEUS = 1024
+"""The likeliest tokens that top-p looks at before it sorts a large vocabulary."""
 
 
 @dataclass(slots=True)
@@ -102,10 +105,25 @@ def apply_top_k(scores: Tensor, k: int) -> Tensor:
 
 def apply_top_p(scores: Tensor, p: float) -> Tensor:
     """Keep the smallest set of tokens whose probability reaches ``p``; at least one."""
+    if scores.shape[-1] > 4 * NUCLEUS and (kept := _nucleus(scores, p)) is not None:
+        return kept
     ordered, order = torch.sort(scores, descending=False)
     remove = ordered.softmax(dim=-1).cumsum(dim=-1) <= (1 - p)
     remove[..., -1] = False
     return scores.masked_fill(remove.scatter(1, order, remove), NEVER)
+
+
+def _nucleus(scores: Tensor, p: float) -> Tensor | None:
+    """`apply_top_p` without sorting the vocabulary; None where a row's nucleus has too many tokens for it."""
+    best, ids = torch.topk(scores, NUCLEUS)
+    probabilities = (best - scores.logsumexp(dim=-1, keepdim=True)).exp()
+    cumulative = probabilities.cumsum(dim=-1)
+    if not bool((cumulative[:, -1] > p).all()):
+        return None
+    # A token stays while those before it do not reach p.
+    best = best.masked_fill(cumulative - probabilities >= p, NEVER)
+    best[:, 0] = scores.amax(dim=-1)
+    return torch.full_like(scores, NEVER).scatter(1, ids, best)
 
 
 def apply_min_p(scores: Tensor, p: float) -> Tensor:
@@ -158,42 +176,102 @@ def make_sampler(options: GenerateOptions, rows: int) -> Sampler:
     """A function from logits [B, V] and the B active states to B token ids.
 
     ``rows`` is the number of sequences at the start: with ``rng`` ``transformers`` finished ones keep
-    their place in the draw. ``options.seed`` must be set for that. The function raises `Gpt2cliError`
+    their place in the draw. ``options.seed`` must be set for that. The function raises `ModelFileError`
     for logits that are no numbers.
     """
-    filters = make_filters(options)
-    choose = _chooser(options, rows)
+    if options.greedy:
+        return _greedy(make_filters(options))
+    if options.rng == "transformers":
+        assert options.seed is not None
+        generator = torch.Generator().manual_seed(options.seed)
+        return _full(
+            make_filters(options),
+            lambda scores, states: _draw_as_transformers(scores, states, rows, generator),
+        )
+    full = _full(make_filters(options), _draw_rows)
+    return _among_top_k(options, full) if options.top_k else full
 
+
+def _greedy(filters: Sequence[Filter]) -> Sampler:
     @torch.inference_mode()
     def sample(logits: Tensor, states: Sequence[SequenceState]) -> list[int]:
-        _check_finite(logits)
-        scores = logits
         for apply in filters:
-            scores = apply(scores, states)
-        return choose(scores, states)
+            logits = apply(logits, states)
+        best, tokens = logits.max(dim=-1)
+        _check_finite(best)
+        return [int(token) for token in tokens.tolist()]
 
     return sample
 
 
-def _check_finite(logits: Tensor) -> None:
-    """Raise `ModelFileError` for what nothing can be drawn from: weights can be finite and overflow."""
-    if not math.isfinite(logits.amax().item()):
+def _full(filters: Sequence[Filter], choose: Sampler) -> Sampler:
+    """Draw from the whole vocabulary."""
+
+    @torch.inference_mode()
+    def sample(logits: Tensor, states: Sequence[SequenceState]) -> list[int]:
+        _check_finite(logits.amax(dim=-1))
+        for apply in filters:
+            logits = apply(logits, states)
+        return choose(logits, states)
+
+    return sample
+
+
+def _among_top_k(options: GenerateOptions, full: Sampler) -> Sampler:
+    """The same tokens as ``full`` draws, without touching those that top-k removes."""
+    k = options.top_k
+    before = make_filters(replace(options, top_k=0, top_p=1.0, min_p=0.0, typical_p=1.0))
+    after = make_filters(
+        replace(options, repetition_penalty=1.0, no_repeat_ngram_size=0, temperature=1.0, top_k=0)
+    )
+
+    @torch.inference_mode()
+    def sample(logits: Tensor, states: Sequence[SequenceState]) -> list[int]:
+        if k >= logits.shape[-1]:
+            return full(logits, states)
+        scores = logits
+        for apply in before:
+            scores = apply(scores, states)
+        best, ids = torch.topk(scores, k + 1)
+        _check_finite(best[:, 0])
+        if bool((best[:, k - 1] == best[:, k]).any()):
+            # What ties with the last one kept is kept too.
+            return full(logits, states)
+        # scores, ids: [B, k], in the order of ids
+        ids, order = ids[:, :k].sort()
+        scores = best.gather(1, order)
+        for apply in after:
+            scores = apply(scores, states)
+        cumulative = scores.double().softmax(dim=-1).cumsum(dim=-1)
+        drawn = torch.searchsorted(cumulative, _uniforms(states, cumulative), right=True)
+        return [int(token) for token in ids.gather(1, drawn).squeeze(1).tolist()]
+
+    return sample
+
+
+def _uniforms(states: Sequence[SequenceState], cumulative: Tensor) -> Tensor:
+    """The random number of each row, [B, 1], below the row's last cumulative probability."""
+    numbers = [[uniform(state.seed, state.position)] for state in states]
+    # The sum may end a rounding error below 1.
+    return torch.tensor(numbers, dtype=torch.float64, device=cumulative.device).minimum(
+        cumulative[:, -1:] * (1 - 2**-53)
+    )
+
+
+def _check_finite(best: Tensor) -> None:
+    """Raise `ModelFileError` for what nothing can be drawn from: weights can be finite and overflow.
+
+    ``best`` [B] is the highest score of each row; a NaN counts as the highest.
+    """
+    if not all(math.isfinite(score) for score in best.tolist()):
         raise ModelFileError(
             "the model computes NaN or infinity",
             hint="its weights are damaged, or too large for the precision; try --precision fp32",
         )
 
 
-def _chooser(options: GenerateOptions, rows: int) -> Sampler:
-    if options.greedy:
-        return lambda scores, _: [int(token) for token in scores.argmax(dim=-1).tolist()]
-    if options.rng == "transformers":
-        assert options.seed is not None
-        generator = torch.Generator().manual_seed(options.seed)
-        return lambda scores, states: _draw_as_transformers(scores, states, rows, generator)
-    return lambda scores, states: [
-        draw(row, uniform(state.seed, state.position)) for row, state in zip(scores, states, strict=True)
-    ]
+def _draw_rows(scores: Tensor, states: Sequence[SequenceState]) -> list[int]:
+    return [draw(row, uniform(state.seed, state.position)) for row, state in zip(scores, states, strict=True)]
 
 
 def draw(scores: Tensor, u: float) -> int:

@@ -1,0 +1,114 @@
+"""How many threads compute, watched while they do.
+
+The threads of a product wait for each other at its end. Where another process holds a core, all wait for
+the one that has none, and a machine with one busy core of two computes at a quarter of its speed. With
+one thread fewer nobody waits.
+"""
+
+from __future__ import annotations
+
+import os
+import statistics
+from collections import deque
+from pathlib import Path
+
+import torch
+
+TRIAL_STEPS = 4
+_SLOW = 1.3
+_COLLAPSED = 1.8
+_FASTER = 0.93
+_FIRST_WAIT_S = 0.5
+_LONGEST_WAIT_S = 4.0
+
+
+def physical_cores() -> int:
+    """The cores this process may use, two threads of one core counted once; at least 1."""
+    usable = os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else set(range(os.cpu_count() or 1))
+    cores = set()
+    for cpu in usable:
+        siblings = Path(f"/sys/devices/system/cpu/cpu{cpu}/topology/thread_siblings_list")
+        try:
+            cores.add(siblings.read_text())
+        except OSError:
+            cores.add(str(cpu))
+    return max(1, min(len(cores), _quota() or len(cores)))
+
+
+def _quota() -> int | None:
+    """The CPUs that a container's limit allows, rounded up; None without one."""
+    try:
+        quota, period = Path("/sys/fs/cgroup/cpu.max").read_text().split()
+        return None if quota == "max" else max(1, -(-int(quota) // int(period)))
+    except (OSError, ValueError):
+        return None
+
+
+class Governor:
+    """Chooses between ``most`` threads and one fewer, half and one, by the time that decode steps take.
+
+    Fewer are tried early on, and whenever steps have become slow; more again from time to time. A trial
+    is a few steps; what was faster stays. With ``most`` 1 it does nothing.
+    """
+
+    def __init__(self, most: int) -> None:
+        self.most = most
+        self._levels = sorted({most, max(1, most - 1), max(1, most // 2), 1}, reverse=True)
+        self._level = 0
+        self._before = 0
+        self._recent: deque[float] = deque(maxlen=TRIAL_STEPS)
+        self._rival: float | None = None
+        self._fastest = float("inf")
+        self._since = 0.0
+        self._wait = _FIRST_WAIT_S
+        self._steps = 0
+
+    @property
+    def threads(self) -> int:
+        """How many threads compute now."""
+        return self._levels[self._level]
+
+    def step(self, seconds: float) -> None:
+        """Take in how long a decode step took, and choose for the next."""
+        if len(self._levels) == 1:
+            return
+        self._steps += 1
+        self._since += seconds
+        self._recent.append(seconds)
+        if len(self._recent) < TRIAL_STEPS:
+            return
+        # The mean: on a busy machine most steps are quick, and some take ten times as long.
+        usual = statistics.fmean(self._recent)
+        if self._rival is not None:
+            self._judge(usual)
+        elif self._level == 0:
+            slower = usual / self._fastest
+            self._fastest = min(self._fastest, usual)
+            wait = 0.0 if slower > _COLLAPSED else self._wait
+            if (slower > _SLOW and self._since > wait) or self._steps == TRIAL_STEPS + 1:
+                self._try(1, usual)
+        elif self._since > self._wait:
+            self._try(self._level - 1, usual)
+
+    def _try(self, level: int, usual: float) -> None:
+        self._before, self._rival = self._level, usual
+        self._move(level)
+
+    def _judge(self, usual: float) -> None:
+        """The end of a trial: stay if it was faster, else go back and wait longer for the next."""
+        assert self._rival is not None
+        better = usual < _FASTER * self._rival
+        self._rival, down = None, self._level > self._before
+        if better:
+            self._wait = _FIRST_WAIT_S
+            if down and self._level + 1 < len(self._levels):
+                self._try(self._level + 1, usual)
+            return
+        self._wait = min(2 * self._wait, _LONGEST_WAIT_S)
+        self._move(self._before)
+
+    def _move(self, level: int) -> None:
+        self._level, self._since = level, 0.0
+        self._recent.clear()
+        if torch.get_num_threads() != self.threads:
+            torch.set_num_threads(self.threads)
