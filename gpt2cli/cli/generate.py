@@ -17,6 +17,7 @@ from gpt2cli.cli.output import OutputOptions, Run, make_sink
 from gpt2cli.cli.prompt import read_prompt
 from gpt2cli.cli.pull import is_offline, resolve_or_pull
 from gpt2cli.errors import UsageError
+from gpt2cli.hub.converted import converted_stem
 from gpt2cli.hub.resolve import ResolvedModel
 from gpt2cli.hub.usage import mark_used
 from gpt2cli.options import GenerateOptions, LoadOptions
@@ -140,6 +141,10 @@ def _read_request(terminal: Terminal, flags: Mapping[str, Any]) -> Request:
         terminal.note(f"{model.name}: the built-in story-teller; for GPT-2: gpt2cli pull distilgpt2")
     checkpoint = open_checkpoint(model.directory, allow_pickle=load.allow_pickle)
     options = checkpoint.generate_options(given).settled()
+    if options.rng == "transformers" and load.precision == "auto":
+        # The text is to be what transformers prints.
+        load = replace(load, precision="fp32")
+    load = replace(load, converted=converted_stem(model))
     return Request(terminal, model, checkpoint, prompt, options, load, output)
 
 

@@ -234,7 +234,12 @@ Debug = Annotated[bool, _flag(_OUTPUT, "--debug", help="Show a traceback with an
 DeviceName = Annotated[Device | None, _option(_ENGINE, "--device", help="Where to run.", default_of="device")]
 PrecisionName = Annotated[
     Precision | None,
-    _option(_ENGINE, "--precision", help="Of the weights; auto is fp32.", default_of="precision"),
+    _option(
+        _ENGINE,
+        "--precision",
+        help="Of the weights; auto is the fastest without loss.",
+        default_of="precision",
+    ),
 ]
 Threads = Annotated[
     int | None, _option(_ENGINE, "--threads", metavar="N", help="CPU threads. Default: one a core.")

@@ -49,7 +49,8 @@ def find_converted(path: Path, shapes: dict[str, tuple[int, int]]) -> dict[str, 
         for name, shape in shapes.items():
             _check_entry(table, name, shape)
         # The last use, for `gc`.
-        os.utime(path)
+        for used in (path, _sidecar(path)):
+            os.utime(used)
     except (ModelFileError, OSError, KeyError):
         return None
     return table
@@ -63,6 +64,10 @@ def _check_entry(table: dict[str, TensorInfo], name: str, shape: tuple[int, int]
     scales = {"int8": shape[:1], "int4": (shape[0], shape[1] // INT4_GROUP)}.get(kind)
     if values.shape != wanted or (scales is not None and table[f"{name}.scales"].shape != scales):
         raise KeyError(name)
+
+
+def _sidecar(path: Path) -> Path:
+    return path.with_name(f"{path.name}.sha256")
 
 
 def matrix_of(values: Tensor, scales: Tensor | None) -> Matrix:
@@ -85,7 +90,7 @@ def write_converted(path: Path, matrices: Iterable[tuple[str, Matrix]], size: in
             try:
                 digest = _write(file, matrices)
                 file.close()
-                path.with_name(f"{path.name}.sha256").write_text(f"{digest}\n", "ascii")
+                _sidecar(path).write_text(f"{digest}\n", "ascii")
                 os.replace(file.name, path)
             except BaseException:
                 with contextlib.suppress(OSError):

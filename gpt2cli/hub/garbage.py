@@ -15,6 +15,7 @@ from pathlib import Path
 
 from gpt2cli import paths
 from gpt2cli.errors import Gpt2cliError
+from gpt2cli.hub.converted import unused_converted
 from gpt2cli.hub.manifest import read_manifest
 from gpt2cli.hub.store import INCOMING_PREFIX, LOCAL_REVISION, StoredModel, remove, remove_tree, stored_models
 from gpt2cli.hub.usage import last_used
@@ -28,7 +29,7 @@ _SETTLED_S = 3600.0
 
 @dataclass(frozen=True, slots=True)
 class Garbage:
-    """Something to delete. ``kind`` is ``partial``, ``unfinished``, ``revision`` or ``tokens``."""
+    """Something to delete. ``kind`` is ``partial``, ``unfinished``, ``revision``, ``tokens`` or ``weights``."""
 
     kind: str
     path: Path
@@ -40,7 +41,8 @@ def find_garbage(*, days: float = PARTIAL_DAYS, everything: bool = False) -> lis
     """What can go.
 
     Partial downloads, and revisions that no branch or tag leads to any more, once unused for ``days``;
-    what an import, a pull or a removal left unfinished, after an hour; token caches unused for 30 days.
+    what an import, a pull or a removal left unfinished, after an hour; token caches and converted weights
+    of directories unused for 30 days.
     With ``everything`` age does not count.
     """
     now = time.time()
@@ -61,6 +63,7 @@ def find_garbage(*, days: float = PARTIAL_DAYS, everything: bool = False) -> lis
             found.append(Garbage("revision", model.directory, tree_size(model.directory), model))
     tokens = _entries(paths.cache_dir() / "tokens")
     found += [Garbage("tokens", p, tree_size(p)) for p in tokens if older(p, TOKENS_DAYS * _DAY_S)]
+    found += [Garbage("weights", p, tree_size(p)) for p in unused_converted(everything=everything)]
     return found
 
 

@@ -7,6 +7,7 @@ against, and it stays unverified.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import os
 import re
@@ -18,7 +19,7 @@ from typing import Literal
 from gpt2cli.checkpoint import open_checkpoint
 from gpt2cli.errors import Gpt2cliError
 from gpt2cli.hub.manifest import FileRecord, Manifest, read_manifest
-from gpt2cli.hub.store import StoredModel
+from gpt2cli.hub.store import StoredModel, weights_cache
 
 Status = Literal["verified", "damaged", "unverified"]
 
@@ -72,7 +73,7 @@ def verify_files(model: StoredModel) -> FilesReport:
         problem = None
     except Gpt2cliError as error:
         problem = str(error)
-    return FilesReport(model, files, problem)
+    return FilesReport(model, (*files, *_converted(model)), problem)
 
 
 def _against_manifest(directory: Path, manifest: Manifest) -> Iterator[FileCheck]:
@@ -125,6 +126,27 @@ def _alone(directory: Path) -> Iterator[FileCheck]:
     for path in _files(directory):
         name = path.relative_to(directory).as_posix()
         yield FileCheck(name, "unverified", "there is no hash to hold it against")
+
+
+def _converted(model: StoredModel) -> Iterator[FileCheck]:
+    """Hold a model's converted weights against the hashes of when they were made.
+
+    A damaged one is deleted, so that it is made again when it is needed.
+    """
+    for path in sorted(weights_cache(model).glob("*.safetensors")):
+        sidecar = path.with_name(f"{path.name}.sha256")
+        name = f"converted weights {path.name}"
+        try:
+            expected = sidecar.read_text("ascii").strip()
+            same = file_hash(path) == expected
+        except (OSError, ValueError) as error:
+            expected, same = str(error), False
+        if same:
+            yield FileCheck(name, "verified", "sha256 of when they were made")
+            continue
+        with contextlib.suppress(OSError):
+            path.unlink()
+        yield FileCheck(name, "damaged", "not what was written; deleted, and made again when needed")
 
 
 def file_hash(path: Path, *, git: bool = False) -> str:
