@@ -97,12 +97,8 @@ def test_a_file_of_another_shape_is_made_again(tmp_path: Path) -> None:
     """The key says that it is the same model; the table says otherwise."""
     _load(make_model(tmp_path / "a", n_embd=64), "fp16", tmp_path / "key")
     other = make_model(tmp_path / "b", n_embd=32)
-    torch.testing.assert_close(
-        _logits(_load(other, "fp16", tmp_path / "key")),
-        _logits(_load(other, "fp16", None)),
-        rtol=0,
-        atol=1e-6,
-    )
+    expected = _logits(_load(other, "fp16", None))
+    torch.testing.assert_close(_logits(_load(other, "fp16", tmp_path / "key")), expected, rtol=0, atol=1e-6)
 
 
 def test_what_cannot_be_written_is_no_error(model: Path, tmp_path: Path) -> None:
@@ -143,7 +139,7 @@ class TestKeys:
             os.utime(path, (1, 1))
         assert len([*unused_converted()]) == 2
         _load(model, "fp16", stem)
-        assert [path.suffix for path in unused_converted()] == [".sha256"]
+        assert [*unused_converted()] == []
 
     def test_verify(self, model: Path) -> None:
         """A flipped bit is found, and what it is in goes."""

@@ -46,7 +46,7 @@ def _folder_of(directory: Path) -> Path:
 
 
 def unused_converted(*, everything: bool = False) -> Iterator[Path]:
-    """Converted weights of plain directories that were not used for 30 days, and what was left half-written."""
+    """Converted weights of plain directories, unused for 30 days, and what was left half-written."""
     root, now = paths.cache_dir() / "weights", time.time()
     for folder, _, names in os.walk(root):
         for name in sorted(names):

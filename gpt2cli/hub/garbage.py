@@ -29,7 +29,7 @@ _SETTLED_S = 3600.0
 
 @dataclass(frozen=True, slots=True)
 class Garbage:
-    """Something to delete. ``kind`` is ``partial``, ``unfinished``, ``revision``, ``tokens`` or ``weights``."""
+    """Something to delete. ``kind``: ``partial``, ``unfinished``, ``revision``, ``tokens``, ``weights``."""
 
     kind: str
     path: Path
