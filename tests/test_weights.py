@@ -109,7 +109,7 @@ class TestPrecisions:
         generator = torch.Generator().manual_seed(1)
         ids = torch.randint(512, (4, 20), generator=generator)
         cache, caches = model.new_cache(rows=4), [model.new_cache() for _ in range(4)]
-        tolerance = {"fp32": 1e-5, "fp16": 1e-5}.get(precision, 0.05)
+        tolerance = {"fp32": 1e-5, "fp16": 1e-5, "int8": 0.15}.get(precision, 0.05)
         for part in (ids[:, :17], ids[:, 17:18], ids[:, 18:]):
             batch = model.forward(part, cache)
             alone = torch.cat([model.forward(part[n : n + 1], caches[n]) for n in range(4)])

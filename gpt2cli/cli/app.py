@@ -12,6 +12,7 @@ from typing import Annotated
 import typer
 
 from gpt2cli import __version__
+from gpt2cli.cli import bench as bench_module
 from gpt2cli.cli import completions, config, models, store
 from gpt2cli.cli import distill as distill_module
 from gpt2cli.cli import finetune as finetune_module
@@ -65,6 +66,7 @@ app.command("gc", epilog=store.GC_EXAMPLES)(store.gc)
 app.command("train", epilog=train_module.EXAMPLES)(train_module.train)
 app.command("finetune", epilog=finetune_module.EXAMPLES)(finetune_module.finetune)
 app.command("distill", epilog=distill_module.EXAMPLES)(distill_module.distill)
+app.command("bench", epilog=bench_module.EXAMPLES)(bench_module.bench)
 app.add_typer(config.app, name="config")
 app.command("completions", epilog=completions.EXAMPLES)(completions.completions)
 

@@ -61,6 +61,8 @@ def decode(
     limits = [max_new_tokens] * len(states) if isinstance(max_new_tokens, int) else max_new_tokens
     longest = {state.index: limit for state, limit in zip(states, limits, strict=True)}
     active = list(states)
+    if model.governor is not None:
+        model.governor.begin()
     while True:
         tokens = sampler(logits, active)
         logprobs: list[TokenLogprobs | None] = [None] * len(tokens)

@@ -25,7 +25,7 @@ COLD_WEIGHTS = 1024 * 768
 
 
 _SMALLEST_STEP = 6.1e-5
-"""fbgemm's own bound."""
+"""Of rounded activations: fbgemm's own bound."""
 
 
 class Linear(Protocol):
@@ -38,8 +38,11 @@ class Linear(Protocol):
         ...
 
 
-def make_linear(matrix: Matrix, bias: Tensor | None) -> Linear:
-    """The kernel for a matrix in the precision that it is stored in, on the device where it is."""
+def make_linear(matrix: Matrix, bias: Tensor | None, floor: float | None = None) -> Linear:
+    """The kernel for a matrix in the precision that it is stored in, on the device where it is.
+
+    ``floor`` is a value below which no activation lies, where one is known.
+    """
     values, on_cpu = matrix.values, matrix.values.device.type == "cpu"
     if matrix.kind == "fp32":
         return _make_plain(values, bias)
@@ -52,7 +55,7 @@ def make_linear(matrix: Matrix, bias: Tensor | None) -> Linear:
     assert matrix.scales is not None
     if matrix.kind == "int8":
         if on_cpu and has_fbgemm() and torch.cpu._is_vnni_supported():
-            return FbgemmInt8Linear(values, matrix.scales, bias)
+            return FbgemmInt8Linear(values, matrix.scales, bias, floor)
         if on_cpu and values.shape[1] % 16 == 0:
             return Int8Linear(values, matrix.scales, bias)
         return _make_plain(values * matrix.scales[:, None], bias, "weights rounded to int8")
@@ -162,44 +165,50 @@ class FbgemmInt8Linear:
     """int8 weights with a scale per output; activations rounded to 8 bits, by a step of each row's own.
 
     fbgemm rounds all rows of a call by one step, over the range of them all. So several rows are first
-    brought to whole numbers, each by the step that fbgemm would choose for it alone, and a row of the
-    full range, 0 to 255, is added: by that the step of the call is exactly 1. The sums of a row are then
-    those it has alone, up to the last bits; but the next product rounds its activations again, and what
-    differs in the last bit may fall on the other side of a step.
+    divided by a step each, and a row of the full range is added: by that the step of the call is exactly 1.
+    A single row is rounded by fbgemm alone, between its lowest and its highest value; several between
+    ``floor``, below which no activation lies, and the highest of each row, or else evenly about zero.
     """
 
     kernel = "fbgemm int8, activations rounded to 8 bits by row"
 
-    def __init__(self, quantised: Tensor, scales: Tensor, bias: Tensor | None) -> None:
-        self._packed = _prepack_int8(quantised, scales, bias)
-        sums = quantised.sum(dim=1, dtype=torch.float32) * scales
-        # What the product of several rows has too much: [2, out].
-        self._excess = torch.stack([sums, sums.new_zeros(len(sums)) if bias is None else bias])
-        self._bias = bias
+    def __init__(
+        self, quantised: Tensor, scales: Tensor, bias: Tensor | None, floor: float | None = None
+    ) -> None:
+        self._packed = _prepack_int8(quantised, scales, None)
+        self._bias, self._floor = bias, floor
+        self._full_range = scales.new_zeros(1, quantised.shape[1])
+        self._full_range[0, :2] = torch.tensor([-128.0, 127.0] if floor is None else [0.0, 255.0])
+        # What a product of several rows is added to: the floor that was taken away comes back with it.
+        self._added = scales.new_zeros(len(scales)) if bias is None else bias
+        if floor is not None:
+            self._added = self._added + floor * scales * quantised.sum(dim=1, dtype=torch.float32)
         self._multiply = torch.ops.quantized.linear_dynamic.default
 
     def __call__(self, x: Tensor) -> Tensor:
         y: Tensor
         if x.numel() == x.shape[-1]:
             y = self._multiply(x, self._packed)
-            return y
+            return y if self._bias is None else y.add_(self._bias)
         y = self._several(x.reshape(-1, x.shape[-1]))
         return y.view(*x.shape[:-1], -1)
 
     def _several(self, x: Tensor) -> Tensor:
         rows, inputs = x.shape
-        low, high = torch.aminmax(x, dim=-1, keepdim=True)
-        low, high = low.clamp_(max=0), high.clamp_(min=0)
-        # step, zero: [rows, 1]
-        step = (high - low).mul_(1 / 255).clamp_(min=_SMALLEST_STEP)
-        zero = torch.round(low / step).neg_()
         whole = x.new_empty(rows + 1, inputs)
-        torch.addcdiv(zero, x, step, out=whole[:rows]).clamp_(0, 255)
-        whole[rows] = 0
-        whole[rows, 0] = 255
-        product = self._multiply(whole, self._packed)[:rows]
-        product.addmm_(torch.cat([zero, torch.ones_like(zero)], dim=1), self._excess, alpha=-1)
-        return product.mul_(step) if self._bias is None else torch.addcmul(self._bias, product, step)
+        whole[-1:] = self._full_range
+        # step: [rows, 1]. amin and amax are many times as fast as aminmax.
+        step = x.amax(dim=-1, keepdim=True)
+        if self._floor is None:
+            step = (
+                torch.maximum(step, x.amin(dim=-1, keepdim=True).neg_()).div_(127).clamp_(min=_SMALLEST_STEP)
+            )
+            torch.mul(x, step.reciprocal(), out=whole[:-1])
+        else:
+            step = step.sub_(self._floor).div_(255).clamp_(min=_SMALLEST_STEP)
+            torch.mul(x.sub(self._floor), step.reciprocal(), out=whole[:-1])
+        product = self._multiply(whole, self._packed)[:-1]
+        return torch.addcmul(self._added, product, step)
 
 
 class Int8Linear:

@@ -68,6 +68,13 @@ class Governor:
         """How many threads compute now."""
         return self._levels[self._level]
 
+    def begin(self) -> None:
+        """Other steps begin: of more rows, or of a longer text, which take longer for that reason."""
+        if self._rival is not None:
+            self._level, self._rival = self._before, None
+        self._fastest = float("inf")
+        self._move(self._level)
+
     def step(self, seconds: float) -> None:
         """Take in how long a decode step took, and choose for the next."""
         if len(self._levels) == 1:
@@ -108,7 +115,9 @@ class Governor:
         self._move(self._before)
 
     def _move(self, level: int) -> None:
-        self._level, self._since = level, 0.0
+        if level != self._level:
+            self._since = 0.0
+        self._level = level
         self._recent.clear()
         if torch.get_num_threads() != self.threads:
             torch.set_num_threads(self.threads)

@@ -28,6 +28,8 @@ from gpt2cli.errors import Gpt2cliError, ModelFileError
 from gpt2cli.safetensors_header import TensorInfo
 
 BYTES_PER_WEIGHT = {"fp32": 4.0, "fp16": 2.0, "bf16": 2.0, "int8": 1.0, "int4": 0.6}
+_FLOORS = {"gelu_new": -0.1701, "gelu": -0.17, "relu": 0.0, "silu": -0.2785, "tanh": -1.0}
+"""Just below the lowest value of each activation function."""
 FLOAT_TYPES = (torch.float32, torch.float16, torch.bfloat16)
 
 
@@ -246,7 +248,8 @@ def _build(config: ModelConfig, source: _Source, precision: Kind, device: torch.
         weight = f"{name}.weight"
         matrix = source.matrix(weight, _precision_of(weight, precision)).to(device)
         bias = None if name == "lm_head" else source.vector(f"{name}.bias").to(device)
-        used[weight] = made = make_linear(matrix, bias)
+        floor = _FLOORS.get(config.activation_function) if name.endswith("mlp.c_proj") else None
+        used[weight] = made = make_linear(matrix, bias, floor)
         if not (isinstance(made, FbgemmFp16Linear) and source.is_converted):
             source.drop(weight)
         return made

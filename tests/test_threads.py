@@ -1,0 +1,84 @@
+"""The choice of threads, on machines whose steps take what the test says."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+
+import pytest
+import torch
+
+from gpt2cli.core import threads as threads_module
+from gpt2cli.core.threads import Governor, physical_cores
+
+
+@pytest.fixture(autouse=True)
+def _threads_as_before() -> Iterator[None]:
+    before = torch.get_num_threads()
+    yield
+    torch.set_num_threads(before)
+
+
+def _run(governor: Governor, steps: int, took: Callable[[int], float]) -> list[int]:
+    """The threads of each step on a machine where a step with n threads takes ``took(n)`` seconds."""
+    used = []
+    for _ in range(steps):
+        used.append(governor.threads)
+        governor.step(took(governor.threads))
+    return used
+
+
+def _quiet(threads: int) -> float:
+    return 0.016 / threads**0.7
+
+
+def test_all_threads_on_a_quiet_machine() -> None:
+    used = _run(Governor(2), 400, _quiet)
+    assert used.count(2) > 380 and used[-1] == 2
+
+
+def test_fewer_while_the_machine_is_busy_and_all_again_after() -> None:
+    governor = Governor(2)
+    _run(governor, 100, _quiet)
+    busy = _run(governor, 300, lambda n: 0.05 if n == 2 else 0.016)
+    assert busy.count(1) > 240
+    after = _run(governor, 600, _quiet)
+    assert after[-1] == 2 and after[300:].count(2) > 270
+
+
+def test_mostly_quick_steps_with_some_very_slow_ones() -> None:
+    """What a busy core looks like: most steps find both cores free."""
+    governor, number = Governor(2), iter(range(10**6))
+    _run(governor, 50, _quiet)
+    used = _run(governor, 300, lambda n: 0.016 if n == 1 else 0.01 if next(number) % 3 else 0.12)
+    assert used.count(1) > 200
+
+
+def test_many_cores_go_down_step_by_step() -> None:
+    governor = Governor(8)
+    _run(governor, 50, _quiet)
+    used = _run(governor, 200, lambda n: 0.5 if n == 8 else 0.01 + n / 1000)
+    assert set(used[100:]) <= {7, 4, 1} or min(used) < 8
+
+
+def test_other_steps_are_not_taken_for_a_busy_machine() -> None:
+    """Eight sequences take longer than one."""
+    governor = Governor(2)
+    _run(governor, 100, _quiet)
+    governor.begin()
+    assert _run(governor, 100, lambda n: 3 * _quiet(n)).count(1) == 0
+
+
+def test_one_thread_is_left_alone() -> None:
+    assert set(_run(Governor(1), 50, lambda _: 1.0)) == {1}
+
+
+def test_the_threads_are_those_of_torch() -> None:
+    governor = Governor(2)
+    _run(governor, 100, lambda n: 0.05 if n == 2 else 0.016)
+    assert torch.get_num_threads() == governor.threads == 1
+
+
+def test_physical_cores(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert 1 <= physical_cores() <= 4096
+    monkeypatch.setattr(threads_module, "_quota", lambda: 1)
+    assert physical_cores() == 1
