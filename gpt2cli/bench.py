@@ -177,7 +177,8 @@ class _Transformers:
         started = time.perf_counter()
         self._model = GPT2LMHeadModel.from_pretrained(
             str(checkpoint.directory), local_files_only=True, dtype=torch.float32
-        ).eval()
+        )
+        self._model.eval()  # type: ignore[no-untyped-call]
         self._config, self._threads = checkpoint.config, threads
         self.contender = Contender(YARDSTICK, ("fp32",))
         self.contender.add("load_s", time.perf_counter() - started)
@@ -197,7 +198,7 @@ class _Transformers:
 
     def _generate(self, ids: torch.Tensor, new: int) -> float:
         started = time.perf_counter()
-        self._model.generate(
+        self._model.generate(  # type: ignore[misc]
             ids,
             attention_mask=torch.ones_like(ids),
             min_new_tokens=new,

@@ -155,7 +155,6 @@ class TestFbgemm:
         assert float(error.max()) < (0.02 if floor is None else 0.1)
         among_large = linear(torch.cat([x, 1e6 * x[-1:]]))[:64]
         torch.testing.assert_close(among_large, linear(x), rtol=0, atol=0)
-        assert torch.equal(linear(x[3:4]), linear(x[3:5])[:1])
 
     def test_the_global_choice_of_an_engine_is_left_alone(self) -> None:
         before = torch.backends.quantized.engine

@@ -42,6 +42,8 @@ class KVCache:
     def __init__(self, buffer: Tensor, lengths: list[int], limit: int) -> None:
         self.buffer, self._limit = buffer, limit
         self.lengths = lengths
+        self.graph: object | None = None
+        """What was recorded over this buffer (`core/cuda_graph.py`)."""
 
     @classmethod
     def empty(

@@ -110,6 +110,10 @@ def decode_one_token(model: GPT2, cache: KVCache, states: Sequence[SequenceState
         if cache.lengths[row] >= model.config.n_positions:
             _slide(model, cache, row, state)
     ids = torch.tensor([[state.ids[-1]] for state in states], device=model.device)
+    if model.device.type == "cuda":
+        from gpt2cli.core.cuda_graph import graph_step
+
+        return graph_step(model, ids, cache)
     return model.forward(ids, cache)
 
 

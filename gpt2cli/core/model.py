@@ -42,7 +42,7 @@ class GPT2:
         self.device = weights.wpe.device
         self.governor: Governor | None = None
         """Watches the threads of decode steps, where it is its to choose them."""
-        self._activation = _ACTIVATIONS[config.activation_function]
+        self.activation = _ACTIVATIONS[config.activation_function]
         self._scales = [config.attention_scale(layer) for layer in range(config.n_layer)]
 
     def new_cache(self, rows: int = 1, capacity: int = 64) -> KVCache:
@@ -100,7 +100,7 @@ class GPT2:
         return x
 
     def _final(self, x: Tensor, observe: Observer | None) -> Tensor:
-        x = self._norm(x, self.weights.ln_f)
+        x = self.norm(x, self.weights.ln_f)
         if observe:
             observe("ln_f", x)
         return x
@@ -114,7 +114,7 @@ class GPT2:
             return tensor
 
         rows, tokens, width = x.shape
-        qkv = see("attn.c_attn", block.c_attn(see("ln_1", self._norm(x, block.ln_1))))
+        qkv = see("attn.c_attn", block.c_attn(see("ln_1", self.norm(x, block.ln_1))))
         # [3, B, H, T, Dh]
         qkv = qkv.view(rows, tokens, 3, self.config.n_head, -1).permute(2, 0, 3, 1, 4)
         q = qkv[0]
@@ -126,11 +126,12 @@ class GPT2:
         )
         attended = see("attn.context", attended.transpose(1, 2).reshape(rows, tokens, width))
         x = see("attn.residual", x + see("attn.c_proj", block.c_proj(attended)))
-        inner = see("mlp.c_fc", block.mlp_fc(see("ln_2", self._norm(x, block.ln_2))))
-        projected = see("mlp.c_proj", block.mlp_proj(see("mlp.act", self._activation(inner))))
+        inner = see("mlp.c_fc", block.mlp_fc(see("ln_2", self.norm(x, block.ln_2))))
+        projected = see("mlp.c_proj", block.mlp_proj(see("mlp.act", self.activation(inner))))
         return see("output", x + projected)
 
-    def _norm(self, x: Tensor, norm: Norm) -> Tensor:
+    def norm(self, x: Tensor, norm: Norm) -> Tensor:
+        """x: [..., D], each vector normalised."""
         return F.layer_norm(x, (x.shape[-1],), norm.weight, norm.bias, self.config.layer_norm_epsilon)
 
 
