@@ -27,7 +27,7 @@ class DecodeGraph:
         self._ids = torch.zeros(rows, 1, dtype=torch.long, device=model.device)
         self._positions = torch.zeros(rows, dtype=torch.long, device=model.device)
         self._positions.copy_(torch.tensor(cache.lengths))
-        stream = torch.cuda.Stream()
+        stream = torch.cuda.Stream()  # type: ignore[no-untyped-call]
         stream.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(stream):
             # What these write is written again by the first step.
