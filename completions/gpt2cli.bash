@@ -3,7 +3,7 @@
 # What the command $1 takes.
 _gpt2cli_command() {
     case $1 in
-    '') commands=(generate pull list show rm verify import export gc train finetune distill completions config) flags=(--version -V --help -h) ;;
+    '') commands=(generate pull list show rm verify import export gc train finetune distill bench completions config) flags=(--version -V --help -h) ;;
     generate) commands=() flags=(--prompt -p --file -f --model -m --revision --offline --allow-pickle --max-new-tokens --max-length --stop --ignore-eos --overflow --temperature --temp --top-k --top-p --min-p --typical-p --repetition-penalty --no-repeat-ngram-size --greedy --num-return-sequences -n --seed --rng --special-tokens --strict --sanitize --json --jsonl --echo --logprobs --output -o --no-stream --quiet -q --device --precision --threads --debug --help -h) ;;
     pull) commands=() flags=(--revision --allow-pickle --offline --jsonl --quiet -q --debug --help -h) ;;
     list) commands=() flags=(--available --json --quiet -q --debug --help -h) ;;
@@ -16,6 +16,7 @@ _gpt2cli_command() {
     train) commands=() flags=(--field --separator --validation --validation-data --test-data --layers --width --heads --context --vocab-size --steps --epochs --batch-size --micro-batch-size --window --short-window --short-share --learning-rate --schedule --warmup --decay --optimizer --muon-scale --weight-decay --dropout --clip --seed --patience --evaluate-every --save-every --sample-every --log-every --precision --device --threads --resume --config --output -o --name --save-precision --samples --sample-tokens --sample-prompt --default-temperature --title --license --description --keep-checkpoints --plot --jsonl --quiet -q --debug --help -h) ;;
     finetune) commands=() flags=(--field --separator --validation --validation-data --test-data --model -m --revision --lora --lora-rank --lora-alpha --lora-dropout --steps --epochs --batch-size --micro-batch-size --window --short-window --short-share --learning-rate --schedule --warmup --decay --optimizer --muon-scale --weight-decay --dropout --clip --seed --patience --evaluate-every --save-every --sample-every --log-every --precision --device --threads --resume --config --output -o --name --save-precision --samples --sample-tokens --sample-prompt --default-temperature --title --license --description --keep-checkpoints --plot --jsonl --quiet -q --debug --help -h) ;;
     distill) commands=() flags=(--field --separator --validation --validation-data --test-data --teacher --revision --student-layers --distill-temperature --soft-weight --lm-weight --cosine-weight --random-init --steps --epochs --batch-size --micro-batch-size --window --short-window --short-share --learning-rate --schedule --warmup --decay --optimizer --muon-scale --weight-decay --dropout --clip --seed --patience --evaluate-every --save-every --sample-every --log-every --precision --device --threads --resume --config --output -o --name --save-precision --samples --sample-tokens --sample-prompt --default-temperature --title --license --description --keep-checkpoints --plot --jsonl --quiet -q --debug --help -h) ;;
+    bench) commands=() flags=(--model -m --revision --offline --allow-pickle --against --precision --rounds --busy --cold --no-cold --plot --json --quiet -q --device --threads --debug --help -h) ;;
     completions) commands=() flags=(--help -h) ;;
     config) commands=(list get set unset path) flags=(--help -h) ;;
     'config list') commands=() flags=(--json --help -h) ;;
@@ -198,6 +199,14 @@ _gpt2cli_flag() {
     'distill --license') kind=text words=() ;;
     'distill --description') kind=text words=() ;;
     'distill --plot') kind=file words=() ;;
+    'bench --model'|'bench -m') kind=model words=() ;;
+    'bench --revision') kind=text words=() ;;
+    'bench --against') kind=words words=(transformers) ;;
+    'bench --precision') kind=text words=() ;;
+    'bench --rounds') kind=text words=() ;;
+    'bench --plot') kind=file words=() ;;
+    'bench --device') kind=words words=(auto cpu cuda mps) ;;
+    'bench --threads') kind=text words=() ;;
     *) return 1 ;;
     esac
 }

@@ -18,6 +18,7 @@ Register-ArgumentCompleter -Native -CommandName gpt2cli -ScriptBlock {
         @{Of = ''; What = 'command'; Name = 'train'; Help = 'Train a new model from scratch, with a tokenizer of its own'; Kind = ''; Words = @()}
         @{Of = ''; What = 'command'; Name = 'finetune'; Help = 'Go on training a model on your text: all of its weights, or low-rank adapters'; Kind = ''; Words = @()}
         @{Of = ''; What = 'command'; Name = 'distill'; Help = 'Train a student of fewer layers on a teacher''s predictions, as DistilGPT2 was made'; Kind = ''; Words = @()}
+        @{Of = ''; What = 'command'; Name = 'bench'; Help = 'How fast a model runs here: loading, first token, prefill and decoding in each precision'; Kind = ''; Words = @()}
         @{Of = ''; What = 'command'; Name = 'completions'; Help = 'Print the script that makes a shell complete commands, flags, model names and files'; Kind = ''; Words = @()}
         @{Of = ''; What = 'command'; Name = 'config'; Help = 'Settings: list, get, set, unset'; Kind = ''; Words = @()}
         @{Of = ''; What = 'flag'; Name = '--version'; Help = 'Show the version'; Kind = ''; Words = @()}
@@ -64,7 +65,7 @@ Register-ArgumentCompleter -Native -CommandName gpt2cli -ScriptBlock {
         @{Of = 'generate'; What = 'flag'; Name = '--quiet'; Help = 'No notes and warnings on stderr'; Kind = ''; Words = @()}
         @{Of = 'generate'; What = 'flag'; Name = '-q'; Help = 'No notes and warnings on stderr'; Kind = ''; Words = @()}
         @{Of = 'generate'; What = 'flag'; Name = '--device'; Help = 'Where to run'; Kind = 'words'; Words = @('auto', 'cpu', 'cuda', 'mps')}
-        @{Of = 'generate'; What = 'flag'; Name = '--precision'; Help = 'Of the weights; auto is fp32'; Kind = 'words'; Words = @('auto', 'fp32', 'fp16', 'bf16', 'int8', 'int4')}
+        @{Of = 'generate'; What = 'flag'; Name = '--precision'; Help = 'Of the weights; auto is the fastest without loss'; Kind = 'words'; Words = @('auto', 'fp32', 'fp16', 'bf16', 'int8', 'int4')}
         @{Of = 'generate'; What = 'flag'; Name = '--threads'; Help = 'CPU threads'; Kind = 'text'; Words = @()}
         @{Of = 'generate'; What = 'flag'; Name = '--debug'; Help = 'Show a traceback with an error'; Kind = ''; Words = @()}
         @{Of = 'generate'; What = 'flag'; Name = '--help'; Help = 'Show this message and exit'; Kind = ''; Words = @()}
@@ -307,6 +308,26 @@ Register-ArgumentCompleter -Native -CommandName gpt2cli -ScriptBlock {
         @{Of = 'distill'; What = 'flag'; Name = '--help'; Help = 'Show this message and exit'; Kind = ''; Words = @()}
         @{Of = 'distill'; What = 'flag'; Name = '-h'; Help = 'Show this message and exit'; Kind = ''; Words = @()}
         @{Of = 'distill'; What = '0+'; Name = 'DATA'; Help = 'DATA'; Kind = 'file'; Words = @()}
+        @{Of = 'bench'; What = 'flag'; Name = '--model'; Help = 'A model directory, or a name (gpt2, owner/name); one that is not on this disk is pulled'; Kind = 'model'; Words = @()}
+        @{Of = 'bench'; What = 'flag'; Name = '-m'; Help = 'A model directory, or a name (gpt2, owner/name); one that is not on this disk is pulled'; Kind = 'model'; Words = @()}
+        @{Of = 'bench'; What = 'flag'; Name = '--revision'; Help = 'A branch, tag or commit of the model'; Kind = 'text'; Words = @()}
+        @{Of = 'bench'; What = 'flag'; Name = '--offline'; Help = 'Never use the network'; Kind = ''; Words = @()}
+        @{Of = 'bench'; What = 'flag'; Name = '--allow-pickle'; Help = 'Read .bin checkpoints too, plain tensors only (weights_only)'; Kind = ''; Words = @()}
+        @{Of = 'bench'; What = 'flag'; Name = '--against'; Help = 'Measure this, too, in the same rounds'; Kind = 'words'; Words = @('transformers')}
+        @{Of = 'bench'; What = 'flag'; Name = '--precision'; Help = 'auto, fp32, fp16, bf16, int8, int4; repeatable'; Kind = 'text'; Words = @()}
+        @{Of = 'bench'; What = 'flag'; Name = '--rounds'; Help = 'Each figure is a median'; Kind = 'text'; Words = @()}
+        @{Of = 'bench'; What = 'flag'; Name = '--busy'; Help = 'Also with one core kept busy by another process'; Kind = ''; Words = @()}
+        @{Of = 'bench'; What = 'flag'; Name = '--cold'; Help = 'The first token of a new process, and its memory'; Kind = ''; Words = @()}
+        @{Of = 'bench'; What = 'flag'; Name = '--no-cold'; Help = 'The first token of a new process, and its memory'; Kind = ''; Words = @()}
+        @{Of = 'bench'; What = 'flag'; Name = '--plot'; Help = 'Draw tokens a second into FILE.svg or .png'; Kind = 'file'; Words = @()}
+        @{Of = 'bench'; What = 'flag'; Name = '--json'; Help = 'One JSON document'; Kind = ''; Words = @()}
+        @{Of = 'bench'; What = 'flag'; Name = '--quiet'; Help = 'No notes and warnings on stderr'; Kind = ''; Words = @()}
+        @{Of = 'bench'; What = 'flag'; Name = '-q'; Help = 'No notes and warnings on stderr'; Kind = ''; Words = @()}
+        @{Of = 'bench'; What = 'flag'; Name = '--device'; Help = 'Where to run'; Kind = 'words'; Words = @('auto', 'cpu', 'cuda', 'mps')}
+        @{Of = 'bench'; What = 'flag'; Name = '--threads'; Help = 'CPU threads'; Kind = 'text'; Words = @()}
+        @{Of = 'bench'; What = 'flag'; Name = '--debug'; Help = 'Show a traceback with an error'; Kind = ''; Words = @()}
+        @{Of = 'bench'; What = 'flag'; Name = '--help'; Help = 'Show this message and exit'; Kind = ''; Words = @()}
+        @{Of = 'bench'; What = 'flag'; Name = '-h'; Help = 'Show this message and exit'; Kind = ''; Words = @()}
         @{Of = 'completions'; What = 'flag'; Name = '--help'; Help = 'Show this message and exit'; Kind = ''; Words = @()}
         @{Of = 'completions'; What = 'flag'; Name = '-h'; Help = 'Show this message and exit'; Kind = ''; Words = @()}
         @{Of = 'completions'; What = '0'; Name = 'SHELL'; Help = 'SHELL'; Kind = 'words'; Words = @('bash', 'zsh', 'fish', 'powershell')}
