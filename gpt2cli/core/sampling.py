@@ -130,27 +130,34 @@ def apply_typical(scores: Tensor, mass: float) -> Tensor:
 
 def make_filters(options: SamplingOptions) -> list[Filter]:
     """The active filters in transformers' order; greedy decoding has only those on repetition."""
-    filters: list[Filter] = []
+    return [apply for _, apply in named_filters(options)]
+
+
+def named_filters(options: SamplingOptions) -> list[tuple[str, Filter]]:
+    """The filters of `make_filters`, each with the option that asks for it."""
+    filters: list[tuple[str, Filter]] = []
+
+    def add(name: str, apply: Filter) -> None:
+        filters.append((name, apply))
+
     if options.repetition_penalty != 1:
-        filters.append(
-            lambda s, states: apply_repetition_penalty(s, _histories(states), options.repetition_penalty)
-        )
+        penalty = options.repetition_penalty
+        add("repetition_penalty", lambda s, states: apply_repetition_penalty(s, _histories(states), penalty))
     if options.no_repeat_ngram_size > 0:
-        filters.append(
-            lambda s, states: apply_no_repeat_ngram(s, _histories(states), options.no_repeat_ngram_size)
-        )
+        size = options.no_repeat_ngram_size
+        add("no_repeat_ngram_size", lambda s, states: apply_no_repeat_ngram(s, _histories(states), size))
     if options.greedy:
         return filters
     if options.temperature != 1:
-        filters.append(lambda s, _: apply_temperature(s, options.temperature))
+        add("temperature", lambda s, _: apply_temperature(s, options.temperature))
     if options.top_k > 0:
-        filters.append(lambda s, _: apply_top_k(s, options.top_k))
+        add("top_k", lambda s, _: apply_top_k(s, options.top_k))
     if options.top_p < 1:
-        filters.append(lambda s, _: apply_top_p(s, options.top_p))
+        add("top_p", lambda s, _: apply_top_p(s, options.top_p))
     if options.min_p > 0:
-        filters.append(lambda s, _: apply_min_p(s, options.min_p))
+        add("min_p", lambda s, _: apply_min_p(s, options.min_p))
     if options.typical_p < 1:
-        filters.append(lambda s, _: apply_typical(s, options.typical_p))
+        add("typical_p", lambda s, _: apply_typical(s, options.typical_p))
     return filters
 
 
@@ -166,7 +173,7 @@ def make_sampler(options: GenerateOptions, rows: int) -> Sampler:
 
     @torch.inference_mode()
     def sample(logits: Tensor, states: Sequence[SequenceState]) -> list[int]:
-        _check_finite(logits)
+        check_finite(logits)
         scores = logits
         for apply in filters:
             scores = apply(scores, states)
@@ -175,7 +182,7 @@ def make_sampler(options: GenerateOptions, rows: int) -> Sampler:
     return sample
 
 
-def _check_finite(logits: Tensor) -> None:
+def check_finite(logits: Tensor) -> None:
     """Raise `ModelFileError` for what nothing can be drawn from: weights can be finite and overflow."""
     if not math.isfinite(logits.amax().item()):
         raise ModelFileError(
