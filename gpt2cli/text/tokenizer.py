@@ -62,6 +62,16 @@ class Tokenizer:
             return None
         return max(map(len, self._backend.get_vocab(with_added_tokens=True)), default=1)
 
+    def same_vocabulary(self, other: Tokenizer) -> bool:
+        """Whether an id stands for the same token in both."""
+        return self.byte_level == other.byte_level and self._vocabulary == other._vocabulary
+
+    @cached_property
+    def _vocabulary(self) -> dict[str, int]:
+        """Token to id, added tokens included."""
+        table: dict[str, int] = self._backend.get_vocab(with_added_tokens=True)
+        return table
+
     def encode(self, text: str, *, special_tokens: bool = False) -> list[int]:
         """The ids of ``text``.
 
