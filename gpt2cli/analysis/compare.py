@@ -1,4 +1,4 @@
-"""Models, prompts, seeds and settings side by side: texts, where they part, what one model thinks of another's.
+"""Models, prompts, seeds and settings side by side: where texts part, what one model thinks of another's.
 
 Nothing here loads a model or prints: the caller hands in engines, and takes the runs as they are made.
 """
@@ -196,9 +196,7 @@ def likeliest_words(engine: Engine, prompts: Sequence[str], count: int) -> WordT
         finished = finished and done
         for word in best:
             paths.setdefault(word.text, set()).update(word.paths)
-    rows = {
-        word: tuple(place.probability(sorted(ways)) for place in places) for word, ways in paths.items()
-    }
+    rows = {word: tuple(place.probability(sorted(ways)) for place in places) for word, ways in paths.items()}
     order = sorted(rows, key=lambda word: (-sum(rows[word]), word))
     return WordTable(tuple(order), tuple(rows[word] for word in order), finished)
 

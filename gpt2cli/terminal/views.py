@@ -1,0 +1,111 @@
+"""What `inspect` and `compare` draw, made of plain data: tables, and texts beside each other."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+
+from rich.console import RenderableType
+from rich.style import Style
+from rich.table import Table
+from rich.text import Text
+
+from gpt2cli.terminal.heat import level_style, visible
+from gpt2cli.text.sanitize import one_line, sanitize
+
+MIN_COLUMN = 24
+"""Texts stand beside each other where each has as many cells."""
+PARTS = "▸"
+"""Stands where a text leaves the one it is held against."""
+
+_DIM, _BOLD = Style(dim=True), Style(bold=True)
+
+
+@dataclass(frozen=True, slots=True)
+class Shade:
+    """A cell of a table in the colour of a level."""
+
+    text: str
+    level: int | None
+
+
+def heading(text: str) -> Text:
+    """A line that says what follows."""
+    return Text(one_line(text), style=_BOLD, overflow="fold")
+
+
+def remark(text: str) -> Text:
+    """Dim words under something."""
+    return Text(one_line(text), style=_DIM, overflow="fold")
+
+
+def table(
+    header: Sequence[str],
+    rows: Iterable[Sequence[str | Shade]],
+    *,
+    right: Collection[int] = (),
+    folded: Collection[int] = (),
+) -> Table:
+    """A table without lines. The columns ``right`` are aligned to the right, and ``folded`` ones give way
+    where there is little room.
+    """
+    drawn = Table(box=None, pad_edge=False, padding=(0, 1), header_style=_DIM, show_edge=False)
+    for number, name in enumerate(header):
+        drawn.add_column(
+            Text(one_line(name)),
+            justify="right" if number in right else "left",
+            no_wrap=number not in folded,
+            overflow="fold",
+        )
+    for row in rows:
+        drawn.add_row(*map(_cell, row))
+    return drawn
+
+
+def _cell(cell: str | Shade) -> Text:
+    if isinstance(cell, Shade):
+        return Text(visible(cell.text), style=level_style(cell.level))
+    return Text(visible(cell))
+
+
+@dataclass(frozen=True, slots=True)
+class Column:
+    """One text among others: its title, the characters it shares with its reference, remarks below."""
+
+    title: str
+    text: str
+    shared: int | None = None
+    """None for a text that is held against no other."""
+    remarks: tuple[str, ...] = ()
+
+
+def side_by_side(columns: Sequence[Column], width: int) -> Iterator[RenderableType]:
+    """Texts beside each other, or one below the other where there is too little room."""
+    if len(columns) * (MIN_COLUMN + 2) - 2 > width:
+        for number, column in enumerate(columns):
+            if number:
+                yield Text("")
+            yield Text(one_line(column.title), style=_BOLD)
+            yield _body(column)
+            yield from (remark(line) for line in column.remarks)
+        return
+    grid = Table.grid(padding=(0, 2), expand=True, pad_edge=False)
+    for _ in columns:
+        grid.add_column(ratio=1, overflow="fold")
+    grid.add_row(*(Text(one_line(column.title), style=_BOLD) for column in columns))
+    grid.add_row(*map(_body, columns))
+    for number in range(max(len(column.remarks) for column in columns)):
+        grid.add_row(*(remark("".join(column.remarks[number : number + 1])) for column in columns))
+    yield grid
+
+
+def _body(column: Column) -> Text:
+    """The text; what it shares with its reference is dim, and a mark stands where it leaves it."""
+    body = Text(overflow="fold")
+    if column.shared is None:
+        return body.append(sanitize(column.text).expandtabs(4))
+    same, own = column.text[: column.shared], column.text[column.shared :]
+    body.append(sanitize(same).expandtabs(4), _DIM)
+    if own or not same:
+        body.append(PARTS, _BOLD)
+    return body.append(sanitize(own).expandtabs(4))
