@@ -16,6 +16,7 @@ from gpt2cli.cli import completions, config, models, store
 from gpt2cli.cli import distill as distill_module
 from gpt2cli.cli import finetune as finetune_module
 from gpt2cli.cli import generate as generate_module
+from gpt2cli.cli import inspect as inspect_module
 from gpt2cli.cli import pull as pull_module
 from gpt2cli.cli import train as train_module
 from gpt2cli.cli import verify as verify_module
@@ -54,6 +55,7 @@ def root(
 
 
 app.command("generate", epilog=generate_module.EXAMPLES)(generate_module.generate)
+app.command("inspect", epilog=inspect_module.EXAMPLES)(inspect_module.inspect)
 app.command("pull", epilog=pull_module.EXAMPLES)(pull_module.pull)
 app.command("list", epilog=models.LIST_EXAMPLES)(models.list_models)
 app.command("show", epilog=models.SHOW_EXAMPLES)(models.show)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from dataclasses import fields
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
@@ -209,6 +209,14 @@ Jsonl = Annotated[
     bool, _flag(_OUTPUT, "--jsonl", help="JSON events, one a line: start, token, end, summary.")
 ]
 Events = Annotated[bool, _flag(_OUTPUT, "--jsonl", help="JSON events, one a line.")]
+Csv = Annotated[
+    bool, _flag(_OUTPUT, "--csv", help="A table; what a spreadsheet takes for a formula gets an apostrophe.")
+]
+Html = Annotated[bool, _flag(_OUTPUT, "--html", help="One page with nothing outside itself.")]
+Svg = Annotated[bool, _flag(_OUTPUT, "--svg", help="A picture of the screen, 80 columns wide.")]
+ThemeName = Annotated[
+    Literal["light", "dark"] | None, _option(_OUTPUT, "--theme", help="Of an SVG. Default: light.")
+]
 Echo = Annotated[
     bool, _flag(_OUTPUT, "--echo", help="Put the prompt before the text (a terminal always shows it).")
 ]

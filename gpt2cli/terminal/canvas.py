@@ -26,6 +26,7 @@ _THEMES = {
 }
 _FONTS = re.compile(r"@font-face \{\{.*?\}\}\s*", re.DOTALL)
 MIN_WIDTH = 20
+SVG_WIDTH = 80
 
 
 class Canvas:

@@ -12,9 +12,11 @@ _STYLE = """
 :root { color-scheme: light dark; --dim: #595959; --line: #ccc; }
 @media (prefers-color-scheme: dark) { :root { --dim: #a8a8a8; --line: #444; } }
 body { font: 16px/1.6 system-ui, sans-serif; max-width: 75rem; margin: 2rem auto; padding: 0 1rem; }
-.text { white-space: pre-wrap; overflow-wrap: anywhere; font-family: ui-monospace, monospace; line-height: 2; }
+.text { white-space: pre-wrap; overflow-wrap: anywhere; font-family: ui-monospace, monospace;
+  line-height: 2; }
 .text span { border-radius: 2px; }
-.text span[data-level]::after { content: attr(data-level); font-size: .6em; vertical-align: sub; opacity: .75; }
+.text span[data-level]::after { content: attr(data-level); font-size: .6em; vertical-align: sub;
+  opacity: .75; }
 .unscored, .dim, .same { color: var(--dim); }
 table { border-collapse: collapse; font-variant-numeric: tabular-nums; display: block; overflow-x: auto; }
 th, td { text-align: left; padding: .15rem .8rem .15rem 0; border-bottom: 1px solid var(--line); }
@@ -95,12 +97,11 @@ def columns(texts: Iterable[tuple[str, str, int, Sequence[str]]]) -> str:
     remarks below.
     """
     parts = []
-    for title, text, shared, remarks in texts:
-        same, own = _escaped(sanitize(text[:shared])), _escaped(sanitize(text[shared:]))
+    for title, whole, shared, remarks in texts:
+        same, own = _escaped(sanitize(whole[:shared])), _escaped(sanitize(whole[shared:]))
         below = "".join(paragraph(line, "dim") for line in remarks)
-        parts.append(
-            f'<div><h3>{_escaped(one_line(title))}</h3><p><span class="same">{same}</span>{own}</p>{below}</div>'
-        )
+        text = f'<p><span class="same">{same}</span>{own}</p>'
+        parts.append(f"<div><h3>{_escaped(one_line(title))}</h3>{text}{below}</div>")
     return f'<div class="columns">{"".join(parts)}</div>'
 
 

@@ -5,7 +5,9 @@ from __future__ import annotations
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
-from rich.console import RenderableType
+from rich.cells import cell_len
+from rich.console import Console, ConsoleOptions, RenderableType
+from rich.measure import Measurement
 from rich.style import Style
 from rich.table import Table
 from rich.text import Text
@@ -29,6 +31,27 @@ class Shade:
     level: int | None
 
 
+class Entries:
+    """A cell of short texts, each on one line as a whole, as many beside each other as there is room for."""
+
+    def __init__(self, texts: Iterable[str]) -> None:
+        self._texts = [visible(text) for text in texts]
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> Iterator[Text]:
+        line = ""
+        for text in self._texts:
+            longer = f"{line}  {text}" if line else text
+            if line and cell_len(longer) > options.max_width:
+                yield Text(line)
+                longer = text
+            line = longer
+        yield Text(line, overflow="fold")
+
+    def __rich_measure__(self, console: Console, options: ConsoleOptions) -> Measurement:
+        widths = [cell_len(text) for text in self._texts]
+        return Measurement(max(widths, default=0), sum(widths) + 2 * len(widths))
+
+
 def heading(text: str) -> Text:
     """A line that says what follows."""
     return Text(one_line(text), style=_BOLD, overflow="fold")
@@ -41,7 +64,7 @@ def remark(text: str) -> Text:
 
 def table(
     header: Sequence[str],
-    rows: Iterable[Sequence[str | Shade]],
+    rows: Iterable[Sequence[str | Shade | Entries]],
     *,
     right: Collection[int] = (),
     folded: Collection[int] = (),
@@ -62,7 +85,9 @@ def table(
     return drawn
 
 
-def _cell(cell: str | Shade) -> Text:
+def _cell(cell: str | Shade | Entries) -> RenderableType:
+    if isinstance(cell, Entries):
+        return cell
     if isinstance(cell, Shade):
         return Text(visible(cell.text), style=level_style(cell.level))
     return Text(visible(cell))
