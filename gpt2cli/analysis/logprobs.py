@@ -6,6 +6,7 @@ for more than `LOGITS_AT_ONCE` numbers, however long the text is.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
@@ -163,5 +164,8 @@ def _split(scores: Scores, lengths: Sequence[int]) -> list[Scores]:
         scores.top_tokens,
         scores.top_logprobs,
     )
-    split = [[None] * len(lengths) if c is None else c.split(list(lengths)) for c in columns]
-    return [Scores(*parts) for parts in zip(*split, strict=True)]  # type: ignore[arg-type]
+    ends = list(itertools.accumulate(lengths))
+    return [
+        Scores(*(None if column is None else column[end - length : end] for column in columns))  # type: ignore[arg-type]
+        for end, length in zip(ends, lengths, strict=True)
+    ]
