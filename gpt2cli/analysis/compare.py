@@ -61,7 +61,7 @@ class Opinion:
 
 @dataclass(frozen=True, slots=True)
 class Divergence:
-    """Where a run leaves another of the same prompt."""
+    """Where a run leaves another."""
 
     characters: int
     """How many characters of the continuations agree."""
@@ -139,21 +139,6 @@ def opinion(engines: Sequence[Engine], prompt: str, run: Run, model: int) -> Opi
         return Opinion(None, len(ids), size, same, "it has a token that the model has not")
     scores = score_rows(judge.model, [[*before, *ids]], [len(before)])[0]
     return Opinion(-scores.nll, len(ids), size, same)
-
-
-def reference_of(run: Run, runs: Sequence[Run]) -> Run | None:
-    """The run that ``run`` is held against: of the same prompt, by the first model; of one model, with
-    the first setting; of one setting, with the first seed. None for that run itself.
-    """
-    alike = [other for other in runs if other.prompt == run.prompt]
-    for axis in ("model", "setting", "seed_index"):
-        if getattr(run, axis):
-            others = {name for name in ("model", "setting", "seed_index") if name != axis}
-            for other in alike:
-                same = all(getattr(other, name) == getattr(run, name) for name in others)
-                if same and getattr(other, axis) == 0:
-                    return other
-    return None
 
 
 def divergence(engines: Sequence[Engine], run: Run, reference: Run) -> Divergence:

@@ -8,6 +8,10 @@ from dataclasses import dataclass
 from typing import Literal
 
 from gpt2cli.analysis.logprobs import TokenScore
+from gpt2cli.analysis.score import Scorer
+from gpt2cli.analysis.windows import WindowOptions, windows
+from gpt2cli.core.engine import Engine
+from gpt2cli.errors import PromptTooLong
 from gpt2cli.text.detokenizer import Detokenizer
 from gpt2cli.text.tokenizer import Tokenizer
 
@@ -56,12 +60,31 @@ class Piece:
         return None if bits is None else LEVELS - 1 if bits >= LEVELS else int(bits + 1e-9)
 
 
-def tokens_of(ids: Sequence[int], scores: Sequence[TokenScore]) -> list[Token]:
-    """The tokens of a text, ``scores`` being those of the last ones."""
-    unscored = len(ids) - len(scores)
-    padded: list[TokenScore | None] = [*[None] * unscored, *scores]
+def score_tokens(
+    engine: Engine, ids: Sequence[int], *, stride: int | None = None, top: int = 0
+) -> list[Token]:
+    """The tokens of a text, each scored but the first; ``top`` likeliest ones are listed at each place.
+
+    A text longer than the context is read in windows of the context that move on by ``stride``. Raises
+    `PromptTooLong` without one, `InvalidOption`, `ModelFileError`.
+    """
+    context = engine.config.n_positions
+    if stride is not None:
+        options = WindowOptions.of(context, stride=stride)
+    elif len(ids) <= context + 1:
+        options = WindowOptions(context + 1, context)
+    else:
+        raise PromptTooLong(
+            f"the text has {len(ids)} tokens; the model's context is {context}",
+            hint=f"--stride {max(1, context // 2)} reads it in windows that overlap",
+        )
+    scores: list[TokenScore | None] = [None] * len(ids)
+    for group in Scorer(engine, details=True, top=top).groups(windows(None, [ids], options)):
+        for part in group:
+            at = part.window.begin + part.window.first
+            scores[at : at + part.window.scored] = [*part.scores]
     return [
-        Token(place, token, score) for place, (token, score) in enumerate(zip(ids, padded, strict=True), 1)
+        Token(place, token, score) for place, (token, score) in enumerate(zip(ids, scores, strict=True), 1)
     ]
 
 

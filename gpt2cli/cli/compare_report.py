@@ -16,7 +16,6 @@ from gpt2cli.analysis.compare import (
     given_words,
     likeliest_words,
     opinion,
-    reference_of,
     run_grid,
 )
 from gpt2cli.cli.compare import Request, Variation
@@ -32,6 +31,9 @@ LIMITS = (
     "difference. A difference here is a reason to look further, not a measure of bias."
 )
 """What --vary says of itself."""
+
+
+AXES = ("model", "prompt", "setting", "seed_index")
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,6 +64,8 @@ class Comparison:
     def __init__(self, request: Request, engines: Sequence[Engine]) -> None:
         self.request, self.engines = request, engines
         self.names = [opened.model.name for opened in request.opened]
+        self.labels = short_names(self.names)
+        self.axis = _axis(request)
         self.entries: list[Entry] = []
         self.words: list[Words] = []
 
@@ -121,12 +125,20 @@ class Comparison:
                 return variation, variation.labels[prompt - variation.prompts[0]]
         return None
 
+    def place(self, run: Run) -> tuple[int, ...]:
+        """Runs of the same place differ only along ``axis``: each is held against the first of them."""
+        place = [getattr(run, name) for name in AXES if name != self.axis]
+        if self.axis == "prompt":
+            variation = self.variation_of(run.prompt)
+            place.append(-1 - run.prompt if variation is None else variation[0].prompts[0])
+        return tuple(place)
+
     def _run(self) -> Iterator[Entry]:
-        request, runs = self.request, list[Run]()
-        made = run_grid(self.engines, request.prompts, request.settings, request.seeds)
-        for run in made:
-            runs.append(run)
-            reference = reference_of(run, runs)
+        request = self.request
+        firsts: dict[tuple[int, ...], Run] = {}
+        for run in run_grid(self.engines, request.prompts, request.settings, request.seeds):
+            first = firsts.setdefault(self.place(run), run)
+            reference = None if first is run else first
             parts = None if reference is None else divergence(self.engines, run, reference)
             others = [model for model in range(len(self.engines)) if model != run.model]
             opinions = {
@@ -135,7 +147,7 @@ class Comparison:
             entry = Entry(run, reference, parts, opinions)
             self.entries.append(entry)
             if request.output.format != "jsonl":
-                request.terminal.live(f"{len(runs)} texts")
+                request.terminal.live(f"{len(self.entries)} texts")
             yield entry
 
     def _find_words(self) -> Iterator[Words]:
@@ -208,6 +220,23 @@ class Comparison:
             ],
             "finished": words.table.finished,
         }
+
+
+def _axis(request: Request) -> str:
+    """What runs beside each other differ in: the first of these that there are several of."""
+    if len(request.opened) > 1:
+        return "model"
+    if request.variations:
+        return "prompt"
+    return "setting" if len(request.settings) > 1 else "seed_index"
+
+
+def short_names(names: Sequence[str]) -> list[str]:
+    """Names for headings: of a long path its end, where that tells them apart."""
+    short = [
+        name if name.count("/") < 2 else "…/" + "/".join(name.rstrip("/").split("/")[-2:]) for name in names
+    ]
+    return short if len(set(short)) == len(names) else list(names)
 
 
 def _opinion(opinion: Opinion) -> dict[str, Any]:

@@ -17,8 +17,6 @@ from gpt2cli.terminal.heat import visible
 
 SHOWN_PROMPT = 200
 
-AXES = ("model", "prompt", "setting", "seed_index")
-
 
 @dataclass(frozen=True, slots=True)
 class Block:
@@ -29,69 +27,45 @@ class Block:
 
 
 def blocks_of(comparison: Comparison) -> list[Block]:
-    """The runs, those beside each other that differ in the first of: model, template's alternative,
-    setting, seed.
-    """
-    axis = _columns_axis(comparison)
+    """The runs, those beside each other that are held against the same one."""
     groups: dict[tuple[int, ...], list[Entry]] = {}
     for entry in comparison.entries:
-        groups.setdefault(_place(comparison, entry, axis), []).append(entry)
+        groups.setdefault(comparison.place(entry.run), []).append(entry)
     return [
-        Block(
-            _title(comparison, entries[0], axis),
-            tuple(_column(comparison, entry, axis) for entry in entries),
-        )
+        Block(_title(comparison, entries[0]), tuple(_column(comparison, entry) for entry in entries))
         for entries in groups.values()
     ]
 
 
-def _columns_axis(comparison: Comparison) -> str:
-    request = comparison.request
-    if len(request.opened) > 1:
-        return "model"
-    if request.variations:
-        return "prompt"
-    return "setting" if len(request.settings) > 1 else "seed_index"
-
-
-def _place(comparison: Comparison, entry: Entry, axis: str) -> tuple[int, ...]:
-    """The block of a run. Different templates do not share one."""
-    place = [getattr(entry.run, name) for name in AXES if name != axis]
-    if axis == "prompt":
-        variation = comparison.variation_of(entry.run.prompt)
-        place.append(-1 - entry.run.prompt if variation is None else variation[0].prompts[0])
-    return tuple(place)
-
-
-def _title(comparison: Comparison, entry: Entry, axis: str) -> str:
-    run = entry.run
+def _title(comparison: Comparison, entry: Entry) -> str:
+    run, axis = entry.run, comparison.axis
     variation = comparison.variation_of(run.prompt)
     by_template = axis == "prompt" and variation is not None
     prompt = variation[0].template if by_template and variation else comparison.request.prompts[run.prompt]
     parts = [prompt if len(prompt) <= SHOWN_PROMPT else f"…{prompt[-SHOWN_PROMPT:]}"]
     if axis != "setting" and comparison.request.varied:
         parts.append(comparison.setting_label(run))
-    if axis != "seed_index":
+    if axis != "seed_index" and not (run.seed is None and "temperature" in comparison.request.varied):
         parts.append("greedy" if run.seed is None else f"seed {run.seed}")
     return " · ".join(parts)
 
 
-def _column(comparison: Comparison, entry: Entry, axis: str) -> views.Column:
+def _column(comparison: Comparison, entry: Entry) -> views.Column:
     run = entry.run
     variation = comparison.variation_of(run.prompt)
     titles = {
-        "model": comparison.names[run.model],
+        "model": comparison.labels[run.model],
         "prompt": variation[1] if variation else comparison.request.prompts[run.prompt],
         "setting": comparison.setting_label(run),
         "seed_index": "greedy" if run.seed is None else f"seed {run.seed}",
     }
     remarks = [f"{_figures(run.own)} · {run.choice.finish_reason}"]
     for model, opinion in entry.opinions.items():
-        remarks.append(f"under {comparison.names[model]}: {_figures(opinion)}")
+        remarks.append(f"under {comparison.labels[model]}: {_figures(opinion)}")
     if entry.parts is not None:
         remarks.append(_parting(entry.parts))
     shared = None if entry.parts is None else entry.parts.characters
-    return views.Column(titles[axis], run.choice.text, shared, tuple(remarks))
+    return views.Column(titles[comparison.axis], run.choice.text, shared, tuple(remarks))
 
 
 def _figures(opinion: Opinion) -> str:
@@ -101,9 +75,8 @@ def _figures(opinion: Opinion) -> str:
     assert opinion.logprob is not None
     parts = [] if opinion.bits_per_byte is None else [f"{opinion.bits_per_byte:.2f} bits per byte"]
     if opinion.same_tokens:
-        parts.append(f"log-probability {opinion.logprob:.2f}, {opinion.tokens} tokens")
-    else:
-        parts.append(f"other tokens ({opinion.tokens})")
+        parts.append(f"log-probability {opinion.logprob:.2f}")
+    parts.append(f"{opinion.tokens} tokens{'' if opinion.same_tokens else ' of its own'}")
     return " · ".join(parts)
 
 
@@ -143,7 +116,7 @@ def _items(comparison: Comparison, width: int) -> Iterator[Any]:
 
 def _words_title(comparison: Comparison, words: Words) -> str:
     what = "next words" if comparison.request.given_words else "likeliest next words"
-    return f"{words.template or 'Prompts'} · {what} by {comparison.names[words.model]}"
+    return f"{words.template or 'Prompts'} · {what} by {comparison.labels[words.model]}"
 
 
 def _words_table(words: Words) -> tuple[list[str], list[list[str]]]:

@@ -62,6 +62,15 @@ def inspect(
             "--top", metavar="K", help="List the tokens, each with the K likeliest there.", show_default=False
         ),
     ] = None,
+    stride: Annotated[
+        int | None,
+        typer.Option(
+            "--stride",
+            metavar="N",
+            help="Read a text longer than the context in windows of it that move on by N tokens.",
+            show_default=False,
+        ),
+    ] = None,
     marks: Annotated[
         bool | None,
         typer.Option(
@@ -142,6 +151,7 @@ class Request:
     special_tokens: bool
     by: Literal["probability", "rank", "entropy"]
     top: int | None
+    stride: int | None
     marks: bool | None
     sampling: GenerateOptions | None
     at: int | None
@@ -167,6 +177,7 @@ def _read_request(terminal: Terminal, flags: Mapping[str, Any]) -> Request:
         special_tokens=bool(flags["special_tokens"]),
         by=flags["by"],
         top=flags["top"],
+        stride=flags["stride"],
         marks=flags["marks"],
         sampling=opened.checkpoint.generate_options(given) if flags["explain"] else None,
         at=flags["at"],
@@ -179,8 +190,11 @@ def _given_sampling(settings: Settings, flags: Mapping[str, Any]) -> dict[str, A
     used = [name for name in (*names, "greedy", "seed", "at") if flags[name] is not None]
     if used and not flags["explain"]:
         raise UsageError(f"--{used[0].replace('_', '-')} needs --explain")
-    if flags["explain"] and (flags["marks"] is not None or flags["by"] != "probability"):
-        raise UsageError("--explain shows no text to colour: no --by and no --marks")
+    if flags["explain"]:
+        unused = [name for name in ("marks", "stride") if flags[name] is not None]
+        unused += ["by"] if flags["by"] != "probability" else []
+        if unused:
+            raise UsageError(f"--{unused[0]} does not go with --explain, which shows one step")
     if flags["greedy"] and flags["temperature"]:
         raise UsageError("--greedy and --temperature do not go together")
     given = settings.over({name: flags[name] for name in names})
@@ -194,9 +208,11 @@ def _inspect(request: Request) -> None:
     from gpt2cli.cli.inspect_report import TextReport
 
     ids = engine.encode(request.text, special_tokens=request.special_tokens)
-    report = TextReport.of(engine, ids, request.opened.document(), by=request.by, top=request.top or 0)
-    marks = request.marks
-    request.output.write(report.render(request.output, marks=marks, listed=request.top is not None))
+    report = TextReport.of(
+        engine, ids, request.opened.document(), by=request.by, top=request.top or 0, stride=request.stride
+    )
+    listed = request.top is not None
+    request.output.write(report.render(request.output, marks=request.marks, listed=listed))
     if request.output.format in ("text", "svg", "html", "csv"):
         request.terminal.note(report.summary_line())
 

@@ -7,8 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from gpt2cli.analysis.inspect import Measure, Piece, Summary, Token, pieces_of, summarise, tokens_of
-from gpt2cli.analysis.logprobs import score_ids
+from gpt2cli.analysis.inspect import Measure, Piece, Summary, Token, pieces_of, score_tokens, summarise
 from gpt2cli.cli.formats import Output
 from gpt2cli.core.engine import Engine
 from gpt2cli.terminal import page, views
@@ -37,11 +36,18 @@ class TextReport:
 
     @classmethod
     def of(
-        cls, engine: Engine, ids: Sequence[int], model: Mapping[str, Any], *, by: Measure, top: int
+        cls,
+        engine: Engine,
+        ids: Sequence[int],
+        model: Mapping[str, Any],
+        *,
+        by: Measure,
+        top: int,
+        stride: int | None,
     ) -> TextReport:
         """Score ``ids``, with the ``top`` likeliest tokens at each place. Raises `Gpt2cliError`."""
         assert engine.tokenizer is not None
-        tokens = tokens_of(ids, score_ids(engine.model, ids, top=top))
+        tokens = score_tokens(engine, ids, stride=stride, top=top)
         pieces = pieces_of(engine.tokenizer, tokens)
         summary = summarise(engine.tokenizer, tokens)
         return cls(model, asdict(engine.info), engine.tokenizer, by, top, tokens, pieces, summary)
@@ -78,7 +84,10 @@ class TextReport:
         if found.bits_per_byte is not None:
             parts.append(f"{found.bits_per_byte:.3f} bits per byte")
         if found.tokens > found.scored:
-            parts.append("nothing predicts the first")
+            unscored = found.tokens - found.scored
+            parts.append(
+                "nothing predicts the first" if unscored == 1 else f"nothing predicts {unscored} of them"
+            )
         return " · ".join(parts)
 
     def _drawn(self, width: int, marks: bool, colours: bool) -> Iterator[Any]:
