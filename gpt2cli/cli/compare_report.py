@@ -80,11 +80,13 @@ class Comparison:
 
     def render(self) -> str:
         """The whole report in the format that is asked for."""
-        if self.request.output.format == "jsonl":
+        request = self.request
+        if request.output.format == "jsonl":
             return "".join(self.events())
         for _ in itertools.chain(self._run(), self._find_words()):
             pass
-        if self.request.output.format == "json":
+        request.terminal.live("")
+        if request.output.format == "json":
             return json_line(
                 {
                     **self._head(),
@@ -95,7 +97,7 @@ class Comparison:
             )
         from gpt2cli.cli.compare_views import csv_of, draw, page_of
 
-        match self.request.output.format:
+        match request.output.format:
             case "csv":
                 return csv_of(self)
             case "html":

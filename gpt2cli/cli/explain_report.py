@@ -22,12 +22,13 @@ LN2 = math.log(2)
 SHOWN_CONTEXT = 40
 """Characters of the text before the step that a heading has."""
 BAR = 12
+MOVED = "moved: the probability that went from some tokens to others"
 
 _OPTIONS = (
     *("temperature", "top_k", "top_p", "min_p", "typical_p"),
     *("repetition_penalty", "no_repeat_ngram_size"),
 )
-_EFFECTS = ("option", "value", "removed", "left", "moved", "entropy")
+_EFFECTS = ("option", "value", "removed", "left", "moved", "entropy (bits)")
 _CANDIDATES = ("token", "rank", "model", "drawn with", "")
 
 
@@ -111,6 +112,7 @@ class StepReport:
         if self.step.effects:
             yield ""
             yield views.table(_EFFECTS, self._effect_rows(), right={1, 2, 3, 4, 5})
+            yield views.remark(MOVED)
         else:
             yield views.remark("no sampling option is active: tokens are drawn as the model has them")
         yield ""
@@ -199,6 +201,7 @@ class StepReport:
         parts += [page.paragraph(line, "dim") for line in self._remarks()]
         if self.step.effects:
             parts.append(page.table(_EFFECTS, [*self._effect_rows()], right=(1, 2, 3, 4, 5)))
+            parts.append(page.paragraph(MOVED, "dim"))
         parts.append(page.section("The likeliest tokens"))
         parts.append(page.table(_CANDIDATES, [*self._candidate_rows()], right=(1, 2, 3)))
         return page.page("gpt2cli inspect --explain", parts)

@@ -19,6 +19,7 @@ from gpt2cli.text.tokenizer import Tokenizer
 
 LN2 = math.log(2)
 _LISTED = ("", "token", "probability", "rank", "entropy", "likeliest")
+_IN_BITS = "entropy, in bits: how uncertain the model was before the token"
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,16 +79,13 @@ class TextReport:
     def summary_line(self) -> str:
         """The figures of the whole text."""
         found = self.summary
-        parts = [f"{found.tokens} token{'' if found.tokens == 1 else 's'}"]
+        unscored = found.tokens - found.scored
+        count = f"{found.tokens} token{'' if found.tokens == 1 else 's'}"
+        parts = [f"{count}, {'the first' if unscored == 1 else unscored} not predicted"]
         if found.perplexity is not None:
-            parts.append(f"perplexity {found.perplexity:,.2f} per token")
+            parts.append(f"perplexity {found.perplexity:,.2f}")
         if found.bits_per_byte is not None:
             parts.append(f"{found.bits_per_byte:.3f} bits per byte")
-        if found.tokens > found.scored:
-            unscored = found.tokens - found.scored
-            parts.append(
-                "nothing predicts the first" if unscored == 1 else f"nothing predicts {unscored} of them"
-            )
         return " · ".join(parts)
 
     def _drawn(self, width: int, marks: bool, colours: bool) -> Iterator[Any]:
@@ -100,7 +98,8 @@ class TextReport:
         for token in self.tokens:
             shown = views.Shade(self._text(token.token), Piece("", (token,)).level(self.by))
             rows.append((str(token.place), shown, *_figures(token), views.Entries(self._alternatives(token))))
-        return ["", views.table(_LISTED, rows, right={0, 2, 3, 4}, folded={1, 5})]
+        table = views.table(_LISTED, rows, right={0, 2, 3, 4}, folded={1, 5})
+        return ["", table, views.remark(_IN_BITS)]
 
     def _alternatives(self, token: Token) -> list[str]:
         top = token.score.top if token.score else ()
@@ -163,6 +162,7 @@ class TextReport:
                 for t in self.tokens
             ]
             parts.append(page.table(_LISTED, rows, right=(0, 2, 3, 4)))
+            parts.append(page.paragraph(_IN_BITS, "dim"))
         return page.page(f"gpt2cli inspect: by {self.by}", parts)
 
     def _note(self, piece: Piece) -> str:

@@ -21,7 +21,7 @@ Theme = Literal["light", "dark"]
 _ANSI = [(0, 0, 0), (170, 0, 0), (0, 120, 0), (150, 90, 0), (0, 60, 170), (140, 0, 140), (0, 120, 130)]
 _ANSI.append((120, 120, 120))
 _THEMES = {
-    "light": TerminalTheme((255, 255, 255), (30, 30, 30), _ANSI),
+    "light": TerminalTheme((255, 255, 255), (10, 10, 10), _ANSI),
     "dark": TerminalTheme((24, 26, 31), (222, 222, 222), _ANSI),
 }
 _FONTS = re.compile(r"@font-face \{\{.*?\}\}\s*", re.DOTALL)
