@@ -73,13 +73,14 @@ def draw_svg(items: Iterable[RenderableType], *, width: int, title: str, theme: 
         legacy_windows=False, _environ={},
     )  # fmt: skip
     _print(console, items)
-    # rich's own template fetches a font from the network.
-    return console.export_svg(
+    # rich's own template fetches a font from the network, and XML has no U+FFFE and U+FFFF.
+    svg = console.export_svg(
         title=one_line(title),
         theme=_THEMES[theme],
         code_format=_FONTS.sub("", CONSOLE_SVG_FORMAT).replace("Fira Code, monospace", "monospace"),
         unique_id="gpt2cli",
     )
+    return svg.translate({0xFFFE: "\ufffd", 0xFFFF: "\ufffd"})
 
 
 def _print(console: Console, items: Iterable[RenderableType]) -> None:
