@@ -17,6 +17,7 @@ from gpt2cli.cli import distill as distill_module
 from gpt2cli.cli import finetune as finetune_module
 from gpt2cli.cli import generate as generate_module
 from gpt2cli.cli import pull as pull_module
+from gpt2cli.cli import score as score_module
 from gpt2cli.cli import train as train_module
 from gpt2cli.cli import verify as verify_module
 from gpt2cli.errors import Gpt2cliError, InvalidOption, ReaderGone, Signalled
@@ -54,6 +55,7 @@ def root(
 
 
 app.command("generate", epilog=generate_module.EXAMPLES)(generate_module.generate)
+app.command("score", epilog=score_module.EXAMPLES)(score_module.score)
 app.command("pull", epilog=pull_module.EXAMPLES)(pull_module.pull)
 app.command("list", epilog=models.LIST_EXAMPLES)(models.list_models)
 app.command("show", epilog=models.SHOW_EXAMPLES)(models.show)
