@@ -14,6 +14,7 @@ import typer
 from gpt2cli import __version__
 from gpt2cli.cli import completions, config, models, store
 from gpt2cli.cli import distill as distill_module
+from gpt2cli.cli import features as features_module
 from gpt2cli.cli import finetune as finetune_module
 from gpt2cli.cli import generate as generate_module
 from gpt2cli.cli import pull as pull_module
@@ -56,6 +57,7 @@ def root(
 
 app.command("generate", epilog=generate_module.EXAMPLES)(generate_module.generate)
 app.command("score", epilog=score_module.EXAMPLES)(score_module.score)
+app.command("features", epilog=features_module.EXAMPLES)(features_module.features)
 app.command("pull", epilog=pull_module.EXAMPLES)(pull_module.pull)
 app.command("list", epilog=models.LIST_EXAMPLES)(models.list_models)
 app.command("show", epilog=models.SHOW_EXAMPLES)(models.show)

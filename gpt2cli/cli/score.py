@@ -72,19 +72,9 @@ def score(
     revision: params.Revision = None,
     offline: params.Offline = None,
     allow_pickle: params.AllowPickle = None,
-    lines: Annotated[bool, _flag(_TEXTS, "--lines", help="Each line is a text of its own.")] = False,
-    from_jsonl: Annotated[
-        bool,
-        _flag(
-            _TEXTS,
-            "--from-jsonl",
-            help="Each line is a JSON object with a text; its id is kept. So are files named .jsonl.",
-        ),
-    ] = False,
-    field: Annotated[
-        str | None,
-        _value(_TEXTS, "--field", metavar="NAME", help="The field of the text. Default: text, or prompt."),
-    ] = None,
+    lines: params.Lines = False,
+    from_jsonl: params.FromJsonl = False,
+    field: params.Field = None,
     stride: Annotated[
         int | None,
         _value(
@@ -100,14 +90,12 @@ def score(
         int | None,
         _value(_TEXTS, "--window", metavar="N", help="Tokens of a window. Default: the model's context."),
     ] = None,
-    bos: Annotated[
-        bool,
-        _flag(
-            _TEXTS, "--bos", help="Put the model's bos token before each text; then its first is scored too."
-        ),
-    ] = False,
+    bos: params.Bos = False,
     eos: Annotated[
         bool, _flag(_TEXTS, "--eos", help="Score the end of each text too: the model's eos token after it.")
+    ] = False,
+    keep_newline: Annotated[
+        bool, _flag(_TEXTS, "--keep-newline", help="Keep the final newline of a file or of stdin.")
     ] = False,
     special_tokens: params.SpecialTokens = None,
     strict: params.Strict = False,
@@ -168,10 +156,7 @@ def score(
     device: params.DeviceName = None,
     precision: params.PrecisionName = None,
     threads: params.Threads = None,
-    batch_tokens: Annotated[
-        int | None,
-        _value("Engine", "--batch-tokens", metavar="N", help="Tokens that are computed at once."),
-    ] = None,
+    batch_tokens: params.BatchTokens = None,
     debug: params.Debug = False,
 ) -> None:
     """Score texts: nll, perplexity, bits per byte, token by token; rank continuations; run tasks."""
@@ -198,6 +183,7 @@ class ScoreOptions:
     window: int | None
     bos: bool
     eos: bool
+    keep_newline: bool
     special_tokens: bool
     strict: bool
     choices: tuple[str, ...]
@@ -249,6 +235,7 @@ def _options(flags: Mapping[str, Any]) -> ScoreOptions:
         window=flags["window"],
         bos=flags["bos"],
         eos=flags["eos"],
+        keep_newline=flags["keep_newline"],
         special_tokens=bool(flags["special_tokens"]),
         strict=flags["strict"],
         choices=choices,

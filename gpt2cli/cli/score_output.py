@@ -13,7 +13,7 @@ from gpt2cli.errors import Gpt2cliError
 from gpt2cli.terminal.jsonout import json_line
 from gpt2cli.terminal.streams import Terminal
 from gpt2cli.terminal.table import tab_separated
-from gpt2cli.text.sanitize import one_line
+from gpt2cli.text.sanitize import one_line, sanitize
 
 if TYPE_CHECKING:
     from gpt2cli.analysis.logprobs import TokenScore
@@ -128,32 +128,24 @@ def token_document(place: int, score: TokenScore, text_of: Callable[[int], str])
 def token_line(document: Mapping[str, Any], *, aligned: bool) -> str:
     """A token's line."""
     d = document
-    others = " ".join(
-        f"{shown_token(other['token'])} {math.exp(other['logprob'] or -math.inf):.4f}"
+    others = [
+        cell
         for other in d.get("top", ())
-    )
+        for cell in (shown_token(other["token"]), f"{math.exp(other['logprob'] or 0.0):.4f}")
+    ]
     logprob = -math.inf if d["logprob"] is None else d["logprob"]
     if not aligned:
         cells = [str(d["token_id"]), f"{logprob:.6f}", f"{d['probability']:.6g}", str(d["rank"])]
-        return (
-            tab_separated([[*cells, f"{d['entropy']:.6f}", shown_token(d["token"]), *others.split(" ")]])
-            if (others)
-            else tab_separated([[*cells, f"{d['entropy']:.6f}", shown_token(d["token"])]])
-        )
-    line = (
-        f"{d['token_id']:>9} {logprob:>10.4f} {d['probability']:>12.6f} {d['rank']:>7} {d['entropy']:>8.4f}  "
+        return tab_separated([[*cells, f"{d['entropy']:.6f}", shown_token(d["token"]), *others]])
+    numbers = (
+        f"{d['token_id']:>9} {logprob:>10.4f} {d['probability']:>12.6f} {d['rank']:>7} {d['entropy']:>8.4f}"
     )
-    return one_line_keeping_spaces(line + shown_token(d["token"]) + (f"   {others}" if others else "")) + "\n"
+    return f"{numbers}  {shown_token(d['token']):<16} {' '.join(others)}".rstrip() + "\n"
 
 
 def shown_token(text: str) -> str:
-    """A token between quotation marks, line ends and the like as escapes."""
-    return repr(text)
-
-
-def one_line_keeping_spaces(text: str) -> str:
-    """As `one_line`; runs of spaces stay."""
-    return " ".join(one_line(part) if part else "" for part in text.split(" "))
+    """A token between quotation marks; line ends and what must not reach a terminal as escapes."""
+    return sanitize(repr(text))
 
 
 def text_document(record: Any, totals: Totals, *, with_text: bool) -> dict[str, Any]:
@@ -190,7 +182,7 @@ def totals_lines(totals: Totals, windows: Mapping[str, int] | None) -> Iterable[
     ):
         if value is not None:
             yield _figure(name, f"{value:.4f}", note)
-    if totals.windows > 1 and windows is not None:
+    if windows is not None:
         yield _figure("windows", f"{totals.windows}", f"of {windows['window']}, stride {windows['stride']}")
         if totals.guide_perplexity is not None:
             yield _figure(

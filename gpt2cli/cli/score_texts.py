@@ -219,7 +219,10 @@ class TextRun:
             at = len(before)
             yield before
         pieces = read_pieces(
-            self._source.read, self._tokenizer, offset=cursor["offset"], keep_end=self._source.typed
+            self._source.read,
+            self._tokenizer,
+            offset=cursor["offset"],
+            keep_end=self._source.typed or self._options.keep_newline,
         )
         for piece in pieces:
             self._note_bad(piece.bad)
@@ -297,15 +300,16 @@ class TextRun:
                 hint="--bos puts the model's bos token before it",
             )
         document = self._document()
+        shown = document["options"] if totals.windows > self._count else None
         if options.json:
             self._write_whole(json_line({**self._found.head(), **document}))
         elif options.jsonl:
             self._put_last(json_line({"event": "summary", **self._found.head(), **document}))
         elif options.many or options.tokens:
-            for line in show.totals_lines(totals, document["options"]):
+            for line in show.totals_lines(totals, shown):
                 self._terminal.note(line.rstrip("\n"))
         else:
-            self._put_last("".join(show.totals_lines(totals, document["options"])))
+            self._put_last("".join(show.totals_lines(totals, shown)))
         if self._has_rows and not options.json:
             self._rows.finish()
         if plot is not None and options.plot is not None:
