@@ -17,6 +17,8 @@ from hypothesis import strategies as st
 from support import make_model
 from test_cli_fuzz import check, thorough
 
+from gpt2cli.cli.inspect_report import percent
+
 FORMATS = ("json", "jsonl", "csv", "svg", "html")
 
 
@@ -76,9 +78,9 @@ def test_a_terminal_has_colours_instead(tiny_model: Path) -> None:
     assert len(coloured.out.splitlines()) == 2
     for environ in ({"NO_COLOR": "1"}, {"TERM": "dumb"}):
         assert inspect(tiny_model, "some text", tty="out", **environ).out == plain.out
-    few = inspect(tiny_model, "some text", tty="out", TERM="xterm", COLORTERM="")
+    assert inspect(tiny_model, "some text", tty="out", TERM="xterm", COLORTERM="").out == plain.out
     marked = inspect(tiny_model, "--marks", "some text", tty="out", TERM="xterm-256color")
-    assert [len(outcome.out.splitlines()) for outcome in (few, marked)] == [3, 3]
+    assert "\x1b[" in marked.out and len(marked.out.splitlines()) == 3
     assert len(inspect(tiny_model, "--no-marks", "some text").out.splitlines()) == 2
 
 
@@ -121,6 +123,29 @@ def test_longer_than_the_context(tiny_model: Path) -> None:
     assert outcome.code == 6 and "--stride" in outcome.err
     document = inspect(tiny_model, "--json", "--stride", "32", "x" * 80).document
     assert document["summary"]["scored"] == 79
+
+
+def test_bos_predicts_the_first_token(tiny_model: Path) -> None:
+    tokens = inspect(tiny_model, "--json", "--bos", "ab").document["tokens"]
+    assert [token["token"] for token in tokens] == ["<|endoftext|>", "a", "b"]
+    assert tokens[0]["logprob"] is None and tokens[1]["logprob"] < 0
+
+
+@pytest.mark.parametrize("columns", [20, 30, 40, 60, 79, 120])
+def test_figures_are_whole_at_every_width(
+    tiny_model: Path, columns: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A number whose end is cut off is another number."""
+    flags = ("--explain", "--top-k", "50", "--temperature", "1.25", "--repetition-penalty", "1.5", "ab")
+    found = inspect(tiny_model, "--json", *flags).document
+    monkeypatch.setenv("COLUMNS", str(columns))
+    out = inspect(tiny_model, *flags).out
+    assert all(len(line) <= columns for line in out.splitlines())
+    assert {"1.25", "50", "1.5", str(found["effects"][-1]["removed"])} <= set(out.split())
+    listed = inspect(tiny_model, "--top", "2", "ab").out
+    probability = math.exp(inspect(tiny_model, "--json", "ab").document["tokens"][1]["logprob"])
+    assert percent(probability) in listed
+    assert all(len(line) <= columns for line in listed.splitlines())
 
 
 def test_empty_text_is_the_bos(tiny_model: Path) -> None:

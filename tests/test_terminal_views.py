@@ -105,7 +105,7 @@ def items() -> list[object]:
     rows = [[HOSTILE, views.Shade(HOSTILE, 4), views.Entries([HOSTILE, "x y"])]]
     heat = heat_lines([Span(HOSTILE, 5), Span("\n", None)], 40, marks=True)
     drawn: list[object] = [*heat, views.heading(HOSTILE), views.remark(HOSTILE)]
-    return [*drawn, views.table([HOSTILE, "b", "c"], rows), *views.side_by_side(columns, 60)]
+    return [*drawn, views.Listing([HOSTILE, "b", "c"], rows), *views.side_by_side(columns, 60)]
 
 
 class Tty(io.BytesIO):

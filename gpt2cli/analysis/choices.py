@@ -40,7 +40,7 @@ class Choice:
 def continuations(
     batcher: Batcher, context: Sequence[int], followers: Sequence[Sequence[int]], *, details: bool = False
 ) -> list[Scores]:
-    """The scores of each of ``followers`` after ``context``. All must fit the context of the model, and one."""
+    """The scores of each of ``followers`` after ``context``; all must fit (`check_fits`)."""
     rows = [[*context, *follower] for follower in followers]
     found: list[Scores | None] = [None] * len(rows)
     order = sorted(range(len(rows)), key=lambda n: -len(rows[n]))

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import torch
 
 from gpt2cli.analysis.logprobs import Scores, score_rows
-from gpt2cli.analysis.totals import Totals, TokenUnits
+from gpt2cli.analysis.totals import TokenUnits, Totals
 from gpt2cli.analysis.windows import Window, WindowOptions, in_order_of_length, windows
 from gpt2cli.core.cache import KVCache
 from gpt2cli.core.engine import Engine

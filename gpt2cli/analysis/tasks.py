@@ -44,7 +44,7 @@ class LastWord:
     """Of the whole word."""
     last_token_logprob: float
     correct: bool
-    """Whether each token of the word was the likeliest in its place: greedy decoding would have written it."""
+    """Whether each token was the likeliest in its place, as if greedy decoding had written it."""
     last_token_correct: bool
 
 
@@ -52,8 +52,8 @@ class LastWord:
 class LambadaResult:
     """Sums over passages.
 
-    The paper says "last word". Its published figures (35.13 and 45.99% for the 124M model) are known to be
-    reproduced by counting only the last token of the word (openai/gpt-2, issue 131), which is easier; both
+    The paper speaks of the last word. Others came near its figures (perplexity 35.13 and 45.99% for the 124M
+    model) only by counting the word's last token alone, which is easier (openai/gpt-2, issue 131); both
     are given here.
     """
 

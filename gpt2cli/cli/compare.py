@@ -14,7 +14,7 @@ import typer
 from gpt2cli.analysis.templates import expand_template
 from gpt2cli.cli import params
 from gpt2cli.cli.formats import Output, read_output
-from gpt2cli.cli.opening import OpenModel, load_engine, load_options, open_model
+from gpt2cli.cli.loading import FoundModel, find_model, load_engine, start, tokenizer_of
 from gpt2cli.cli.prompt import read_prompt
 from gpt2cli.errors import UsageError
 from gpt2cli.options import MAX_SEED, GenerateOptions, SamplingOptions, check_whole
@@ -165,7 +165,7 @@ class Request:
 
     terminal: Terminal
     output: Output
-    opened: tuple[OpenModel, ...]
+    models: tuple[FoundModel, ...]
     prompts: tuple[str, ...]
     variations: tuple[Variation, ...]
     settings: tuple[dict[str, Any], ...]
@@ -178,25 +178,25 @@ class Request:
 
 def _read_request(terminal: Terminal, flags: Mapping[str, Any]) -> Request:
     """Check everything that can be checked without torch. Raises `Gpt2cliError`."""
-    settings = Settings.load(terminal.environ)
-    terminal.quiet = bool(settings.over({"quiet": flags["quiet"]}).get("quiet"))
+    settings = start(terminal, flags)
     output = read_output(terminal, flags)
     combinations, varied = _combinations(settings, flags)
     seeds = _seeds(flags["seed"])
     for given in combinations:
         GenerateOptions(**given, seed=seeds[0])
-    load = load_options(settings, flags)
     given_words = _given_words(flags["given_words"])
     prompts, variations = _prompts(terminal, flags)
     names = list(dict.fromkeys(flags["models"] or [None]))
     runs = len(names) * len(prompts) * len(combinations) * len(seeds)
     if runs > MAX_RUNS:
         raise UsageError(f"{runs} texts are more than {MAX_RUNS}", hint="give fewer of what is combined")
-    opened = tuple(open_model(terminal, settings, name, load, flags) for name in names)
+    found = tuple(
+        find_model(terminal, settings, {**flags, "model": name, "revision": None}) for name in names
+    )
     return Request(
         terminal=terminal,
         output=output,
-        opened=opened,
+        models=found,
         prompts=prompts,
         variations=variations,
         settings=combinations,
@@ -287,7 +287,9 @@ def _prompts(terminal: Terminal, flags: Mapping[str, Any]) -> tuple[tuple[str, .
 def _run(request: Request) -> None:
     """Load all models, run everything, and report."""
     terminal = request.terminal
-    engines = [load_engine(terminal, opened) for opened in request.opened]
+    engines = [load_engine(terminal, found) for found in request.models]
+    for engine in engines:
+        tokenizer_of(engine)
     from gpt2cli.cli.compare_report import Comparison
 
     comparison = Comparison(request, engines)

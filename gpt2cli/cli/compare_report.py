@@ -63,7 +63,7 @@ class Comparison:
 
     def __init__(self, request: Request, engines: Sequence[Engine]) -> None:
         self.request, self.engines = request, engines
-        self.names = [opened.model.name for opened in request.opened]
+        self.names = [found.resolved.name for found in request.models]
         self.labels = short_names(self.names)
         self.axis = _axis(request)
         self.entries: list[Entry] = []
@@ -176,7 +176,7 @@ class Comparison:
     def _head(self) -> dict[str, Any]:
         request = self.request
         return {
-            "models": [opened.document() for opened in request.opened],
+            "models": [found.head() for found in request.models],
             "prompts": list(request.prompts),
             "templates": [
                 {"template": v.template, "prompts": list(v.prompts), "labels": list(v.labels)}
@@ -226,7 +226,7 @@ class Comparison:
 
 def _axis(request: Request) -> str:
     """What runs beside each other differ in: the first of these that there are several of."""
-    if len(request.opened) > 1:
+    if len(request.models) > 1:
         return "model"
     if request.variations:
         return "prompt"

@@ -102,7 +102,7 @@ def _items(comparison: Comparison, width: int) -> Iterator[Any]:
         yield views.heading(_words_title(comparison, words))
         header, rows = _words_table(words)
         numbers = set(range(1, len(header)))
-        yield views.table(header, rows, right=numbers, folded={0, *numbers})
+        yield views.Listing(header, rows, right=numbers, folded={0, *numbers})
         if not words.table.finished:
             yield views.remark("the search was cut short: a likelier word may be missing")
         yield ""

@@ -111,12 +111,12 @@ class StepReport:
             yield views.remark(line)
         if self.step.effects:
             yield ""
-            yield views.table(_EFFECTS, self._effect_rows(), right={1, 2, 3, 4, 5})
+            yield views.Listing(_EFFECTS, self._effect_rows(), right={1, 2, 3, 4, 5})
             yield views.remark(MOVED)
         else:
             yield views.remark("no sampling option is active: tokens are drawn as the model has them")
         yield ""
-        yield views.table(_CANDIDATES, self._candidate_rows(), right={1, 2, 3}, folded={0, 4})
+        yield views.Listing(_CANDIDATES, self._candidate_rows(), right={1, 2, 3}, folded={0, 4})
 
     def _effect_rows(self) -> Iterator[tuple[str, ...]]:
         for effect in self.step.effects:

@@ -11,7 +11,7 @@ import typer
 
 from gpt2cli.cli import params
 from gpt2cli.cli.formats import Output, read_output
-from gpt2cli.cli.opening import OpenModel, load_engine, load_options, open_model
+from gpt2cli.cli.loading import FoundModel, find_model, load_engine, start, tokenizer_of
 from gpt2cli.cli.prompt import read_prompt
 from gpt2cli.errors import InvalidOption, UsageError
 from gpt2cli.options import GenerateOptions, SamplingOptions, check_whole
@@ -117,6 +117,7 @@ def inspect(
             show_default=False,
         ),
     ] = None,
+    bos: params.Bos = False,
     special_tokens: params.SpecialTokens = None,
     strict: params.Strict = False,
     json: params.Json = False,
@@ -146,12 +147,13 @@ class Request:
 
     terminal: Terminal
     output: Output
-    opened: OpenModel
+    model: FoundModel
     text: str
     special_tokens: bool
     by: Literal["probability", "rank", "entropy"]
     top: int | None
     stride: int | None
+    bos: bool
     marks: bool | None
     sampling: GenerateOptions | None
     at: int | None
@@ -159,27 +161,26 @@ class Request:
 
 def _read_request(terminal: Terminal, flags: Mapping[str, Any]) -> Request:
     """Check everything that can be checked without torch. Raises `Gpt2cliError`."""
-    settings = Settings.load(terminal.environ)
-    terminal.quiet = bool(settings.over({"quiet": flags["quiet"]}).get("quiet"))
+    settings = start(terminal, flags)
     output = read_output(terminal, flags)
     if flags["top"] is not None:
         check_whole("top", flags["top"], 1, MAX_TOP, f"1 to {MAX_TOP}")
     given = _given_sampling(settings, flags)
     GenerateOptions(**given)
-    load = load_options(settings, flags)
     text = read_prompt(terminal, flags["words"] or (), flags["prompt"], flags["file"], strict=flags["strict"])
-    opened = open_model(terminal, settings, flags["model"], load, flags)
+    model = find_model(terminal, settings, flags)
     return Request(
         terminal=terminal,
         output=output,
-        opened=opened,
+        model=model,
         text=text,
         special_tokens=bool(flags["special_tokens"]),
         by=flags["by"],
         top=flags["top"],
         stride=flags["stride"],
+        bos=flags["bos"],
         marks=flags["marks"],
-        sampling=opened.checkpoint.generate_options(given) if flags["explain"] else None,
+        sampling=model.checkpoint.generate_options(given) if flags["explain"] else None,
         at=flags["at"],
     )
 
@@ -193,6 +194,7 @@ def _given_sampling(settings: Settings, flags: Mapping[str, Any]) -> dict[str, A
     if flags["explain"]:
         unused = [name for name in ("marks", "stride") if flags[name] is not None]
         unused += ["by"] if flags["by"] != "probability" else []
+        unused += ["bos"] if flags["bos"] else []
         if unused:
             raise UsageError(f"--{unused[0]} does not go with --explain, which shows one step")
     if flags["greedy"] and flags["temperature"]:
@@ -204,12 +206,17 @@ def _given_sampling(settings: Settings, flags: Mapping[str, Any]) -> dict[str, A
 
 
 def _inspect(request: Request) -> None:
-    engine = load_engine(request.terminal, request.opened)
+    engine = load_engine(request.terminal, request.model)
+    tokenizer_of(engine)
     from gpt2cli.cli.inspect_report import TextReport
 
     ids = engine.encode(request.text, special_tokens=request.special_tokens)
+    if request.bos:
+        if engine.config.bos_token_id is None:
+            raise UsageError("--bos: the model has no bos token")
+        ids = [engine.config.bos_token_id, *ids]
     report = TextReport.of(
-        engine, ids, request.opened.document(), by=request.by, top=request.top or 0, stride=request.stride
+        engine, ids, request.model.head(), by=request.by, top=request.top or 0, stride=request.stride
     )
     listed = request.top is not None
     request.output.write(report.render(request.output, marks=request.marks, listed=listed))
@@ -218,12 +225,13 @@ def _inspect(request: Request) -> None:
 
 
 def _explain(request: Request, sampling: GenerateOptions) -> None:
-    engine = load_engine(request.terminal, request.opened)
+    engine = load_engine(request.terminal, request.model)
+    tokenizer_of(engine)
     from gpt2cli.cli.explain_report import StepReport
 
     ids = engine.encode(request.text, special_tokens=request.special_tokens)
     before = _step(request.at, len(ids))
-    report = StepReport.of(engine, ids, before, sampling, request.opened.document(), top=request.top or 10)
+    report = StepReport.of(engine, ids, before, sampling, request.model.head(), top=request.top or 10)
     request.output.write(report.render(request.output))
 
 

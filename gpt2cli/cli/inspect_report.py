@@ -98,7 +98,7 @@ class TextReport:
         for token in self.tokens:
             shown = views.Shade(self._text(token.token), Piece("", (token,)).level(self.by))
             rows.append((str(token.place), shown, *_figures(token), views.Entries(self._alternatives(token))))
-        table = views.table(_LISTED, rows, right={0, 2, 3, 4}, folded={1, 5})
+        table = views.Listing(_LISTED, rows, right={0, 2, 3, 4}, folded={1, 5})
         return ["", table, views.remark(_IN_BITS)]
 
     def _alternatives(self, token: Token) -> list[str]:

@@ -30,38 +30,37 @@ SVG_WIDTH = 80
 
 
 class Canvas:
-    """Draws for one stream: with its width, and the colours that it has."""
+    """Draws for stdout: in colours where it is a terminal of 256 colours or more, else as plain text.
+
+    Sixteen colours are not enough to tell ten levels apart, and are whatever the user's theme makes of them.
+    """
 
     def __init__(self, terminal: Terminal, *, on_screen: bool) -> None:
         self.width = max(MIN_WIDTH, terminal.width)
-        self._screen = on_screen and terminal.stdout_is_terminal
-        self._console = self._make(terminal) if self._screen and terminal.styled else None
-
-    def _make(self, terminal: Terminal) -> Console:
-        return Console(
-            file=io.StringIO(),
-            force_terminal=True,
-            color_system="auto",
-            width=self.width,
-            legacy_windows=False,
-            _environ=dict(terminal.environ),
-        )
+        self._environ = dict(terminal.environ)
+        self._system: Literal["256", "truecolor"] | None = None
+        if on_screen and terminal.stdout_is_terminal and terminal.styled:
+            found = Console(file=io.StringIO(), force_terminal=True, _environ=self._environ).color_system
+            self._system = "truecolor" if found == "truecolor" else "256" if found == "256" else None
 
     @property
     def colours(self) -> bool:
-        """Whether there are enough colours to tell ten levels apart."""
-        return self._console is not None and self._console.color_system in ("256", "truecolor")
+        """Whether anything is coloured at all."""
+        return self._system is not None
 
     def draw(self, items: Iterable[RenderableType]) -> str:
-        """``items``, one under the other, as text with the stream's own escape codes, or with none."""
+        """``items``, one under the other, as text with the terminal's own escape codes, or with none."""
         buffer = io.StringIO()
-        console = self._console or Console(
-            file=buffer, width=self.width, color_system=None, force_terminal=False, legacy_windows=False
+        console = Console(
+            file=buffer,
+            width=self.width,
+            color_system=self._system,
+            force_terminal=self.colours,
+            legacy_windows=False,
+            _environ={},
         )
-        console.file = buffer
         _print(console, items)
-        lines = buffer.getvalue().splitlines()
-        return "".join(f"{line.rstrip()}\n" for line in lines)
+        return "".join(f"{line.rstrip()}\n" for line in buffer.getvalue().split("\n")[:-1])
 
 
 def draw_svg(items: Iterable[RenderableType], *, width: int, title: str, theme: Theme) -> str:

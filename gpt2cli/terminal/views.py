@@ -35,11 +35,11 @@ class Entries:
     """A cell of short texts, each on one line as a whole, as many beside each other as there is room for."""
 
     def __init__(self, texts: Iterable[str]) -> None:
-        self._texts = [visible(text) for text in texts]
+        self.texts = [visible(text) for text in texts]
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> Iterator[Text]:
         line = ""
-        for text in self._texts:
+        for text in self.texts:
             longer = f"{line}  {text}" if line else text
             if line and cell_len(longer) > options.max_width:
                 yield Text(line)
@@ -48,8 +48,11 @@ class Entries:
         yield Text(line, overflow="fold")
 
     def __rich_measure__(self, console: Console, options: ConsoleOptions) -> Measurement:
-        widths = [cell_len(text) for text in self._texts]
+        widths = [cell_len(text) for text in self.texts]
         return Measurement(max(widths, default=0), sum(widths) + 2 * len(widths))
+
+
+Cell = str | Shade | Entries
 
 
 def heading(text: str) -> Text:
@@ -62,30 +65,54 @@ def remark(text: str) -> Text:
     return Text(one_line(text), style=_DIM, overflow="fold")
 
 
-def table(
-    header: Sequence[str],
-    rows: Iterable[Sequence[str | Shade | Entries]],
-    *,
-    right: Collection[int] = (),
-    folded: Collection[int] = (),
-) -> Table:
+class Listing:
     """A table without lines. The columns ``right`` are aligned to the right, and ``folded`` ones give way
-    where there is little room.
+    where there is little room. Where there is too little even so, each row is a record of its own.
     """
-    drawn = Table(box=None, pad_edge=False, padding=(0, 1), header_style=_DIM, show_edge=False)
-    for number, name in enumerate(header):
-        drawn.add_column(
-            Text(one_line(name)),
-            justify="right" if number in right else "left",
-            no_wrap=number not in folded,
-            overflow="fold",
-        )
-    for row in rows:
-        drawn.add_row(*map(_cell, row))
-    return drawn
+
+    def __init__(
+        self,
+        header: Sequence[str],
+        rows: Iterable[Sequence[Cell]],
+        *,
+        right: Collection[int] = (),
+        folded: Collection[int] = (),
+    ) -> None:
+        self._header = [one_line(name) for name in header]
+        self._rows = [list(row) for row in rows]
+        self._right, self._folded = right, folded
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> Iterator[RenderableType]:
+        drawn = self._table()
+        if Measurement.get(console, options, drawn).minimum <= options.max_width:
+            yield drawn
+            return
+        for row in self._rows:
+            yield Entries(self._record(row))
+
+    def _table(self) -> Table:
+        drawn = Table(box=None, pad_edge=False, padding=(0, 1), header_style=_DIM, show_edge=False)
+        for number, name in enumerate(self._header):
+            drawn.add_column(
+                Text(name),
+                justify="right" if number in self._right else "left",
+                no_wrap=number not in self._folded,
+                overflow="fold",
+            )
+        for row in self._rows:
+            drawn.add_row(*map(_drawn_cell, row))
+        return drawn
+
+    def _record(self, row: Sequence[Cell]) -> Iterator[str]:
+        """The cells of a row, each with the name of its column."""
+        for name, cell in zip(self._header, row, strict=True):
+            if isinstance(cell, Entries):
+                yield from cell.texts
+            elif text := cell.text if isinstance(cell, Shade) else cell:
+                yield f"{name} {text}".strip()
 
 
-def _cell(cell: str | Shade | Entries) -> RenderableType:
+def _drawn_cell(cell: Cell) -> RenderableType:
     if isinstance(cell, Entries):
         return cell
     if isinstance(cell, Shade):

@@ -30,7 +30,7 @@ class Piece:
 
 
 def safe_cut(text: str) -> int:
-    """The last place before a space or a line end that follows a character that is none; 0 if there is none."""
+    """The last place before a space or a line end that follows another character; 0 if there is none."""
     at = len(text)
     while True:
         at = max(text.rfind(" ", 0, at), text.rfind("\n", 0, at))
@@ -40,8 +40,10 @@ def safe_cut(text: str) -> int:
             return at
 
 
-def read_pieces(read: Read, tokenizer: Tokenizer, *, offset: int = 0) -> Iterator[Piece]:
-    """The text behind ``read``, without a byte-order mark and one final newline.
+def read_pieces(
+    read: Read, tokenizer: Tokenizer, *, offset: int = 0, keep_end: bool = False
+) -> Iterator[Piece]:
+    """The text behind ``read``, without a byte-order mark and, unless ``keep_end``, one final newline.
 
     Where `Tokenizer.cuts_before_space` is false, or the text has no such place, it comes in one piece:
     then it is held as a whole. ``offset`` is where ``read`` begins, in bytes: the end of a piece, or 0.
@@ -64,11 +66,16 @@ def read_pieces(read: Read, tokenizer: Tokenizer, *, offset: int = 0) -> Iterato
             offset += len(text[:cut].encode("utf-8", "surrogateescape"))
             text = text[cut:]
     whole = text
-    text = text.removesuffix("\n").removesuffix("\r") if text.endswith("\r\n") else text.removesuffix("\n")
+    if not keep_end:
+        text = _without_final_newline(text)
     if text:
         piece = _piece(text, offset)
         end = offset + len(whole.encode("utf-8", "surrogateescape"))
         yield Piece(piece.text, offset, end, piece.bad)
+
+
+def _without_final_newline(text: str) -> str:
+    return text.removesuffix("\n").removesuffix("\r") if text.endswith("\r\n") else text.removesuffix("\n")
 
 
 def _piece(text: str, offset: int) -> Piece:

@@ -79,8 +79,8 @@ class Tokenizer:
         the ids of the parts are then the ids of the whole.
 
         So it is for GPT-2's own kind. Its pattern (``'s|'t|…| ?\\p{L}+| ?\\p{N}+| ?[^\\s\\p{L}\\p{N}]+|
-        \\s+(?!\\S)|\\s+``) has no alternative that goes on from another character to white space and none that
-        looks back, so that a match always ends, and begins anew, at such a place; merges stay within a match.
+        \\s+(?!\\S)|\\s+``) has no alternative that goes on from another character to white space, and none
+        that looks back: a match always ends, and begins anew, at such a place. Merges stay within a match.
         """
         backend = self._backend
         if backend.normalizer is not None or type(backend.model).__name__ != "BPE" or backend.model.dropout:
