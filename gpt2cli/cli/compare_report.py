@@ -41,7 +41,8 @@ class Entry:
     """One run with what it is held against, and what the other models think of it."""
 
     run: Run
-    reference: Run | None
+    reference: int | None
+    """The number of the run that it is held against."""
     parts: Divergence | None
     opinions: dict[int, Opinion]
     """By model; without the one that wrote it."""
@@ -137,11 +138,12 @@ class Comparison:
 
     def _run(self) -> Iterator[Entry]:
         request = self.request
-        firsts: dict[tuple[int, ...], Run] = {}
-        for run in run_grid(self.engines, request.prompts, request.settings, request.seeds):
-            first = firsts.setdefault(self.place(run), run)
-            reference = None if first is run else first
-            parts = None if reference is None else divergence(self.engines, run, reference)
+        firsts: dict[tuple[int, ...], int] = {}
+        made = run_grid(self.engines, request.prompts, request.settings, request.seeds)
+        for number, run in enumerate(made):
+            first = firsts.setdefault(self.place(run), number)
+            reference = None if first == number else first
+            parts = None if reference is None else divergence(self.engines, run, self.entries[first].run)
             others = [model for model in range(len(self.engines)) if model != run.model]
             opinions = {
                 model: opinion(self.engines, request.prompts[run.prompt], run, model) for model in others
@@ -192,7 +194,6 @@ class Comparison:
 
     def _run_document(self, entry: Entry) -> dict[str, Any]:
         run, parts = entry.run, entry.parts
-        reference = entry.reference
         options = {name: getattr(run.options, name) for name in SamplingOptions.__dataclass_fields__}
         return {
             "model": self.names[run.model],
@@ -204,12 +205,9 @@ class Comparison:
             "finish_reason": run.choice.finish_reason,
             **_opinion(run.own),
             "others": [{"model": self.names[m], **_opinion(o)} for m, o in entry.opinions.items()],
-            "reference": None if reference is None else self._number_of(reference),
+            "reference": entry.reference,
             "parts": None if parts is None else asdict(parts),
         }
-
-    def _number_of(self, run: Run) -> int:
-        return next(number for number, entry in enumerate(self.entries) if entry.run is run)
 
     def _words_document(self, words: Words) -> dict[str, Any]:
         return {

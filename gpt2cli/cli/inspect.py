@@ -19,6 +19,8 @@ from gpt2cli.settings import Settings
 from gpt2cli.terminal.streams import Terminal
 
 MAX_TOP = 1000
+MAX_TOKENS = 100_000
+"""Of a text that is looked at; `score` takes any length."""
 
 EXAMPLES = """Examples:
 
@@ -215,6 +217,11 @@ def _inspect(request: Request) -> None:
         if engine.config.bos_token_id is None:
             raise UsageError("--bos: the model has no bos token")
         ids = [engine.config.bos_token_id, *ids]
+    if len(ids) > MAX_TOKENS:
+        raise UsageError(
+            f"the text has {len(ids)} tokens; inspect shows at most {MAX_TOKENS}",
+            hint="gpt2cli score --tokens takes a text of any length",
+        )
     report = TextReport.of(
         engine, ids, request.model.head(), by=request.by, top=request.top or 0, stride=request.stride
     )

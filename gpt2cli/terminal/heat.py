@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 
 from rich.cells import cell_len
 from rich.style import Style
@@ -64,12 +65,13 @@ def visible(text: str) -> str:
 
     A newline becomes ``↵``, a tab ``⇥``, ESC ``␛``; what else may not be shown becomes U+FFFD.
     """
-    pictured = text.translate(_PICTURES)
-    return (
-        "".join(sanitize(char) or "\ufffd" for char in pictured)
-        .replace("\ufffe", "\ufffd")
-        .replace("\uffff", "\ufffd")
-    )
+    return "".join(map(_visible, text))
+
+
+@lru_cache(maxsize=4096)
+def _visible(char: str) -> str:
+    pictured = _PICTURES.get(ord(char), char)
+    return "\ufffd" if pictured in "\ufffe\uffff" else sanitize(pictured) or "\ufffd"
 
 
 def heat_lines(spans: Sequence[Span], width: int, *, marks: bool) -> list[Text]:

@@ -20,6 +20,8 @@ MIN_COLUMN = 24
 PARTS = "▸"
 """Stands where a text leaves the one it is held against."""
 
+UNLIMITED = 10_000
+
 _DIM, _BOLD = Style(dim=True), Style(bold=True)
 
 
@@ -84,7 +86,9 @@ class Listing:
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> Iterator[RenderableType]:
         drawn = self._table()
-        if Measurement.get(console, options, drawn).minimum <= options.max_width:
+        # Within the width there is, a table would say that it fits.
+        wanted = Measurement.get(console, options.update(width=UNLIMITED), drawn).minimum
+        if wanted <= options.max_width:
             yield drawn
             return
         for row in self._rows:
