@@ -6,11 +6,12 @@ import json
 import math
 import os
 import signal
-import time
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
-from cli import call, run, shell, start
+from cli import call, shell
 from support import make_model, shared
 
 from gpt2cli import paths
@@ -266,20 +267,42 @@ def test_reader_that_goes_away() -> None:
     assert "Traceback" not in outcome.err
 
 
-class Long:
-    """A file that takes some seconds, and its score without interruption."""
+FALL = """
+import os, signal, sys
+from gpt2cli.analysis import resume
+from gpt2cli.cli.app import main
 
-    def __init__(self, folder: Path) -> None:
-        self.model = make_model(folder / "m", n_positions=128, n_embd=64, n_layer=2, std=0.05)
-        self.file = folder / "long.txt"
-        words = ["lorem", "ipsum", "dolor,", "sit", "amet\n", "überall", "漢字", "it's"]
-        text = " ".join(words[(n * n + n // 7) % len(words)] for n in range(9_000))
-        self.file.write_text(text)
+resume.FIRST_AFTER_S = resume.SAVE_EVERY_S = 0.0
+save, calls = resume.Progress.save, [0]
+
+def falling(self, state, *, now=False):
+    calls[0] += 1
+    if calls[0] == 3:
+        # What came since the second state is lost.
+        os.kill(os.getpid(), getattr(signal, sys.argv[1]))
+    save(self, state, now=now)
+
+resume.Progress.save = falling
+sys.exit(main(sys.argv[2:]))
+"""
+"""The command, sent a signal in the middle: after two states were kept and a third part was put out."""
 
 
 @pytest.fixture(scope="module")
-def long(tmp_path_factory: pytest.TempPathFactory) -> Long:
-    return Long(tmp_path_factory.mktemp("long"))
+def long(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, ...]:
+    """The arguments that score a file of some groups of batches."""
+    folder = tmp_path_factory.mktemp("long")
+    model = make_model(folder / "m", n_positions=128, std=0.05)
+    words = ["lorem", "ipsum", "dolor,", "sit", "amet\n", "überall", "漢字", "it's"]
+    (folder / "long.txt").write_text(" ".join(words[(n * n + n // 7) % 8] for n in range(4_000)))
+    arguments = ("-m", model, "-f", folder / "long.txt", "--stride", "64", "--batch-tokens", "512")
+    return ("score", *map(os.fspath, arguments))
+
+
+def fall(name: str, *arguments: str) -> subprocess.CompletedProcess[bytes]:
+    return subprocess.run(
+        [sys.executable, "-c", FALL, name, *arguments], capture_output=True, timeout=120, check=False
+    )
 
 
 def states() -> list[Path]:
@@ -288,43 +311,47 @@ def states() -> list[Path]:
 
 
 @pytest.mark.parametrize("kind", ["text", "tokens", "lines"])
-def test_killed_and_resumed(long: Long, tmp_path: Path, kind: str) -> None:
+def test_killed_and_resumed(long: tuple[str, ...], tmp_path: Path, kind: str) -> None:
     """kill -9 in the middle: the next run goes on, and ends with the same bytes."""
     out, whole = tmp_path / "out.jsonl", tmp_path / "whole.jsonl"
-    flags = {"text": (), "tokens": ("--tokens",), "lines": ("--lines",)}[kind]
-    arguments = ("score", "-m", long.model, "-f", long.file, "--jsonl", "--stride", "32", *flags)
-    process = start(*arguments, "-o", out)
-    deadline = time.monotonic() + 50
-    while not states() and time.monotonic() < deadline and process.poll() is None:
-        time.sleep(0.02)
-    assert process.poll() is None, "it ended before it could be killed"
-    process.send_signal(signal.SIGKILL)
-    process.communicate()
+    flags = {"text": (), "tokens": ("--tokens", "--top", "2"), "lines": ("--lines",)}[kind]
+    arguments = (*long, "--jsonl", *flags)
+    killed = fall("SIGKILL", *arguments, "-o", str(out))
+    assert killed.returncode == -signal.SIGKILL, killed.stderr
     assert not out.exists() and len(states()) == 1
-    state = json.loads(states()[0].read_text())
-    assert state["totals"]["tokens"] > 0
-    resumed = run(*arguments, "-o", out)
-    assert resumed.code == 0 and "going on after" in resumed.err
+    done = json.loads(states()[0].read_text())["totals"]["tokens"]
+    resumed = call(*arguments, "-o", out)
+    assert resumed.code == 0 and f"going on after {done:,} tokens" in resumed.err and done > 1000
     assert states() == [] and sorted(os.listdir(tmp_path)) == ["out.jsonl"]
-    assert run(*arguments, "-o", whole, "--no-resume").code == 0
+    assert call(*arguments, "-o", whole, "--no-resume").code == 0
     ours, theirs = (path.read_text().splitlines() for path in (out, whole))
-    assert ours[:-1] == theirs[:-1]
+    assert ours[:-1] == theirs[:-1] and (kind == "text" or len(ours) > 500)
     last, wanted = json.loads(ours[-1]), json.loads(theirs[-1])
     assert last["resumed"] and not wanted["resumed"]
     assert last["total"] == wanted["total"]
 
 
-def test_interrupted_and_resumed(long: Long) -> None:
-    """SIGINT keeps the state too, and exits 130."""
-    arguments = ("score", "-m", long.model, "-f", long.file, "--json", "--stride", "16")
-    process = start(*arguments)
-    while not states():
-        time.sleep(0.02)
-        assert process.poll() is None
-    process.send_signal(signal.SIGINT)
-    out, err = process.communicate()
-    assert process.returncode == 130 and out == b"" and b"Traceback" not in err
-    resumed = run(*arguments)
-    assert resumed.document["resumed"] and "going on after" in resumed.err
-    # A changed file, or another stride, begins anew.
-    assert not run(*arguments[:-1], "100").document["resumed"]
+def test_interrupted_and_resumed(long: tuple[str, ...], tmp_path: Path) -> None:
+    """SIGINT keeps the state too, and exits 130; the plot goes on as well."""
+    plots = [tmp_path / name for name in ("ours.svg", "theirs.svg")]
+    arguments = (*long, "--json")
+    interrupted = fall("SIGINT", *arguments)
+    assert interrupted.returncode == 130 and interrupted.stdout == b""
+    assert b"Traceback" not in interrupted.stderr
+    # Another stride, or a plot, is another job.
+    assert not call(*arguments, "--stride", "100").document["resumed"]
+    assert call(*arguments).document["resumed"] and states() == []
+    assert fall("SIGTERM", *arguments, "--plot", str(plots[0])).returncode == 143
+    resumed = call(*arguments, "--plot", plots[0]).document
+    assert resumed["resumed"]
+    assert call(*arguments, "--plot", plots[1]).document["total"] == resumed["total"]
+    assert plots[0].read_bytes() == plots[1].read_bytes()
+
+
+def test_a_changed_file_begins_anew(long: tuple[str, ...], tmp_path: Path) -> None:
+    file = tmp_path / "changed.txt"
+    file.write_bytes(Path(long[4]).read_bytes())
+    arguments = (*long[:4], str(file), *long[5:], "--json")
+    assert fall("SIGKILL", *arguments).returncode == -signal.SIGKILL
+    file.write_bytes(Path(long[4]).read_bytes() + b" more")
+    assert not call(*arguments).document["resumed"]
