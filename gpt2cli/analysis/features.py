@@ -99,7 +99,13 @@ def extract_batch(
             found[names[stage]] = [_pooled(state[:count], options.pool) for state, count in states]
         if stage in blocks:
             pairs = zip(tensor, counts, strict=True)
-            weights[blocks[stage]] = [weight[:, :count, :count].float().cpu() for weight, count in pairs]
+            # Whole in memory: safetensors writes a view of a larger tensor wrongly.
+            weights[blocks[stage]] = [
+                weight[:, :count, :count]
+                .to("cpu", torch.float32)
+                .clone(memory_format=torch.contiguous_format)
+                for weight, count in pairs
+            ]
 
     cache = model.new_cache(len(rows), max(counts))
     model.hidden_states(inputs.to(model.device), cache, counts, observe=observe)
@@ -126,7 +132,7 @@ def _pooled(states: Tensor, pool: Pool) -> Tensor:
         states = states.double().mean(dim=0)
     elif pool == "last":
         states = states[-1]
-    return states.to("cpu", torch.float32, copy=True)
+    return states.to("cpu", torch.float32).clone(memory_format=torch.contiguous_format)
 
 
 def extract(

@@ -14,7 +14,7 @@ from gpt2cli import paths
 from gpt2cli.errors import Gpt2cliError
 from gpt2cli.files import write_atomically
 
-SAVE_EVERY_S = 2.0
+FIRST_AFTER_S, SAVE_EVERY_S = 0.3, 2.0
 FORMAT = 1
 
 
@@ -35,7 +35,7 @@ class Progress:
         name = hashlib.sha256(text.encode()).hexdigest()[:32]
         self._path = paths.cache_dir() / "score" / f"{name}.json"
         self._clock = clock
-        self._saved = clock()
+        self._due = clock() + FIRST_AFTER_S
 
     def load(self) -> dict[str, Any] | None:
         """The state saved last, if there is one."""
@@ -47,9 +47,9 @@ class Progress:
 
     def save(self, state: Callable[[], Mapping[str, Any]], *, now: bool = False) -> None:
         """Keep a state, not more often than every two seconds unless ``now``."""
-        if not now and self._clock() - self._saved < SAVE_EVERY_S:
+        if not now and self._clock() < self._due:
             return
-        self._saved = self._clock()
+        self._due = self._clock() + SAVE_EVERY_S
         with contextlib.suppress(OSError, Gpt2cliError):
             self._path.parent.mkdir(parents=True, exist_ok=True)
             write_atomically(self._path, json.dumps(state()))

@@ -65,7 +65,7 @@ class TextRun:
 
     @staticmethod
     def _fresh() -> dict[str, Any]:
-        """Nothing is done yet. ``offset`` is in bytes, ``index`` counts texts, the rest tokens of one text."""
+        """Nothing is done yet. ``offset`` is in bytes, ``index`` counts texts, the rest tokens of one."""
         cursor = {"offset": 0, "index": 0, "token": 0, "begin": 0, "held": 0}
         return {"cursor": cursor, "totals": {}, "texts": 0, "bad": 0, "rows": 0, "surprisal": None}
 

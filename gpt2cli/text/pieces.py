@@ -23,8 +23,6 @@ class Piece:
     text: str
     offset: int
     """In bytes, of its beginning."""
-    end: int
-    """In bytes, of what follows it."""
     bad: int
     """Bytes that were NUL or no UTF-8, replaced by U+FFFD."""
 
@@ -65,13 +63,10 @@ def read_pieces(
             yield _piece(text[:cut], offset)
             offset += len(text[:cut].encode("utf-8", "surrogateescape"))
             text = text[cut:]
-    whole = text
     if not keep_end:
         text = _without_final_newline(text)
     if text:
-        piece = _piece(text, offset)
-        end = offset + len(whole.encode("utf-8", "surrogateescape"))
-        yield Piece(piece.text, offset, end, piece.bad)
+        yield _piece(text, offset)
 
 
 def _without_final_newline(text: str) -> str:
@@ -79,6 +74,5 @@ def _without_final_newline(text: str) -> str:
 
 
 def _piece(text: str, offset: int) -> Piece:
-    end = offset + len(text.encode("utf-8", "surrogateescape"))
     clean, bad = _BAD.subn("\ufffd", text)
-    return Piece(clean, offset, end, bad)
+    return Piece(clean, offset, bad)
