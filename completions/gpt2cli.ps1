@@ -104,7 +104,7 @@ Register-ArgumentCompleter -Native -CommandName gpt2cli -ScriptBlock {
         @{Of = 'inspect'; What = 'flag'; Name = '--special-tokens'; Help = 'Read <|endoftext|> in the prompt as the token, not as text'; Kind = ''; Words = @()}
         @{Of = 'inspect'; What = 'flag'; Name = '--strict'; Help = 'Bad bytes in the prompt are an error, not replaced with a warning'; Kind = ''; Words = @()}
         @{Of = 'inspect'; What = 'flag'; Name = '--json'; Help = 'One JSON document'; Kind = ''; Words = @()}
-        @{Of = 'inspect'; What = 'flag'; Name = '--jsonl'; Help = 'JSON events, one a line: start, token, end, summary'; Kind = ''; Words = @()}
+        @{Of = 'inspect'; What = 'flag'; Name = '--jsonl'; Help = 'JSON events, one a line'; Kind = ''; Words = @()}
         @{Of = 'inspect'; What = 'flag'; Name = '--csv'; Help = 'A table; what a spreadsheet takes for a formula gets an apostrophe'; Kind = ''; Words = @()}
         @{Of = 'inspect'; What = 'flag'; Name = '--svg'; Help = 'A picture of the screen, 80 columns wide'; Kind = ''; Words = @()}
         @{Of = 'inspect'; What = 'flag'; Name = '--html'; Help = 'One page with nothing outside itself'; Kind = ''; Words = @()}
@@ -124,7 +124,7 @@ Register-ArgumentCompleter -Native -CommandName gpt2cli -ScriptBlock {
         @{Of = 'compare'; What = 'flag'; Name = '-p'; Help = 'A prompt; may be given several times'; Kind = 'text'; Words = @()}
         @{Of = 'compare'; What = 'flag'; Name = '--file'; Help = 'Read the prompt from FILE'; Kind = 'file'; Words = @()}
         @{Of = 'compare'; What = 'flag'; Name = '-f'; Help = 'Read the prompt from FILE'; Kind = 'file'; Words = @()}
-        @{Of = 'compare'; What = 'flag'; Name = '--lines'; Help = 'Each line of FILE or stdin is a prompt; empty ones are left out'; Kind = ''; Words = @()}
+        @{Of = 'compare'; What = 'flag'; Name = '--lines'; Help = 'Each line is a text of its own'; Kind = ''; Words = @()}
         @{Of = 'compare'; What = 'flag'; Name = '--vary'; Help = 'Prompts from a template: "The {White|Black} man" is two'; Kind = 'text'; Words = @()}
         @{Of = 'compare'; What = 'flag'; Name = '--next'; Help = 'Show the K likeliest next words of each prompt; 0 is none'; Kind = 'text'; Words = @()}
         @{Of = 'compare'; What = 'flag'; Name = '--words'; Help = 'Show the probability of these next words instead'; Kind = 'text'; Words = @()}
@@ -147,7 +147,7 @@ Register-ArgumentCompleter -Native -CommandName gpt2cli -ScriptBlock {
         @{Of = 'compare'; What = 'flag'; Name = '--special-tokens'; Help = 'Read <|endoftext|> in the prompt as the token, not as text'; Kind = ''; Words = @()}
         @{Of = 'compare'; What = 'flag'; Name = '--strict'; Help = 'Bad bytes in the prompt are an error, not replaced with a warning'; Kind = ''; Words = @()}
         @{Of = 'compare'; What = 'flag'; Name = '--json'; Help = 'One JSON document'; Kind = ''; Words = @()}
-        @{Of = 'compare'; What = 'flag'; Name = '--jsonl'; Help = 'JSON events, one a line: start, token, end, summary'; Kind = ''; Words = @()}
+        @{Of = 'compare'; What = 'flag'; Name = '--jsonl'; Help = 'JSON events, one a line'; Kind = ''; Words = @()}
         @{Of = 'compare'; What = 'flag'; Name = '--csv'; Help = 'A table; what a spreadsheet takes for a formula gets an apostrophe'; Kind = ''; Words = @()}
         @{Of = 'compare'; What = 'flag'; Name = '--svg'; Help = 'A picture of the screen, 80 columns wide'; Kind = ''; Words = @()}
         @{Of = 'compare'; What = 'flag'; Name = '--html'; Help = 'One page with nothing outside itself'; Kind = ''; Words = @()}

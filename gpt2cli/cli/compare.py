@@ -67,9 +67,7 @@ def compare(
         Path | None,
         typer.Option("--file", "-f", metavar="FILE", help="Read the prompt from FILE.", show_default=False),
     ] = None,
-    lines: Annotated[
-        bool, typer.Option("--lines", help="Each line of FILE or stdin is a prompt; empty ones are left out.")
-    ] = False,
+    lines: params.Lines = False,
     vary: Annotated[
         list[str] | None,
         typer.Option(
@@ -134,7 +132,7 @@ def compare(
     special_tokens: params.SpecialTokens = None,
     strict: params.Strict = False,
     json: params.Json = False,
-    jsonl: params.Jsonl = False,
+    jsonl: params.Events = False,
     csv: params.Csv = False,
     svg: params.Svg = False,
     html: params.Html = False,

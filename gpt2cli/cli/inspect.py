@@ -77,6 +77,7 @@ def inspect(
         bool | None,
         typer.Option(
             "--marks/--no-marks",
+            metavar="",
             help="Digits under the text. Default: in an SVG, and where there are no colours.",
             show_default=False,
         ),
@@ -84,7 +85,9 @@ def inspect(
     explain: Annotated[
         bool,
         typer.Option(
-            "--explain", help="Instead: what each sampling option removes at one step, and what is left."
+            "--explain",
+            metavar="",
+            help="Instead: what each sampling option removes at one step, and what is left.",
         ),
     ] = False,
     at: Annotated[
@@ -123,7 +126,7 @@ def inspect(
     special_tokens: params.SpecialTokens = None,
     strict: params.Strict = False,
     json: params.Json = False,
-    jsonl: params.Jsonl = False,
+    jsonl: params.Events = False,
     csv: params.Csv = False,
     svg: params.Svg = False,
     html: params.Html = False,
