@@ -45,8 +45,7 @@ def is_letter(engine: Engine, token: int) -> bool:
 
 
 def test_what_makes_a_word_longer(engine: Engine) -> None:
-    assert engine.tokenizer is not None
-    found = continuing_tokens(engine.tokenizer, 257).tolist()
+    found = continuing_tokens(engine).tolist()
     assert found == [is_letter(engine, token) for token in range(257)]
 
 

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from gpt2cli.analysis.logprobs import score_rows
-from gpt2cli.analysis.nextword import NextWords, Path
+from gpt2cli.analysis.nextword import NextWords, Path, continuing_tokens
 from gpt2cli.core.engine import Choice, Engine
 from gpt2cli.errors import UsageError
 from gpt2cli.options import GenerateOptions
@@ -166,14 +166,15 @@ class WordTable:
     probabilities: tuple[tuple[float, ...], ...]
     """A row for each word, a column for each prompt."""
     finished: bool
-    """Whether no likelier word can have been missed."""
+    """Whether the search came to its end; see `NextWords.likeliest`."""
 
 
 def likeliest_words(engine: Engine, prompts: Sequence[str], count: int) -> WordTable:
     """The ``count`` likeliest next words of each prompt, all of them with their probability after every
     prompt, those with the largest average first.
     """
-    places = [NextWords(engine, engine.encode(prompt)) for prompt in prompts]
+    longer = continuing_tokens(engine)
+    places = [NextWords(engine, engine.encode(prompt), longer) for prompt in prompts]
     paths: dict[str, set[Path]] = {}
     finished = True
     for place in places:
@@ -188,7 +189,8 @@ def likeliest_words(engine: Engine, prompts: Sequence[str], count: int) -> WordT
 
 def given_words(engine: Engine, prompts: Sequence[str], words: Sequence[str]) -> WordTable:
     """The probability of each of ``words`` after each prompt, written as the tokenizer writes it."""
-    places = [NextWords(engine, engine.encode(prompt)) for prompt in prompts]
+    longer = continuing_tokens(engine)
+    places = [NextWords(engine, engine.encode(prompt), longer) for prompt in prompts]
     rows = tuple(
         tuple(
             place.probability([place.path_of(prompt, word)])

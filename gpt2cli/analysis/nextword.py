@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import heapq
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -19,10 +19,14 @@ from gpt2cli.core.decode import prefill
 from gpt2cli.core.engine import Engine
 from gpt2cli.core.sampling import check_finite
 from gpt2cli.errors import PromptTooLong, UsageError
-from gpt2cli.text.tokenizer import Tokenizer
 
 Path = tuple[int, ...]
 """The tokens of a word."""
+
+Found = dict[str, tuple[float, list[Path]]]
+"""Words with their probability so far, and the ways to write them."""
+Beginning = tuple[float, Path, Iterator[tuple[float, Path]]]
+"""Minus the probability of a path, the path, and the less likely ones that differ in its last token."""
 
 ROWS = 16
 MAX_EXPANDED = 512
@@ -48,17 +52,17 @@ class NextWord:
 class NextWords:
     """The words that may follow one prompt. Raises `UsageError` for a tokenizer that is not byte-level."""
 
-    def __init__(self, engine: Engine, ids: Sequence[int]) -> None:
-        if engine.tokenizer is None or not engine.tokenizer.byte_level:
-            raise UsageError("words need a model with a byte-level tokenizer, as GPT-2's is")
+    def __init__(self, engine: Engine, ids: Sequence[int], longer: Tensor | None = None) -> None:
+        """``longer`` is `continuing_tokens` of the model, where it is known already."""
         if len(ids) >= engine.config.n_positions:
             raise PromptTooLong(
                 f"the prompt of {len(ids)} tokens leaves no room in the context of "
                 f"{engine.config.n_positions}"
             )
+        self._longer = continuing_tokens(engine) if longer is None else longer
+        assert engine.tokenizer is not None
         self._model, self._tokenizer = engine.model, engine.tokenizer
         self._room = engine.config.n_positions - len(ids)
-        self._longer = continuing_tokens(engine.tokenizer, engine.config.vocab_size)
         self._cache = self._model.new_cache(1, len(ids))
         logits = prefill(self._model, self._cache, ids)
         check_finite(logits)
@@ -68,27 +72,34 @@ class NextWords:
         """The ``count`` likeliest words, best first, and whether the search could be finished.
 
         Best-first: a word is never likelier than its beginning, so the search ends when no beginning that
-        is left is likelier than the words found.
+        is left is likelier than the words found. A word that is likely only by many unlikely ways to write
+        it may be missed.
         """
-        found: dict[str, tuple[float, list[Path]]] = {}
-        frontier: list[tuple[float, Path]] = []
-        self._branch((), 1.0, self._first, found, frontier, FLOOR)
+        found: Found = {}
+        frontier: list[Beginning] = []
+        _push_next(frontier, self._children((), 1.0, self._first))
         expanded = 0
-        while frontier and -frontier[0][0] > _threshold(found, count):
-            if expanded >= MAX_EXPANDED:
+        while True:
+            batch: list[tuple[float, Path]] = []
+            while len(batch) < ROWS and frontier and -frontier[0][0] > _threshold(found, count):
+                negative, path, siblings = heapq.heappop(frontier)
+                _push_next(frontier, siblings)
+                if self._is_open(path):
+                    batch.append((-negative, path))
+                else:
+                    _add(found, _word(self._text(path)), -negative, path)
+            if not batch:
                 break
-            batch = [heapq.heappop(frontier) for _ in range(min(ROWS, len(frontier)))]
             expanded += len(batch)
+            if expanded > MAX_EXPANDED:
+                break
             after = self._after([path for _, path in batch])
-            for (negative, path), probabilities in zip(batch, after, strict=True):
-                reached = max(FLOOR, _threshold(found, count))
-                self._close(path, -negative, probabilities, found)
-                self._branch(path, -negative, probabilities, found, frontier, reached)
+            for (reached, path), probabilities in zip(batch, after, strict=True):
+                self._close(path, reached, probabilities, found)
+                _push_next(frontier, self._children(path, reached, probabilities))
         words = [NextWord(text, p, tuple(paths)) for text, (p, paths) in found.items()]
         words.sort(key=lambda word: (-word.probability, word.text))
-        best = words[:count]
-        finished = not frontier or -frontier[0][0] <= _threshold(found, count)
-        return best, finished
+        return words[:count], expanded <= MAX_EXPANDED
 
     def probability(self, paths: Sequence[Path]) -> float:
         """The probability of a word that is written in one of ``paths``."""
@@ -109,30 +120,16 @@ class NextWords:
         spaced = word if not prompt or prompt[-1].isspace() or word[:1].isspace() else f" {word}"
         return tuple(self._tokenizer.encode(spaced))
 
-    def _branch(
-        self,
-        path: Path,
-        reached: float,
-        probabilities: Tensor,
-        found: dict[str, tuple[float, list[Path]]],
-        frontier: list[tuple[float, Path]],
-        floor: float,
-    ) -> None:
-        """What may follow ``path``, of probability ``reached``: words that end at once, and beginnings."""
-        likely = probabilities * reached > floor
+    def _children(self, path: Path, reached: float, probabilities: Tensor) -> Iterator[tuple[float, Path]]:
+        """What may follow ``path``, of probability ``reached``, the likeliest first."""
         if path and self._text(path).strip():
-            likely &= self._longer
-        for token in likely.nonzero().squeeze(1).tolist():
-            longer = (*path, token)
-            probability = reached * float(probabilities[token])
-            if self._is_open(longer):
-                heapq.heappush(frontier, (-probability, longer))
-            else:
-                _add(found, _word(self._text(longer)), probability, longer)
+            probabilities = probabilities * self._longer
+        ordered, tokens = (probabilities * reached).sort(descending=True)
+        number = int((ordered > FLOOR).sum())
+        for probability, token in zip(ordered[:number].tolist(), tokens[:number].tolist(), strict=True):
+            yield probability, (*path, token)
 
-    def _close(
-        self, path: Path, reached: float, probabilities: Tensor, found: dict[str, tuple[float, list[Path]]]
-    ) -> None:
+    def _close(self, path: Path, reached: float, probabilities: Tensor, found: Found) -> None:
         """The word that ends with ``path``; white space alone is none."""
         text = self._text(path)
         if text.strip():
@@ -161,9 +158,12 @@ class NextWords:
         return logits.double().softmax(dim=-1)
 
 
-def continuing_tokens(tokenizer: Tokenizer, vocab_size: int) -> Tensor:
-    """[V] bool: the tokens that make a word before them longer."""
-    texts = (tokenizer.decode([token]) for token in range(vocab_size))
+def continuing_tokens(engine: Engine) -> Tensor:
+    """[V] bool: the tokens that make a word before them longer. Raises `UsageError` as `NextWords` does."""
+    tokenizer = engine.tokenizer
+    if tokenizer is None or not tokenizer.byte_level:
+        raise UsageError("words need a model with a byte-level tokenizer, as GPT-2's is")
+    texts = (tokenizer.decode([token]) for token in range(engine.config.vocab_size))
     return torch.tensor([_CONTINUES.match(text) is not None for text in texts])
 
 
@@ -173,12 +173,19 @@ def _word(text: str) -> str:
     return match[0] if match and match[0].strip() else text
 
 
-def _threshold(found: dict[str, tuple[float, list[Path]]], count: int) -> float:
+def _push_next(frontier: list[Beginning], siblings: Iterator[tuple[float, Path]]) -> None:
+    """Put the likeliest of ``siblings`` into the heap; it brings the next one when it is taken out."""
+    for probability, path in siblings:
+        heapq.heappush(frontier, (-probability, path, siblings))
+        return
+
+
+def _threshold(found: Found, count: int) -> float:
     """The probability of the ``count``-th likeliest word found; 0 while there are fewer."""
     best = heapq.nlargest(count, (probability for probability, _ in found.values()))
     return best[-1] if len(best) == count else 0.0
 
 
-def _add(found: dict[str, tuple[float, list[Path]]], text: str, probability: float, path: Path) -> None:
+def _add(found: Found, text: str, probability: float, path: Path) -> None:
     before, paths = found.get(text, (0.0, []))
     found[text] = (before + probability, [*paths, path])
