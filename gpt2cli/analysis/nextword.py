@@ -182,8 +182,9 @@ def _push_next(frontier: list[Beginning], siblings: Iterator[tuple[float, Path]]
 
 def _threshold(found: Found, count: int) -> float:
     """The probability of the ``count``-th likeliest word found; 0 while there are fewer."""
-    best = heapq.nlargest(count, (probability for probability, _ in found.values()))
-    return best[-1] if len(best) == count else 0.0
+    if len(found) < count:
+        return 0.0
+    return heapq.nlargest(count, (probability for probability, _ in found.values()))[-1]
 
 
 def _add(found: Found, text: str, probability: float, path: Path) -> None:
