@@ -13,11 +13,15 @@ import typer
 
 from gpt2cli import __version__
 from gpt2cli.cli import bench as bench_module
+from gpt2cli.cli import compare as compare_module
 from gpt2cli.cli import completions, config, models, store
 from gpt2cli.cli import distill as distill_module
+from gpt2cli.cli import features as features_module
 from gpt2cli.cli import finetune as finetune_module
 from gpt2cli.cli import generate as generate_module
+from gpt2cli.cli import inspect as inspect_module
 from gpt2cli.cli import pull as pull_module
+from gpt2cli.cli import score as score_module
 from gpt2cli.cli import train as train_module
 from gpt2cli.cli import verify as verify_module
 from gpt2cli.errors import Gpt2cliError, InvalidOption, ReaderGone, Signalled
@@ -55,6 +59,10 @@ def root(
 
 
 app.command("generate", epilog=generate_module.EXAMPLES)(generate_module.generate)
+app.command("inspect", epilog=inspect_module.EXAMPLES)(inspect_module.inspect)
+app.command("compare", epilog=compare_module.EXAMPLES)(compare_module.compare)
+app.command("score", epilog=score_module.EXAMPLES)(score_module.score)
+app.command("features", epilog=features_module.EXAMPLES)(features_module.features)
 app.command("pull", epilog=pull_module.EXAMPLES)(pull_module.pull)
 app.command("list", epilog=models.LIST_EXAMPLES)(models.list_models)
 app.command("show", epilog=models.SHOW_EXAMPLES)(models.show)

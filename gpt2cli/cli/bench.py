@@ -4,19 +4,15 @@ from __future__ import annotations
 
 import statistics
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, get_args
 
 import typer
 
-from gpt2cli.checkpoint import open_checkpoint
 from gpt2cli.cli import params
-from gpt2cli.cli.pull import is_offline, resolve_or_pull
+from gpt2cli.cli.loading import find_model, start
 from gpt2cli.errors import UsageError
-from gpt2cli.hub.converted import converted_stem
-from gpt2cli.options import LoadOptions, Precision
-from gpt2cli.settings import Settings
+from gpt2cli.options import Precision
 from gpt2cli.terminal.jsonout import json_line
 from gpt2cli.terminal.plots import check_plot_path, save_plot
 from gpt2cli.terminal.streams import Terminal
@@ -78,29 +74,17 @@ def bench(
     Nothing else should run meanwhile; when something did, it is said.
     """
     terminal: Terminal = ctx.obj
-    settings = Settings.load(terminal.environ)
-    terminal.quiet = bool(settings.over({"quiet": quiet}).get("quiet"))
+    settings = start(terminal, ctx.params)
     terminal.check_stdout()
     precisions = _precisions(precision)
     if plot is not None:
         check_plot_path(plot)
-    load = LoadOptions(
-        **settings.over({"device": device, "threads": threads}), allow_pickle=bool(allow_pickle)
-    )
-    resolved = resolve_or_pull(
-        terminal,
-        settings.over({"model": model}).get("model"),
-        revision,
-        is_offline(terminal, settings, offline),
-        settings=settings,
-        allow_pickle=load.allow_pickle,
-    )
-    checkpoint = open_checkpoint(resolved.directory, allow_pickle=load.allow_pickle)
+    found = find_model(terminal, settings, {**ctx.params, "precision": None})
     with terminal.signals.deferred():
         from gpt2cli.bench import as_json, run_bench
     report = run_bench(
-        checkpoint,
-        replace(load, converted=converted_stem(resolved)),
+        found.checkpoint,
+        found.load,
         precisions,
         against_transformers=against is not None,
         rounds=rounds,
@@ -109,11 +93,11 @@ def bench(
         report=terminal.note,
     )
     if json:
-        terminal.write(json_line({"model": resolved.name, "revision": resolved.revision, **as_json(report)}))
+        terminal.write(json_line({**found.head(), **as_json(report)}))
     else:
-        terminal.write(_table(terminal, resolved.name, report))
+        terminal.write(_table(terminal, found.resolved.name, report))
     if plot is not None:
-        _draw(plot, resolved.name, report)
+        _draw(plot, found.resolved.name, report)
     if report.spoiled:
         terminal.warn(
             f"other processes used {report.others:.1f} cores meanwhile: measure again on a quiet machine"

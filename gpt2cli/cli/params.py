@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from dataclasses import fields
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
@@ -23,7 +23,7 @@ from gpt2cli.options import (
 )
 
 _MODEL, _LENGTH, _SAMPLING, _TEXT = "Model", "Length", "Sampling", "Text"
-_OUTPUT, _ENGINE = "Output", "Engine"
+_TEXTS, _OUTPUT, _ENGINE = "Texts", "Output", "Engine"
 
 _DEFAULTS = {field.name: field.default for field in (*fields(GenerateOptions), *fields(LoadOptions))}
 _DEFAULTS["max_new_tokens"] = DEFAULT_MAX_NEW_TOKENS
@@ -204,11 +204,34 @@ Sanitize = Annotated[
     _flag(_TEXT, "--sanitize", help="Drop control characters from the text; a terminal never gets them."),
 ]
 
+Lines = Annotated[bool, _flag(_TEXTS, "--lines", help="Each line is a text of its own.")]
+FromJsonl = Annotated[
+    bool,
+    _flag(
+        _TEXTS,
+        "--from-jsonl",
+        help="Each line is a JSON object with a text; its id is kept. So are files named .jsonl.",
+    ),
+]
+Field = Annotated[
+    str | None,
+    _option(_TEXTS, "--field", metavar="NAME", help="The field of the text. Default: text, or prompt."),
+]
+Bos = Annotated[bool, _flag(_TEXTS, "--bos", help="Put the model's bos token before each text.")]
+
 Json = Annotated[bool, _flag(_OUTPUT, "--json", help="One JSON document.")]
 Jsonl = Annotated[
     bool, _flag(_OUTPUT, "--jsonl", help="JSON events, one a line: start, token, end, summary.")
 ]
 Events = Annotated[bool, _flag(_OUTPUT, "--jsonl", help="JSON events, one a line.")]
+Csv = Annotated[
+    bool, _flag(_OUTPUT, "--csv", help="A table; what a spreadsheet takes for a formula gets an apostrophe.")
+]
+Html = Annotated[bool, _flag(_OUTPUT, "--html", help="One page with nothing outside itself.")]
+Svg = Annotated[bool, _flag(_OUTPUT, "--svg", help="A picture of the screen, 80 columns wide.")]
+ThemeName = Annotated[
+    Literal["light", "dark"] | None, _option(_OUTPUT, "--theme", help="Of an SVG. Default: light.")
+]
 Echo = Annotated[
     bool, _flag(_OUTPUT, "--echo", help="Put the prompt before the text (a terminal always shows it).")
 ]
@@ -243,4 +266,7 @@ PrecisionName = Annotated[
 ]
 Threads = Annotated[
     int | None, _option(_ENGINE, "--threads", metavar="N", help="CPU threads. Default: one a core.")
+]
+BatchTokens = Annotated[
+    int | None, _option(_ENGINE, "--batch-tokens", metavar="N", help="Tokens that are computed at once.")
 ]

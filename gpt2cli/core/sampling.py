@@ -148,27 +148,34 @@ def apply_typical(scores: Tensor, mass: float) -> Tensor:
 
 def make_filters(options: SamplingOptions) -> list[Filter]:
     """The active filters in transformers' order; greedy decoding has only those on repetition."""
-    filters: list[Filter] = []
+    return [apply for _, apply in named_filters(options)]
+
+
+def named_filters(options: SamplingOptions) -> list[tuple[str, Filter]]:
+    """The filters of `make_filters`, each with the option that asks for it."""
+    filters: list[tuple[str, Filter]] = []
+
+    def add(name: str, apply: Filter) -> None:
+        filters.append((name, apply))
+
     if options.repetition_penalty != 1:
-        filters.append(
-            lambda s, states: apply_repetition_penalty(s, _histories(states), options.repetition_penalty)
-        )
+        penalty = options.repetition_penalty
+        add("repetition_penalty", lambda s, states: apply_repetition_penalty(s, _histories(states), penalty))
     if options.no_repeat_ngram_size > 0:
-        filters.append(
-            lambda s, states: apply_no_repeat_ngram(s, _histories(states), options.no_repeat_ngram_size)
-        )
+        size = options.no_repeat_ngram_size
+        add("no_repeat_ngram_size", lambda s, states: apply_no_repeat_ngram(s, _histories(states), size))
     if options.greedy:
         return filters
     if options.temperature != 1:
-        filters.append(lambda s, _: apply_temperature(s, options.temperature))
+        add("temperature", lambda s, _: apply_temperature(s, options.temperature))
     if options.top_k > 0:
-        filters.append(lambda s, _: apply_top_k(s, options.top_k))
+        add("top_k", lambda s, _: apply_top_k(s, options.top_k))
     if options.top_p < 1:
-        filters.append(lambda s, _: apply_top_p(s, options.top_p))
+        add("top_p", lambda s, _: apply_top_p(s, options.top_p))
     if options.min_p > 0:
-        filters.append(lambda s, _: apply_min_p(s, options.min_p))
+        add("min_p", lambda s, _: apply_min_p(s, options.min_p))
     if options.typical_p < 1:
-        filters.append(lambda s, _: apply_typical(s, options.typical_p))
+        add("typical_p", lambda s, _: apply_typical(s, options.typical_p))
     return filters
 
 
@@ -198,7 +205,7 @@ def _greedy(filters: Sequence[Filter]) -> Sampler:
         for apply in filters:
             logits = apply(logits, states)
         best, tokens = logits.max(dim=-1)
-        _check_finite(best)
+        check_finite(best)
         return [int(token) for token in tokens.tolist()]
 
     return sample
@@ -209,7 +216,7 @@ def _full(filters: Sequence[Filter], choose: Sampler) -> Sampler:
 
     @torch.inference_mode()
     def sample(logits: Tensor, states: Sequence[SequenceState]) -> list[int]:
-        _check_finite(logits.amax(dim=-1))
+        check_finite(logits.amax(dim=-1))
         for apply in filters:
             logits = apply(logits, states)
         return choose(logits, states)
@@ -233,7 +240,7 @@ def _among_top_k(options: GenerateOptions, full: Sampler) -> Sampler:
         for apply in before:
             scores = apply(scores, states)
         best, ids = torch.topk(scores, k + 1)
-        _check_finite(best[:, 0])
+        check_finite(best[:, 0])
         if bool((best[:, k - 1] == best[:, k]).any()):
             # What ties with the last one kept is kept too.
             return full(logits, states)
@@ -258,7 +265,7 @@ def _uniforms(states: Sequence[SequenceState], cumulative: Tensor) -> Tensor:
     )
 
 
-def _check_finite(best: Tensor) -> None:
+def check_finite(best: Tensor) -> None:
     """Raise `ModelFileError` for what nothing can be drawn from: weights can be finite and overflow.
 
     ``best`` [B] is the highest score of each row; a NaN counts as the highest.

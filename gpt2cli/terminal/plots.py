@@ -8,7 +8,9 @@ import itertools
 import math
 import warnings
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from rich.cells import cell_len, set_cell_size
 
@@ -237,16 +239,31 @@ def _no_matplotlib() -> Gpt2cliError:
     )
 
 
+@dataclass(frozen=True, slots=True)
+class Panel:
+    """One chart of a file that has several."""
+
+    series: Mapping[str, Points]
+    title: str
+    x_label: str
+    y_label: str
+
+
 def save_plot(path: Path, series: Mapping[str, Points], *, title: str, x_label: str, y_label: str) -> None:
     """Write the chart to an .svg or .png file, whole or not at all. The same input gives the same file.
 
     Raises `UsageError`, `Gpt2cliError`.
     """
+    save_panels(path, [Panel(series, title, x_label, y_label)])
+
+
+def save_panels(path: Path, panels: Sequence[Panel]) -> None:
+    """As `save_plot`, with the charts one below the other."""
     check_plot_path(path)
-    write_atomically(path, _render(path.suffix.lower().removeprefix("."), series, title, x_label, y_label))
+    write_atomically(path, _render(path.suffix.lower().removeprefix("."), panels))
 
 
-def _render(kind: str, series: Mapping[str, Points], title: str, x_label: str, y_label: str) -> bytes:
+def _render(kind: str, panels: Sequence[Panel]) -> bytes:
     try:
         from matplotlib import style
         from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -264,23 +281,27 @@ def _render(kind: str, series: Mapping[str, Points], title: str, x_label: str, y
     # A name may have characters that matplotlib's font has not: boxes, and no word about it.
     with style.context(["default", look]), warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)
-        figure = Figure(figsize=(8, 4.5), dpi=150, layout="constrained")
+        figure = Figure(figsize=(8, 4.5 * len(panels)), dpi=150, layout="constrained")
         FigureCanvasAgg(figure)
-        axes = figure.subplots()
-        lines = []
-        for points in map(_finite, series.values()):
-            # Many points are a line; few are seen only with marks.
-            mark = "o" if len(points) <= 40 else ""
-            lines += axes.plot([x for x, _ in points], [y for _, y in points], marker=mark, markersize=4)
-        axes.set_title(one_line(title), parse_math=False)
-        axes.set_xlabel(one_line(x_label), parse_math=False)
-        axes.set_ylabel(one_line(y_label), parse_math=False)
-        if lines:
-            # The names are set afterwards: one that begins with "_" would be left out of the legend.
-            legend = axes.legend(lines, [str(number) for number in range(len(lines))])
-            for text, name in zip(legend.get_texts(), series, strict=True):
-                text.set_parse_math(False)
-                text.set_text(one_line(name))
+        for axes, panel in zip(figure.subplots(len(panels), squeeze=False)[:, 0], panels, strict=True):
+            _draw_panel(axes, panel)
         buffer = io.BytesIO()
         figure.savefig(buffer, format=kind, metadata={"Date": None} if kind == "svg" else None)
     return buffer.getvalue()
+
+
+def _draw_panel(axes: Any, panel: Panel) -> None:
+    lines = []
+    for points in map(_finite, panel.series.values()):
+        # Many points are a line; few are seen only with marks.
+        mark = "o" if len(points) <= 40 else ""
+        lines += axes.plot([x for x, _ in points], [y for _, y in points], marker=mark, markersize=4)
+    axes.set_title(one_line(panel.title), parse_math=False)
+    axes.set_xlabel(one_line(panel.x_label), parse_math=False)
+    axes.set_ylabel(one_line(panel.y_label), parse_math=False)
+    if lines:
+        # The names are set afterwards: one that begins with "_" would be left out of the legend.
+        legend = axes.legend(lines, [str(number) for number in range(len(lines))])
+        for text, name in zip(legend.get_texts(), panel.series, strict=True):
+            text.set_parse_math(False)
+            text.set_text(one_line(name))

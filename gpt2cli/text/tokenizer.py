@@ -6,6 +6,7 @@ string of those. `gpt2cli.text.tokenizer_files` reads a tokenizer from its files
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Sequence
 from functools import cache, cached_property
@@ -61,6 +62,37 @@ class Tokenizer:
         if not self.byte_level or self._backend.normalizer is not None:
             return None
         return max(map(len, self._backend.get_vocab(with_added_tokens=True)), default=1)
+
+    def same_vocabulary(self, other: Tokenizer) -> bool:
+        """Whether an id stands for the same token in both."""
+        return self.byte_level == other.byte_level and self._vocabulary == other._vocabulary
+
+    @cached_property
+    def _vocabulary(self) -> dict[str, int]:
+        """Token to id, added tokens included."""
+        table: dict[str, int] = self._backend.get_vocab(with_added_tokens=True)
+        return table
+
+    @cached_property
+    def cuts_before_space(self) -> bool:
+        """Whether a text may be cut before a space or a line end that follows a character that is none:
+        the ids of the parts are then the ids of the whole.
+
+        So it is for GPT-2's own kind. Its pattern (``'s|'t|…| ?\\p{L}+| ?\\p{N}+| ?[^\\s\\p{L}\\p{N}]+|
+        \\s+(?!\\S)|\\s+``) has no alternative that goes on from another character to white space, and none
+        that looks back: a match always ends, and begins anew, at such a place. Merges stay within a match.
+        """
+        backend = self._backend
+        if backend.normalizer is not None or type(backend.model).__name__ != "BPE" or backend.model.dropout:
+            return False
+        if not _is_byte_level(backend.pre_tokenizer, add_prefix_space=False, use_regex=True):
+            return False
+        if backend.post_processor is not None and not _is_byte_level(backend.post_processor):
+            return False
+        return not any(
+            token.lstrip or token.rstrip or token.single_word or any(char.isspace() for char in token.content)
+            for token in backend.get_added_tokens_decoder().values()
+        )
 
     def encode(self, text: str, *, special_tokens: bool = False) -> list[int]:
         """The ids of ``text``.
@@ -130,6 +162,14 @@ class Tokenizer:
             f"the model has no token for the character {char!r} (U+{ord(char):04X})",
             hint="this model knows only a small alphabet; leave the character out of the prompt",
         )
+
+
+def _is_byte_level(component: Any, **fields: bool) -> bool:
+    """Whether a part of the tokenizer is GPT-2's, with these ``fields``."""
+    if component is None:
+        return False
+    state = json.loads(component.__getstate__())
+    return state.get("type") == "ByteLevel" and all(state.get(name, True) is fields[name] for name in fields)
 
 
 def _bytes_of(token: str | None, byte_level: bool) -> bytes:

@@ -1,0 +1,192 @@
+"""Hidden states and attention weights: the numbers of ``GPT2Model(**inputs)``.
+
+Layers are counted as in transformers' ``hidden_states``: 0 is the embeddings, n the output of block n, but
+the last comes after the final layer norm, and is ``last_hidden_state``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from gpt2cli.core.model import GPT2
+from gpt2cli.errors import PromptTooLong, UsageError
+
+Pool = Literal["none", "mean", "last"]
+
+BATCH_TOKENS = {"cpu": 2048, "cuda": 16384, "mps": 4096}
+
+
+@dataclass(frozen=True, slots=True)
+class FeatureOptions:
+    """What is taken out. ``layers`` are 0 … n_layer, see the module; ``attention`` blocks 1 … n_layer."""
+
+    layers: tuple[int, ...]
+    pool: Pool = "none"
+    attention: tuple[int, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Features:
+    """The features of one text of T tokens, on the CPU."""
+
+    tag: Any
+    tokens: tuple[int, ...]
+    layers: dict[int, Tensor]
+    """By layer: [T, D] fp32, or [D] where they are pooled."""
+    attention: dict[int, Tensor] = field(default_factory=dict)
+    """By block: [H, T, T] fp32; row t are the weights with which token t looks at the tokens up to itself."""
+
+
+def parse_layers(text: str, n_layer: int, *, first: int = 0) -> tuple[int, ...]:
+    """``all``, or numbers and ranges as in ``0,3-5,-1``, from ``first`` to ``n_layer``. Raises `UsageError`.
+
+    Negative numbers count from the end: -1 is the last layer.
+    """
+    if text.strip() == "all":
+        return tuple(range(first, n_layer + 1))
+    layers: list[int] = []
+    for part in text.split(","):
+        low, dash, high = part.strip().partition("-")
+        try:
+            if dash and low:
+                layers += range(_layer(low, n_layer, first), _layer(high, n_layer, first) + 1)
+            else:
+                layers.append(_layer(part, n_layer, first))
+        except ValueError:
+            raise UsageError(
+                f"{part.strip()[:40]!r} is no layer of this model",
+                hint=f"layers: {first} to {n_layer}, -1 for the last, 2-4, all",
+            ) from None
+    return tuple(dict.fromkeys(layers))
+
+
+def _layer(text: str, n_layer: int, first: int) -> int:
+    number = int(text)
+    number = n_layer + 1 + number if number < 0 else number
+    if not first <= number <= n_layer:
+        raise ValueError(text)
+    return number
+
+
+@torch.inference_mode()
+def extract_batch(
+    model: GPT2, tags: Sequence[Any], rows: Sequence[Sequence[int]], options: FeatureOptions
+) -> list[Features]:
+    """The features of texts of any length, at least one token each, in one batch. Raises `PromptTooLong`."""
+    counts = [len(row) for row in rows]
+    if max(counts) > model.config.n_positions:
+        raise PromptTooLong(
+            f"the text has {max(counts)} tokens; the model's context is {model.config.n_positions}",
+            hint="shorten it, or keep its end with --truncate",
+        )
+    inputs = torch.zeros(len(rows), max(counts), dtype=torch.long)
+    for number, row in enumerate(rows):
+        inputs[number, : counts[number]] = torch.tensor(row)
+    names = {_stage(layer, model.config.n_layer): layer for layer in options.layers}
+    blocks = {f"h.{block - 1}.attn.weights": block for block in options.attention}
+    found: dict[int, list[Tensor]] = {}
+    weights: dict[int, list[Tensor]] = {}
+
+    def observe(stage: str, tensor: Tensor) -> None:
+        # Pooled at once: the states of all layers are never held together.
+        if stage in names:
+            states = zip(tensor, counts, strict=True)
+            found[names[stage]] = [_pooled(state[:count], options.pool) for state, count in states]
+        if stage in blocks:
+            pairs = zip(tensor, counts, strict=True)
+            # Whole in memory: safetensors writes a view of a larger tensor wrongly.
+            weights[blocks[stage]] = [
+                weight[:, :count, :count]
+                .to("cpu", torch.float32)
+                .clone(memory_format=torch.contiguous_format)
+                for weight, count in pairs
+            ]
+
+    cache = model.new_cache(len(rows), max(counts))
+    model.hidden_states(inputs.to(model.device), cache, counts, observe=observe)
+    return [
+        Features(
+            tag,
+            tuple(rows[n]),
+            {layer: found[layer][n] for layer in options.layers},
+            {block: weights[block][n] for block in options.attention},
+        )
+        for n, tag in enumerate(tags)
+    ]
+
+
+def _stage(layer: int, n_layer: int) -> str:
+    if layer == n_layer:
+        return "ln_f"
+    return "embeddings" if layer == 0 else f"h.{layer - 1}.output"
+
+
+def _pooled(states: Tensor, pool: Pool) -> Tensor:
+    """states: [T, D] -> [T, D] or [D], a copy on the CPU."""
+    if pool == "mean":
+        states = states.double().mean(dim=0)
+    elif pool == "last":
+        states = states[-1]
+    return states.to("cpu", torch.float32).clone(memory_format=torch.contiguous_format)
+
+
+def extract(
+    model: GPT2,
+    texts: Iterable[tuple[Any, Sequence[int]]],
+    options: FeatureOptions,
+    *,
+    batch_tokens: int | None = None,
+) -> Iterator[Features]:
+    """The features of tagged texts, in their order, in batches of like length. Raises `PromptTooLong`."""
+    batch_tokens = batch_tokens or BATCH_TOKENS.get(model.device.type, 2048)
+    group: list[tuple[Any, Sequence[int]]] = []
+    tokens = 0
+    for text in texts:
+        group.append(text)
+        tokens += len(text[1])
+        if tokens >= 4 * batch_tokens:
+            yield from _extract_group(model, group, options, batch_tokens)
+            group, tokens = [], 0
+    if group:
+        yield from _extract_group(model, group, options, batch_tokens)
+
+
+def _extract_group(
+    model: GPT2, group: Sequence[tuple[Any, Sequence[int]]], options: FeatureOptions, batch_tokens: int
+) -> Iterator[Features]:
+    order = sorted(range(len(group)), key=lambda n: -len(group[n][1]))
+    found: dict[int, Features] = {}
+    while order:
+        rows = max(1, batch_tokens // len(group[order[0]][1]))
+        batch, order = order[:rows], order[rows:]
+        tags, ids = [group[n][0] for n in batch], [group[n][1] for n in batch]
+        found.update(zip(batch, extract_batch(model, tags, ids, options), strict=True))
+    yield from (found[n] for n in range(len(group)))
+
+
+def arrays(found: Sequence[Features], options: FeatureOptions) -> dict[str, Any]:
+    """Many texts as numpy arrays, by name, for one file.
+
+    ``layer.N``: [texts, D] where they are pooled; else [all tokens, D], the texts one after the other, and
+    ``offsets``: [texts + 1] says where each begins. ``token_ids``: [all tokens]. ``attention.N.T`` is that of
+    block N in text T, [H, T, T].
+    """
+    import numpy as np
+
+    lengths = [len(features.tokens) for features in found]
+    result: dict[str, Any] = {
+        "token_ids": np.array([token for features in found for token in features.tokens], np.int64),
+        "offsets": np.array([0, *np.cumsum(lengths)], np.int64),
+    }
+    for layer in options.layers:
+        parts = [features.layers[layer].numpy() for features in found]
+        result[f"layer.{layer}"] = np.stack(parts) if options.pool != "none" else np.concatenate(parts)
+    for block in options.attention:
+        for number, features in enumerate(found):
+            result[f"attention.{block}.{number}"] = features.attention[block].numpy()
+    return result

@@ -1,0 +1,171 @@
+"""Log-probabilities of given tokens: the ground under `score`, `inspect` and `compare`.
+
+Only positions that are asked for go through the output head, a slice at a time: logits are never held
+for more than `LOGITS_AT_ONCE` numbers, however long the text is.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from gpt2cli.core.cache import KVCache
+from gpt2cli.core.model import GPT2
+from gpt2cli.errors import ModelFileError, PromptTooLong
+
+LOGITS_AT_ONCE = 2**23
+"""Numbers; 32 MiB in fp32, and a few times that while they are worked on."""
+
+
+@dataclass(frozen=True, slots=True)
+class TokenScore:
+    """What the model thought of one token, given those before it. Logarithms are natural."""
+
+    token: int
+    logprob: float
+    rank: int
+    """1 is the likeliest; tokens that tie share the better rank."""
+    entropy: float
+    """Of the distribution the token was drawn from, in nats."""
+    top: tuple[tuple[int, float], ...] = ()
+    """The likeliest tokens with their log-probabilities, best first."""
+
+
+@dataclass(frozen=True, slots=True)
+class Scores:
+    """The scores of N tokens, on the CPU. ``ranks`` and ``entropies`` only where details were asked for."""
+
+    tokens: Tensor
+    """[N] int64: the tokens that were predicted."""
+    logprobs: Tensor
+    """[N] fp32"""
+    ranks: Tensor | None = None
+    """[N] int64"""
+    entropies: Tensor | None = None
+    """[N] fp32, nats"""
+    top_tokens: Tensor | None = None
+    """[N, K] int64"""
+    top_logprobs: Tensor | None = None
+    """[N, K] fp32"""
+
+    def __len__(self) -> int:
+        return self.tokens.shape[0]
+
+    @property
+    def nll(self) -> float:
+        """The negative log-likelihood of all the tokens together, in nats, summed in float64."""
+        return -float(self.logprobs.double().sum())
+
+    def __iter__(self) -> Iterator[TokenScore]:
+        """Token by token; needs details."""
+        assert self.ranks is not None and self.entropies is not None
+        tops: list[tuple[tuple[int, float], ...]] = [()] * len(self)
+        if self.top_tokens is not None and self.top_logprobs is not None:
+            pairs = zip(self.top_tokens.tolist(), self.top_logprobs.tolist(), strict=True)
+            tops = [tuple(zip(ids, logprobs, strict=True)) for ids, logprobs in pairs]
+        columns = (t.tolist() for t in (self.tokens, self.logprobs, self.ranks, self.entropies))
+        for token, logprob, rank, entropy, top in zip(*columns, tops, strict=True):
+            yield TokenScore(token, logprob, rank, entropy, top)
+
+
+def score_ids(model: GPT2, ids: Sequence[int], *, top: int = 0) -> list[TokenScore]:
+    """Score every token of one text but the first: ``len(ids) - 1`` entries, the i-th about ``ids[i + 1]``.
+
+    ``top`` is the number of likeliest tokens listed at each place. The text may have one token more
+    than the model's context, for its last token is only predicted. Raises `PromptTooLong`, `ModelFileError`.
+    """
+    if len(ids) < 2:
+        return []
+    return list(score_rows(model, [ids], details=True, top=top)[0])
+
+
+@torch.inference_mode()
+def score_rows(
+    model: GPT2,
+    rows: Sequence[Sequence[int]],
+    firsts: Sequence[int] | None = None,
+    *,
+    details: bool = False,
+    top: int = 0,
+    cache: KVCache | None = None,
+) -> list[Scores]:
+    """Score texts of any length (at least 2 tokens) in one batch: row r's tokens from ``firsts[r]`` on.
+
+    ``firsts`` are at least 1, and 1 where not given; ``details`` adds ranks and entropies, ``top`` > 0
+    the likeliest tokens. ``cache`` is a buffer of as many rows to work in, whose content is lost.
+    Raises `PromptTooLong` for a row that does not fit, `ModelFileError` where the model computes no numbers.
+    """
+    firsts = firsts or [1] * len(rows)
+    counts = [len(row) - 1 for row in rows]
+    longest = max(counts)
+    if longest > model.config.n_positions:
+        raise PromptTooLong(
+            f"the text has {longest + 1} tokens; the model's context is {model.config.n_positions}"
+        )
+    inputs = torch.zeros(len(rows), longest, dtype=torch.long)
+    for number, row in enumerate(rows):
+        inputs[number, : counts[number]] = torch.tensor(row[:-1])
+    if cache is None:
+        cache = model.new_cache(len(rows), longest)
+    cache.truncate(0)
+    hidden = model.hidden_states(inputs.to(model.device), cache, counts)
+    # What predicts the token at place p is the state at p - 1; [N, D] over all rows.
+    states = torch.cat(
+        [hidden[n, first - 1 : count] for n, (first, count) in enumerate(zip(firsts, counts, strict=True))]
+    )
+    targets = torch.tensor([token for row, first in zip(rows, firsts, strict=True) for token in row[first:]])
+    scores = score_states(model, states, targets, details=details, top=top)
+    return _split(scores, [count - first + 1 for count, first in zip(counts, firsts, strict=True)])
+
+
+@torch.inference_mode()
+def score_states(
+    model: GPT2, states: Tensor, targets: Tensor, *, details: bool = False, top: int = 0
+) -> Scores:
+    """Score the tokens ``targets``: [N] by the final hidden states that predict them, [N, D]."""
+    at_once = max(1, LOGITS_AT_ONCE // model.config.vocab_size)
+    parts = [
+        _score_slice(model.logits(states[at : at + at_once]), targets[at : at + at_once], details, top)
+        for at in range(0, len(targets), at_once)
+    ]
+    columns = [None if column[0] is None else torch.cat(column) for column in zip(*parts, strict=True)]
+    return Scores(targets, *columns)  # type: ignore[arg-type]
+
+
+def _score_slice(logits: Tensor, targets: Tensor, details: bool, top: int) -> tuple[Tensor | None, ...]:
+    """logits: [n, V], targets: [n] -> the columns of `Scores` after ``tokens``."""
+    normaliser = logits.logsumexp(dim=-1)
+    if not bool(normaliser.isfinite().all()):
+        raise ModelFileError(
+            "the model computes NaN or infinity",
+            hint="its weights are damaged, or too large for the precision; try --precision fp32",
+        )
+    chosen = logits.gather(-1, targets.to(logits.device)[:, None])
+    columns: list[Tensor | None] = [chosen.squeeze(-1) - normaliser, None, None, None, None]
+    if details:
+        columns[1] = (logits > chosen).sum(dim=-1) + 1
+        columns[2] = torch.special.entr(logits.softmax(dim=-1)).sum(dim=-1)
+    if top:
+        best, columns[3] = logits.topk(min(top, logits.shape[-1]), dim=-1)
+        columns[4] = best - normaliser[:, None]
+    return tuple(None if column is None else column.cpu() for column in columns)
+
+
+def _split(scores: Scores, lengths: Sequence[int]) -> list[Scores]:
+    columns = (
+        scores.tokens,
+        scores.logprobs,
+        scores.ranks,
+        scores.entropies,
+        scores.top_tokens,
+        scores.top_logprobs,
+    )
+    ends = list(itertools.accumulate(lengths))
+    return [
+        Scores(*(None if column is None else column[end - length : end] for column in columns))  # type: ignore[arg-type]
+        for end, length in zip(ends, lengths, strict=True)
+    ]

@@ -1,0 +1,244 @@
+"""``gpt2cli features``: a model's hidden states of given texts, as files for other programs."""
+
+from __future__ import annotations
+
+import io
+import json as json_module
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+import typer
+
+from gpt2cli.cli import params
+from gpt2cli.cli.loading import FoundModel, find_model, load_engine, start, tokenizer_of
+from gpt2cli.cli.records import Record, Source, open_source, read_lines, read_records, says_jsonl
+from gpt2cli.errors import PromptTooLong, UsageError
+from gpt2cli.files import check_writable, write_atomically
+from gpt2cli.options import check_whole
+from gpt2cli.terminal.jsonout import json_line
+from gpt2cli.terminal.streams import Terminal
+from gpt2cli.text.pieces import read_pieces
+
+if TYPE_CHECKING:
+    from gpt2cli.analysis.features import FeatureOptions, Features
+    from gpt2cli.core.engine import Engine
+
+PoolName = Literal["none", "mean", "last"]
+SUFFIXES = (".npz", ".safetensors", ".jsonl")
+
+EXAMPLES = """Examples:
+
+  gpt2cli features "A sentence" --pool mean
+
+  gpt2cli features --lines -f sentences.txt --layer -1 --pool mean -o features.npz
+
+  gpt2cli features -m gpt2 --layers all --attention all -o one.safetensors "The cat sat"
+"""
+
+
+def features(
+    ctx: typer.Context,
+    words: Annotated[
+        list[str] | None,
+        typer.Argument(
+            metavar="TEXT",
+            help="The text; words are joined by a space. A last - reads stdin, which is also read when "
+            "no text is given.",
+            show_default=False,
+        ),
+    ] = None,
+    prompt: Annotated[
+        str | None, typer.Option("--prompt", "-p", metavar="TEXT", help="The text.", show_default=False)
+    ] = None,
+    file: Annotated[
+        Path | None,
+        typer.Option("--file", "-f", metavar="FILE", help="Read the text from FILE.", show_default=False),
+    ] = None,
+    model: params.Model = None,
+    revision: params.Revision = None,
+    offline: params.Offline = None,
+    allow_pickle: params.AllowPickle = None,
+    lines: params.Lines = False,
+    from_jsonl: params.FromJsonl = False,
+    field: params.Field = None,
+    bos: params.Bos = False,
+    truncate: Annotated[
+        bool,
+        typer.Option(
+            "--truncate",
+            metavar="",
+            help="Keep only the last tokens of a text that is longer than the context.",
+            rich_help_panel="Texts",
+        ),
+    ] = False,
+    special_tokens: params.SpecialTokens = None,
+    strict: params.Strict = False,
+    layers: Annotated[
+        str,
+        typer.Option(
+            "--layer",
+            "--layers",
+            metavar="N,…",
+            help="0 is the embeddings, 1 the first block's output, -1 the last after the final norm, as "
+            "transformers counts; 2-4; all.",
+            rich_help_panel="Features",
+        ),
+    ] = "-1",
+    pool: Annotated[
+        PoolName,
+        typer.Option(
+            "--pool",
+            help="One vector a text: the mean of its tokens, or the last; else one a token.",
+            rich_help_panel="Features",
+        ),
+    ] = "none",
+    attention: Annotated[
+        str | None,
+        typer.Option(
+            "--attention",
+            metavar="N,…",
+            help="Attention weights of these blocks too: 1 is the first, -1 the last; all.",
+            rich_help_panel="Features",
+            show_default=False,
+        ),
+    ] = None,
+    output: Annotated[
+        Path | None,
+        typer.Option(
+            "--output",
+            "-o",
+            metavar="FILE",
+            help="Write .npz, .safetensors or .jsonl; without it JSON lines go to stdout.",
+            rich_help_panel="Output",
+            show_default=False,
+        ),
+    ] = None,
+    quiet: params.Quiet = None,
+    device: params.DeviceName = None,
+    precision: params.PrecisionName = None,
+    threads: params.Threads = None,
+    batch_tokens: params.BatchTokens = None,
+    debug: params.Debug = False,
+) -> None:
+    """Write hidden states and attention weights: the numbers of transformers' GPT2Model."""
+    terminal: Terminal = ctx.obj
+    settings = start(terminal, ctx.params)
+    output = None if output is None or str(output) == "-" else output
+    if output is None:
+        terminal.check_stdout()
+    else:
+        if output.suffix.lower() not in SUFFIXES:
+            raise UsageError(f"{output}: features are written as {', '.join(SUFFIXES)}")
+        check_writable(output)
+    if batch_tokens is not None:
+        check_whole("batch_tokens", batch_tokens, 1, 10**7, f"1 to {10**7}")
+    if lines and from_jsonl:
+        raise UsageError("--lines and --from-jsonl do not go together")
+    with open_source(terminal, words or (), prompt, file, strict=strict) as source:
+        found = find_model(terminal, settings, ctx.params)
+        run = _Run(terminal, ctx.params, source, found, load_engine(terminal, found), output)
+        run.run()
+
+
+@dataclass(frozen=True, slots=True)
+class _Run:
+    terminal: Terminal
+    flags: Mapping[str, Any]
+    source: Source
+    found: FoundModel
+    engine: Engine
+    output: Path | None
+
+    def run(self) -> None:
+        """Read, compute, write."""
+        from gpt2cli.analysis.features import FeatureOptions, extract, parse_layers
+
+        depth = self.engine.config.n_layer
+        wanted = self.flags["attention"]
+        options = FeatureOptions(
+            layers=parse_layers(self.flags["layers"], depth),
+            pool=self.flags["pool"],
+            attention=() if wanted is None else parse_layers(wanted, depth, first=1),
+        )
+        batch_tokens = self.flags["batch_tokens"]
+        computed = extract(self.engine.model, self._texts(), options, batch_tokens=batch_tokens)
+        if self.output is None:
+            for features in computed:
+                self.terminal.write(_line(features))
+        else:
+            self._write(self.output, list(computed), options)
+
+    def _texts(self) -> Iterator[tuple[Record, list[int]]]:
+        """The texts, as ids that fit the context. Raises `UsageError`, `PromptTooLong`."""
+        config, bad = self.engine.config, 0
+        tokenizer = tokenizer_of(self.engine)
+        for record in self._records():
+            bad += record.bad
+            if record.bad and self.flags["strict"]:
+                raise UsageError(f"{self.source.name}: {record.place} has bytes that are NUL or no UTF-8")
+            ids = tokenizer.encode(record.text, special_tokens=bool(self.flags["special_tokens"]))
+            if config.bos_token_id is not None and (self.flags["bos"] or not ids):
+                ids = [config.bos_token_id, *ids]
+            if not ids:
+                raise UsageError(f"{record.place}: the text is empty, and the model has no bos token")
+            if self.flags["truncate"]:
+                ids = ids[-config.n_positions :]
+            if len(ids) > config.n_positions:
+                raise PromptTooLong(
+                    f"{record.place} has {len(ids)} tokens; the model's context is {config.n_positions}",
+                    hint="shorten the text, or keep its end with --truncate",
+                )
+            yield record, ids
+        if bad:
+            self.terminal.warn(f"{self.source.name} has bytes that are NUL or no UTF-8; replaced")
+
+    def _records(self) -> Iterator[Record]:
+        source, flags = self.source, self.flags
+        if flags["from_jsonl"] or (says_jsonl(flags["file"]) and not flags["lines"]):
+            return read_records(source.read, source.name, flags["field"])
+        if flags["lines"]:
+            return read_lines(source.read, source.name)
+        pieces = list(read_pieces(source.read, tokenizer_of(self.engine), keep_end=source.typed))
+        bad = sum(piece.bad for piece in pieces)
+        return iter([Record(0, "".join(piece.text for piece in pieces), bad=bad)])
+
+    def _write(self, path: Path, found: Sequence[Features], options: FeatureOptions) -> None:
+        if not found:
+            raise UsageError(f"{self.source.name} holds no text")
+        kind = path.suffix.lower()
+        if kind == ".jsonl":
+            write_atomically(path, "".join(map(_line, found)))
+            return
+        from gpt2cli.analysis.features import arrays
+
+        tensors = arrays(found, options)
+        about = {
+            **self.found.head(),
+            "pool": options.pool,
+            "texts": [{"index": features.tag.index, "id": features.tag.id} for features in found],
+        }
+        if kind == ".safetensors":
+            from safetensors.numpy import save
+
+            write_atomically(path, save(tensors, {"format": "np", "gpt2cli": json_module.dumps(about)}))
+            return
+        import numpy as np
+
+        buffer = io.BytesIO()
+        np.savez(buffer, about=np.array(json_module.dumps(about)), **tensors)
+        write_atomically(path, buffer.getvalue())
+
+
+def _line(features: Features) -> str:
+    """One text as a line of JSON."""
+    record: Record = features.tag
+    document: dict[str, Any] = {"index": record.index}
+    if record.id is not None:
+        document["id"] = record.id
+    document["token_ids"] = list(features.tokens)
+    document["layers"] = {str(layer): states.tolist() for layer, states in features.layers.items()}
+    if features.attention:
+        document["attention"] = {str(n): weights.tolist() for n, weights in features.attention.items()}
+    return json_line(document)

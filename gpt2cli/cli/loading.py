@@ -1,0 +1,82 @@
+"""The model of an analysis command: found, checked, loaded."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+from gpt2cli.checkpoint import Checkpoint, open_checkpoint
+from gpt2cli.cli.pull import is_offline, resolve_or_pull
+from gpt2cli.errors import ModelFileError
+from gpt2cli.hub.converted import converted_stem
+from gpt2cli.hub.resolve import ResolvedModel
+from gpt2cli.hub.usage import mark_used
+from gpt2cli.options import LoadOptions
+from gpt2cli.settings import Settings
+from gpt2cli.terminal.streams import Terminal
+
+if TYPE_CHECKING:
+    from gpt2cli.core.engine import Engine
+    from gpt2cli.text.tokenizer import Tokenizer
+
+
+@dataclass(frozen=True, slots=True)
+class FoundModel:
+    """A model whose files are in order; nothing is loaded yet."""
+
+    resolved: ResolvedModel
+    checkpoint: Checkpoint
+    load: LoadOptions
+
+    def head(self) -> dict[str, Any]:
+        """The first fields of a document."""
+        return {"model": self.resolved.name, "revision": self.resolved.revision}
+
+
+def start(terminal: Terminal, flags: Mapping[str, Any]) -> Settings:
+    """Read the settings, and be quiet where they or ``--quiet`` say so."""
+    settings = Settings.load(terminal.environ)
+    terminal.quiet = bool(settings.over({"quiet": flags["quiet"]}).get("quiet"))
+    return settings
+
+
+def find_model(terminal: Terminal, settings: Settings, flags: Mapping[str, Any]) -> FoundModel:
+    """The model that the shared flags name, pulled where it is not on this disk. Raises `Gpt2cliError`."""
+    load = LoadOptions(
+        **settings.over({name: flags[name] for name in ("device", "precision", "threads")}),
+        allow_pickle=bool(flags["allow_pickle"]),
+    )
+    wanted = settings.over({"model": flags["model"]}).get("model")
+    resolved = resolve_or_pull(
+        terminal,
+        wanted,
+        flags["revision"],
+        is_offline(terminal, settings, flags["offline"]),
+        settings=settings,
+        allow_pickle=load.allow_pickle,
+    )
+    if wanted is None and terminal.stderr_is_terminal:
+        terminal.note(f"{resolved.name}: the built-in story-teller; for GPT-2: gpt2cli pull distilgpt2")
+    checkpoint = open_checkpoint(resolved.directory, allow_pickle=load.allow_pickle)
+    return FoundModel(resolved, checkpoint, replace(load, converted=converted_stem(resolved)))
+
+
+def load_engine(terminal: Terminal, found: FoundModel) -> Engine:
+    """Load the model. Raises what `Engine.from_checkpoint` raises."""
+    with terminal.signals.deferred():
+        from gpt2cli.core.engine import Engine
+    engine = Engine.from_checkpoint(found.checkpoint, found.load)
+    if found.resolved.stored is not None:
+        mark_used(found.resolved.stored)
+    return engine
+
+
+def tokenizer_of(engine: Engine) -> Tokenizer:
+    """The model's tokenizer. Raises `ModelFileError` where it has none."""
+    if engine.tokenizer is None:
+        raise ModelFileError(
+            f"{engine.checkpoint.directory}: it has no tokenizer",
+            hint="a model directory holds tokenizer.json, or vocab.json and merges.txt",
+        )
+    return engine.tokenizer

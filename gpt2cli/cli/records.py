@@ -1,0 +1,155 @@
+"""Many texts from one source: a line each, or a JSON object each."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from io import BytesIO
+from pathlib import Path
+from typing import Any, BinaryIO
+
+from gpt2cli.cli.prompt import read_prompt
+from gpt2cli.errors import UsageError
+from gpt2cli.options import shown
+from gpt2cli.terminal.streams import Terminal
+
+MAX_LINE_BYTES = 32 * 2**20
+BLOCK_BYTES = 2**16
+JSONL_SUFFIXES = (".jsonl", ".ndjson")
+_BAD = re.compile("[\x00\ud800-\udfff]")
+
+Read = Callable[[int], bytes]
+
+
+@dataclass(frozen=True, slots=True)
+class Source:
+    """Where the text comes from: ``read`` gives its bytes; ``path`` and ``size`` of a regular file only."""
+
+    name: str
+    read: Read
+    seek: Callable[[int], object] | None = None
+    path: Path | None = None
+    size: int | None = None
+    typed: bool = False
+    """On the command line: then a final newline belongs to the text."""
+
+
+@contextlib.contextmanager
+def open_source(
+    terminal: Terminal, words: Sequence[str], prompt: str | None, file: Path | None, *, strict: bool
+) -> Iterator[Source]:
+    """The source that a command line names, as `gpt2cli.cli.prompt.read_prompt` does. Raises `UsageError`."""
+    words = list(words)
+    if file is not None and str(file) != "-" and not words and prompt is None:
+        with _open(file) as opened:
+            regular = file.is_file()
+            size = file.stat().st_size if regular else None
+            yield Source(str(file), _checked(opened.read, file), opened.seek, file if regular else None, size)
+        return
+    from_stdin = prompt is None and words in ([], ["-"]) and (not terminal.stdin_is_terminal or bool(words))
+    if from_stdin or (file is not None and str(file) == "-" and not words and prompt is None):
+        yield Source("standard input", terminal.read_stdin)
+        return
+    text = read_prompt(terminal, words, prompt, file, strict=strict)
+    data = BytesIO(text.encode("utf-8", "replace"))
+    yield Source("the text", data.read, data.seek, typed=True)
+
+
+def _open(file: Path) -> BinaryIO:
+    try:
+        return file.open("rb")
+    except (OSError, ValueError) as error:
+        raise UsageError(f"cannot read {file}: {getattr(error, 'strerror', None) or error}") from None
+
+
+def _checked(read: Read, file: Path) -> Read:
+    def checked(limit: int) -> bytes:
+        try:
+            return read(limit)
+        except OSError as error:
+            raise UsageError(f"cannot read {file}: {error.strerror or error}") from None
+
+    return checked
+
+
+@dataclass(frozen=True, slots=True)
+class Record:
+    """One text of many."""
+
+    index: int
+    text: str
+    id: Any = None
+    """The record's own ``id``, as it stands in the JSON."""
+    data: Mapping[str, Any] = field(default_factory=dict)
+    end: int = 0
+    """In bytes, of what follows it in the source."""
+    bad: int = 0
+    """Bytes that were NUL or no UTF-8, replaced by U+FFFD."""
+
+    @property
+    def place(self) -> str:
+        """As a message names it."""
+        return f"line {self.index + 1}"
+
+
+def read_lines(read: Read, name: str, *, offset: int = 0, index: int = 0) -> Iterator[Record]:
+    """The lines of a source, without their ends. Raises `UsageError` for one without an end in sight."""
+    rest, ended = b"", False
+    while not ended:
+        block = read(BLOCK_BYTES)
+        ended = not block
+        rest += block
+        lines = rest.split(b"\n")
+        rest = b"" if ended else lines.pop()
+        if ended and lines[-1] == b"":
+            lines.pop()
+        for number, line in enumerate(lines):
+            offset += len(line) + (not ended or number < len(lines) - 1)
+            text, bad = _clean(line if index else line.removeprefix(b"\xef\xbb\xbf"))
+            yield Record(index, text, end=offset, bad=bad)
+            index += 1
+        if len(rest) > MAX_LINE_BYTES:
+            raise UsageError(f"{name}: line {index + 1} is longer than {MAX_LINE_BYTES >> 20} MiB")
+
+
+def _clean(line: bytes) -> tuple[str, int]:
+    text = line.decode("utf-8", "surrogateescape").removesuffix("\r")
+    return _BAD.subn("\ufffd", text)
+
+
+def read_records(
+    read: Read, name: str, field: str | None, *, offset: int = 0, index: int = 0
+) -> Iterator[Record]:
+    """The JSON objects of a source, one a line, with the text in ``field``; blank lines are left out.
+
+    Without ``field`` the text is in ``text``, else in ``prompt``. Raises `UsageError`.
+    """
+    for line in read_lines(read, name, offset=offset, index=index):
+        if not line.text.strip():
+            continue
+        where = f"{name}, {line.place}"
+        try:
+            data = json.loads(line.text)
+        except (ValueError, RecursionError):
+            raise UsageError(f"{where}: not valid JSON") from None
+        if not isinstance(data, dict):
+            raise UsageError(f"{where}: not a JSON object")
+        found = next((f for f in ([field] if field else ["text", "prompt"]) if f in data), None)
+        if found is None:
+            fields = ", ".join(key[:40] for key in sorted(data)[:8])
+            raise UsageError(
+                f"{where}: has no field {shown(field or 'text')}",
+                hint=f"its fields: {fields}; name one with --field" if fields else None,
+            )
+        if not isinstance(data[found], str):
+            raise UsageError(f"{where}: the field {shown(found)} is not a text")
+        text, bad = _BAD.subn("\ufffd", data[found])
+        yield Record(line.index, text, data.get("id"), data, line.end, line.bad + bad)
+
+
+def says_jsonl(file: Path | None) -> bool:
+    """Whether a file's name says that it holds JSON lines."""
+    return file is not None and file.suffix.lower() in JSONL_SUFFIXES

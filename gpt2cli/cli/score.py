@@ -1,0 +1,328 @@
+"""``gpt2cli score``: what a model thinks of given texts."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+import typer
+
+from gpt2cli.cli import params
+from gpt2cli.cli.loading import FoundModel, find_model, load_engine, start
+from gpt2cli.cli.records import Source, open_source, says_jsonl
+from gpt2cli.errors import UsageError
+from gpt2cli.files import check_writable
+from gpt2cli.options import check_whole
+from gpt2cli.settings import Settings
+from gpt2cli.terminal.plots import check_plot_path
+from gpt2cli.terminal.streams import Terminal
+
+if TYPE_CHECKING:
+    from gpt2cli.analysis.windows import WindowOptions
+    from gpt2cli.core.engine import Engine
+
+Task = Literal["lambada", "cloze"]
+Normalize = Literal["none", "tokens", "bytes"]
+
+EXAMPLES = """Examples:
+
+  gpt2cli score "The capital of France is Paris"
+
+  gpt2cli score -m gpt2 -f wiki.test.raw --stride 512
+
+  gpt2cli score --lines --jsonl -f sentences.txt
+
+  gpt2cli score --choices " Paris, London, Rome" "The capital of France is"
+
+  gpt2cli score -m gpt2 --task lambada lambada_test.jsonl
+"""
+
+_TEXTS, _CHOICES, _SHOWN = "Texts", "Choices and tasks", "Output"
+
+
+def _flag(panel: str, *names: str, help: str) -> Any:
+    return typer.Option(*names, help=help, metavar="", rich_help_panel=panel, show_default=False)
+
+
+def _value(panel: str, *names: str, metavar: str | None = None, help: str) -> Any:
+    return typer.Option(*names, help=help, metavar=metavar, rich_help_panel=panel, show_default=False)
+
+
+def score(
+    ctx: typer.Context,
+    words: Annotated[
+        list[str] | None,
+        typer.Argument(
+            metavar="TEXT",
+            help="The text; words are joined by a space. A last - reads stdin, which is also read when "
+            "no text is given. With --task, the file.",
+            show_default=False,
+        ),
+    ] = None,
+    prompt: Annotated[
+        str | None, typer.Option("--prompt", "-p", metavar="TEXT", help="The text.", show_default=False)
+    ] = None,
+    file: Annotated[
+        Path | None,
+        typer.Option("--file", "-f", metavar="FILE", help="Read the text from FILE.", show_default=False),
+    ] = None,
+    model: params.Model = None,
+    revision: params.Revision = None,
+    offline: params.Offline = None,
+    allow_pickle: params.AllowPickle = None,
+    lines: params.Lines = False,
+    from_jsonl: params.FromJsonl = False,
+    field: params.Field = None,
+    stride: Annotated[
+        int | None,
+        _value(
+            _TEXTS,
+            "--stride",
+            metavar="N",
+            help="Texts longer than a window are scored in windows that move on by N tokens, as in the "
+            "Hugging Face perplexity guide; a small N is slow, and shows each token more of the text. "
+            "Default: half a window.",
+        ),
+    ] = None,
+    window: Annotated[
+        int | None,
+        _value(_TEXTS, "--window", metavar="N", help="Tokens of a window. Default: the model's context."),
+    ] = None,
+    bos: params.Bos = False,
+    eos: Annotated[
+        bool, _flag(_TEXTS, "--eos", help="Score the end of each text too: the model's eos token after it.")
+    ] = False,
+    keep_newline: Annotated[
+        bool, _flag(_TEXTS, "--keep-newline", help="Keep the final newline of a file or of stdin.")
+    ] = False,
+    special_tokens: params.SpecialTokens = None,
+    strict: params.Strict = False,
+    choices: Annotated[
+        str | None,
+        _value(
+            _CHOICES,
+            "--choices",
+            metavar="A,B,…",
+            help="Rank continuations of the text, each exactly as it stands between commas: mind the space "
+            "before a word.",
+        ),
+    ] = None,
+    choice: Annotated[
+        list[str] | None,
+        _value(_CHOICES, "--choice", metavar="TEXT", help="One continuation; may be given several times."),
+    ] = None,
+    normalize: Annotated[
+        Normalize | None,
+        _value(
+            _CHOICES,
+            "--normalize",
+            help="Rank by log-probability as it is, per token, or per byte. Default: none.",
+        ),
+    ] = None,
+    task: Annotated[
+        Task | None,
+        _value(
+            _CHOICES,
+            "--task",
+            help="lambada: last-word accuracy and perplexity. cloze: which of the choices fills the gap ___.",
+        ),
+    ] = None,
+    limit: Annotated[
+        int | None, _value(_CHOICES, "--limit", metavar="N", help="Only the first N records of a task.")
+    ] = None,
+    tokens: Annotated[
+        bool, _flag(_SHOWN, "--tokens", help="Each token with probability, rank and entropy.")
+    ] = False,
+    top: Annotated[
+        int | None, _value(_SHOWN, "--top", metavar="K", help="With each token the K likeliest ones.")
+    ] = None,
+    plot: Annotated[
+        Path | None,
+        _value(
+            _SHOWN, "--plot", metavar="FILE", help="Draw surprisal, and probability by position: .svg, .png."
+        ),
+    ] = None,
+    json: params.Json = False,
+    jsonl: Annotated[
+        bool, _flag(_SHOWN, "--jsonl", help="JSON events, one a line: token, text, choices, summary.")
+    ] = False,
+    output: params.OutputFile = None,
+    no_resume: Annotated[
+        bool, _flag(_SHOWN, "--no-resume", help="Begin a long file anew, not where a run was broken off.")
+    ] = False,
+    quiet: params.Quiet = None,
+    device: params.DeviceName = None,
+    precision: params.PrecisionName = None,
+    threads: params.Threads = None,
+    batch_tokens: params.BatchTokens = None,
+    debug: params.Debug = False,
+) -> None:
+    """Score texts: nll, perplexity, bits per byte, token by token; rank continuations; run tasks."""
+    terminal: Terminal = ctx.obj
+    settings = start(terminal, ctx.params)
+    options = _options(ctx.params)
+    if options.output is None:
+        terminal.check_stdout()
+    if options.task is not None:
+        words, file = _task_file(words, file)
+    with open_source(terminal, words or (), prompt, file, strict=strict) as source:
+        _run(Job(terminal, settings, ctx.params, options, source))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ScoreOptions:
+    """The flags of `score`, found to go together."""
+
+    many: bool
+    """Whether each line is a text."""
+    records: bool
+    field: str | None
+    stride: int | None
+    window: int | None
+    bos: bool
+    eos: bool
+    keep_newline: bool
+    special_tokens: bool
+    strict: bool
+    choices: tuple[str, ...]
+    normalize: Normalize
+    task: Task | None
+    limit: int | None
+    tokens: bool
+    top: int
+    plot: Path | None
+    json: bool
+    jsonl: bool
+    output: Path | None
+    resume: bool
+    batch_tokens: int | None
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """What a command line asks for."""
+
+    terminal: Terminal
+    settings: Settings
+    flags: Mapping[str, Any]
+    options: ScoreOptions
+    source: Source
+
+
+def _options(flags: Mapping[str, Any]) -> ScoreOptions:
+    """Check what can be checked before anything is read. Raises `UsageError`."""
+    choices = (
+        *((flags["choices"] or "").split(",") if flags["choices"] is not None else ()),
+        *(flags["choice"] or ()),
+    )
+    if not all(choices):
+        raise UsageError("a choice is empty")
+    file = flags["file"]
+    if flags["task"] is not None and flags["words"] and len(flags["words"]) == 1:
+        file = Path(flags["words"][0])
+    records = flags["from_jsonl"] or (says_jsonl(file) and not flags["lines"])
+    for option, low in (("top", 0), ("limit", 1), ("batch_tokens", 1)):
+        if flags[option] is not None:
+            check_whole(option, flags[option], low, 10**7, f"{low} to {10**7}")
+    output = flags["output"]
+    options = ScoreOptions(
+        many=flags["lines"] or records,
+        records=records,
+        field=flags["field"],
+        stride=flags["stride"],
+        window=flags["window"],
+        bos=flags["bos"],
+        eos=flags["eos"],
+        keep_newline=flags["keep_newline"],
+        special_tokens=bool(flags["special_tokens"]),
+        strict=flags["strict"],
+        choices=choices,
+        normalize=flags["normalize"] or "none",
+        task=flags["task"],
+        limit=flags["limit"],
+        tokens=flags["tokens"] or flags["top"] is not None,
+        top=flags["top"] or 0,
+        plot=flags["plot"],
+        json=flags["json"],
+        jsonl=flags["jsonl"],
+        output=None if output is None or str(output) == "-" else output,
+        resume=not flags["no_resume"],
+        batch_tokens=flags["batch_tokens"],
+    )
+    _check(options, flags)
+    return options
+
+
+def _check(options: ScoreOptions, flags: Mapping[str, Any]) -> None:
+    """What does not go together. Raises `UsageError`."""
+    if options.json and options.jsonl:
+        raise UsageError("--json and --jsonl do not go together")
+    if flags["lines"] and flags["from_jsonl"]:
+        raise UsageError("--lines and --from-jsonl do not go together")
+    if options.field is not None and not options.records:
+        raise UsageError("--field is for --from-jsonl")
+    if options.task is not None and options.choices:
+        raise UsageError("--task and --choices do not go together")
+    if options.task == "cloze" and not options.records:
+        raise UsageError("--task cloze reads JSONL", hint="name the file .jsonl, or say --from-jsonl")
+    ranks = bool(options.choices) or options.task is not None
+    if options.normalize != "none" and not options.choices:
+        raise UsageError("--normalize is for --choices")
+    if options.limit is not None and options.task is None:
+        raise UsageError("--limit is for --task")
+    others = {
+        "tokens": options.tokens,
+        "plot": options.plot is not None,
+        "stride": options.stride is not None,
+        "window": options.window is not None,
+        "eos": options.eos,
+    }
+    for name, given in others.items():
+        if ranks and given:
+            raise UsageError(f"--{name} does not go with --choices and --task")
+    if options.plot is not None:
+        check_plot_path(options.plot)
+        check_writable(options.plot)
+    if options.output is not None:
+        check_writable(options.output)
+
+
+def _task_file(words: list[str] | None, file: Path | None) -> tuple[list[str] | None, Path | None]:
+    """``--task NAME FILE``: the argument is the file."""
+    if not words:
+        return words, file
+    if len(words) > 1 or file is not None:
+        raise UsageError("a task reads one file")
+    return (words, None) if words == ["-"] else (None, Path(words[0]))
+
+
+def _run(job: Job) -> None:
+    """Load the model and do what is asked."""
+    found = find_model(job.terminal, job.settings, job.flags)
+    windows = _windows(job, found)
+    engine = load_engine(job.terminal, found)
+    if job.options.bos and engine.config.bos_token_id is None:
+        raise UsageError("--bos: the model has no bos token")
+    if job.options.eos and not engine.config.eos_token_ids:
+        raise UsageError("--eos: the model has no eos token")
+    _dispatch(job, found, engine, windows)
+
+
+def _windows(job: Job, found: FoundModel) -> WindowOptions:
+    from gpt2cli.analysis.windows import WindowOptions
+
+    return WindowOptions.of(found.checkpoint.config.n_positions, job.options.window, job.options.stride)
+
+
+def _dispatch(job: Job, found: FoundModel, engine: Engine, windows: WindowOptions) -> None:
+    with job.terminal.signals.deferred():
+        from gpt2cli.cli.score_ranks import run_choices, run_task
+        from gpt2cli.cli.score_texts import run_texts
+    if job.options.task is not None:
+        run_task(job, found, engine)
+    elif job.options.choices:
+        run_choices(job, found, engine)
+    else:
+        run_texts(job, found, engine, windows)

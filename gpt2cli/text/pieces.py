@@ -1,0 +1,78 @@
+"""A long text in pieces whose ids are those of the whole: what a file of any size is tokenised by."""
+
+from __future__ import annotations
+
+import codecs
+import re
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+from gpt2cli.text.tokenizer import Tokenizer
+
+PIECE_BYTES = 2**16
+_BAD = re.compile("[\x00\ud800-\udfff]")
+
+Read = Callable[[int], bytes]
+"""At most so many bytes, none at the end: ``file.read``."""
+
+
+@dataclass(frozen=True, slots=True)
+class Piece:
+    """A part of a text."""
+
+    text: str
+    offset: int
+    """In bytes, of its beginning."""
+    bad: int
+    """Bytes that were NUL or no UTF-8, replaced by U+FFFD."""
+
+
+def safe_cut(text: str) -> int:
+    """The last place before a space or a line end that follows another character; 0 if there is none."""
+    at = len(text)
+    while True:
+        at = max(text.rfind(" ", 0, at), text.rfind("\n", 0, at))
+        if at <= 0:
+            return 0
+        if not text[at - 1].isspace():
+            return at
+
+
+def read_pieces(
+    read: Read, tokenizer: Tokenizer, *, offset: int = 0, keep_end: bool = False
+) -> Iterator[Piece]:
+    """The text behind ``read``, without a byte-order mark and, unless ``keep_end``, one final newline.
+
+    Where `Tokenizer.cuts_before_space` is false, or the text has no such place, it comes in one piece:
+    then it is held as a whole. ``offset`` is where ``read`` begins, in bytes: the end of a piece, or 0.
+    """
+    decoder = codecs.getincrementaldecoder("utf-8")("surrogateescape")
+    text, ended = "", False
+    if offset == 0:
+        first = read(PIECE_BYTES)
+        if first.startswith(codecs.BOM_UTF8):
+            first, offset = first.removeprefix(codecs.BOM_UTF8), len(codecs.BOM_UTF8)
+        text, ended = decoder.decode(first), not first
+    while not ended:
+        # What is kept has no place for a cut, or is one character at least: so much more is read.
+        data = read(max(PIECE_BYTES, len(text)))
+        ended = not data
+        text += decoder.decode(data, ended)
+        cut = safe_cut(text) if tokenizer.cuts_before_space and not ended else 0
+        if cut:
+            yield _piece(text[:cut], offset)
+            offset += len(text[:cut].encode("utf-8", "surrogateescape"))
+            text = text[cut:]
+    if not keep_end:
+        text = _without_final_newline(text)
+    if text:
+        yield _piece(text, offset)
+
+
+def _without_final_newline(text: str) -> str:
+    return text.removesuffix("\n").removesuffix("\r") if text.endswith("\r\n") else text.removesuffix("\n")
+
+
+def _piece(text: str, offset: int) -> Piece:
+    clean, bad = _BAD.subn("\ufffd", text)
+    return Piece(clean, offset, bad)
