@@ -3,8 +3,10 @@
 # What the command $1 takes.
 _gpt2cli_command() {
     case $1 in
-    '') commands=(generate pull list show rm verify import export gc train finetune distill completions config) flags=(--version -V --help -h) ;;
+    '') commands=(generate score features pull list show rm verify import export gc train finetune distill completions config) flags=(--version -V --help -h) ;;
     generate) commands=() flags=(--prompt -p --file -f --model -m --revision --offline --allow-pickle --max-new-tokens --max-length --stop --ignore-eos --overflow --temperature --temp --top-k --top-p --min-p --typical-p --repetition-penalty --no-repeat-ngram-size --greedy --num-return-sequences -n --seed --rng --special-tokens --strict --sanitize --json --jsonl --echo --logprobs --output -o --no-stream --quiet -q --device --precision --threads --debug --help -h) ;;
+    score) commands=() flags=(--prompt -p --file -f --model -m --revision --offline --allow-pickle --lines --from-jsonl --field --stride --window --bos --eos --keep-newline --special-tokens --strict --choices --choice --normalize --task --limit --tokens --top --plot --json --jsonl --output -o --no-resume --quiet -q --device --precision --threads --batch-tokens --debug --help -h) ;;
+    features) commands=() flags=(--prompt -p --file -f --model -m --revision --offline --allow-pickle --lines --from-jsonl --field --bos --truncate --special-tokens --strict --layer --layers --pool --attention --output -o --quiet -q --device --precision --threads --batch-tokens --debug --help -h) ;;
     pull) commands=() flags=(--revision --allow-pickle --offline --jsonl --quiet -q --debug --help -h) ;;
     list) commands=() flags=(--available --json --quiet -q --debug --help -h) ;;
     show) commands=() flags=(--json --debug --help -h) ;;
@@ -52,6 +54,38 @@ _gpt2cli_flag() {
     'generate --device') kind=words words=(auto cpu cuda mps) ;;
     'generate --precision') kind=words words=(auto fp32 fp16 bf16 int8 int4) ;;
     'generate --threads') kind=text words=() ;;
+    'score --prompt'|'score -p') kind=text words=() ;;
+    'score --file'|'score -f') kind=file words=() ;;
+    'score --model'|'score -m') kind=model words=() ;;
+    'score --revision') kind=text words=() ;;
+    'score --field') kind=text words=() ;;
+    'score --stride') kind=text words=() ;;
+    'score --window') kind=text words=() ;;
+    'score --choices') kind=text words=() ;;
+    'score --choice') kind=text words=() ;;
+    'score --normalize') kind=words words=(none tokens bytes) ;;
+    'score --task') kind=words words=(lambada cloze) ;;
+    'score --limit') kind=text words=() ;;
+    'score --top') kind=text words=() ;;
+    'score --plot') kind=file words=() ;;
+    'score --output'|'score -o') kind=file words=() ;;
+    'score --device') kind=words words=(auto cpu cuda mps) ;;
+    'score --precision') kind=words words=(auto fp32 fp16 bf16 int8 int4) ;;
+    'score --threads') kind=text words=() ;;
+    'score --batch-tokens') kind=text words=() ;;
+    'features --prompt'|'features -p') kind=text words=() ;;
+    'features --file'|'features -f') kind=file words=() ;;
+    'features --model'|'features -m') kind=model words=() ;;
+    'features --revision') kind=text words=() ;;
+    'features --field') kind=text words=() ;;
+    'features --layer'|'features --layers') kind=text words=() ;;
+    'features --pool') kind=words words=(none mean last) ;;
+    'features --attention') kind=text words=() ;;
+    'features --output'|'features -o') kind=file words=() ;;
+    'features --device') kind=words words=(auto cpu cuda mps) ;;
+    'features --precision') kind=words words=(auto fp32 fp16 bf16 int8 int4) ;;
+    'features --threads') kind=text words=() ;;
+    'features --batch-tokens') kind=text words=() ;;
     'pull --revision') kind=text words=() ;;
     'import --name') kind=text words=() ;;
     'gc --days') kind=text words=() ;;
@@ -206,6 +240,8 @@ _gpt2cli_flag() {
 _gpt2cli_argument() {
     case "$1 $2" in
     'generate '[0-9]*) kind=text words=() ;;
+    'score '[0-9]*) kind=text words=() ;;
+    'features '[0-9]*) kind=text words=() ;;
     'pull '[0-9]*) kind=model words=() ;;
     'show '0) kind=model words=() ;;
     'rm '[0-9]*) kind=model words=() ;;

@@ -7,6 +7,8 @@ Register-ArgumentCompleter -Native -CommandName gpt2cli -ScriptBlock {
     # all further ones), with the kind of its value, and the words that the value can be.
     $entries = @(
         @{Of = ''; What = 'command'; Name = 'generate'; Help = 'Continue a text: the prompt goes in, the model''s continuation comes out as it is drawn'; Kind = ''; Words = @()}
+        @{Of = ''; What = 'command'; Name = 'score'; Help = 'Score texts: nll, perplexity, bits per byte, token by token; rank continuations; run tasks'; Kind = ''; Words = @()}
+        @{Of = ''; What = 'command'; Name = 'features'; Help = 'Write hidden states and attention weights: the numbers of transformers'' GPT2Model'; Kind = ''; Words = @()}
         @{Of = ''; What = 'command'; Name = 'pull'; Help = 'Bring models from the Hugging Face Hub into the store; what was begun is resumed'; Kind = ''; Words = @()}
         @{Of = ''; What = 'command'; Name = 'list'; Help = 'The models on this disk: in the store, in the Hugging Face cache, in the package'; Kind = ''; Words = @()}
         @{Of = ''; What = 'command'; Name = 'show'; Help = 'What is known of a model: its shape, size, licence and origin, and what its card says of its use'; Kind = ''; Words = @()}
@@ -70,6 +72,80 @@ Register-ArgumentCompleter -Native -CommandName gpt2cli -ScriptBlock {
         @{Of = 'generate'; What = 'flag'; Name = '--help'; Help = 'Show this message and exit'; Kind = ''; Words = @()}
         @{Of = 'generate'; What = 'flag'; Name = '-h'; Help = 'Show this message and exit'; Kind = ''; Words = @()}
         @{Of = 'generate'; What = '0+'; Name = 'PROMPT'; Help = 'PROMPT'; Kind = 'text'; Words = @()}
+        @{Of = 'score'; What = 'flag'; Name = '--prompt'; Help = 'The text'; Kind = 'text'; Words = @()}
+        @{Of = 'score'; What = 'flag'; Name = '-p'; Help = 'The text'; Kind = 'text'; Words = @()}
+        @{Of = 'score'; What = 'flag'; Name = '--file'; Help = 'Read the text from FILE'; Kind = 'file'; Words = @()}
+        @{Of = 'score'; What = 'flag'; Name = '-f'; Help = 'Read the text from FILE'; Kind = 'file'; Words = @()}
+        @{Of = 'score'; What = 'flag'; Name = '--model'; Help = 'A model directory, or a name (gpt2, owner/name); one that is not on this disk is pulled'; Kind = 'model'; Words = @()}
+        @{Of = 'score'; What = 'flag'; Name = '-m'; Help = 'A model directory, or a name (gpt2, owner/name); one that is not on this disk is pulled'; Kind = 'model'; Words = @()}
+        @{Of = 'score'; What = 'flag'; Name = '--revision'; Help = 'A branch, tag or commit of the model'; Kind = 'text'; Words = @()}
+        @{Of = 'score'; What = 'flag'; Name = '--offline'; Help = 'Never use the network'; Kind = ''; Words = @()}
+        @{Of = 'score'; What = 'flag'; Name = '--allow-pickle'; Help = 'Read .bin checkpoints too, plain tensors only (weights_only)'; Kind = ''; Words = @()}
+        @{Of = 'score'; What = 'flag'; Name = '--lines'; Help = 'Each line is a text of its own'; Kind = ''; Words = @()}
+        @{Of = 'score'; What = 'flag'; Name = '--from-jsonl'; Help = 'Each line is a JSON object with a text; its id is kept'; Kind = ''; Words = @()}
+        @{Of = 'score'; What = 'flag'; Name = '--field'; Help = 'The field of the text'; Kind = 'text'; Words = @()}
+        @{Of = 'score'; What = 'flag'; Name = '--stride'; Help = 'Texts longer than a window are scored in windows that move on by N tokens, as in the Hugging Face perplexity guide; a small N is slow, and shows each token more of the text'; Kind = 'text'; Words = @()}
+        @{Of = 'score'; What = 'flag'; Name = '--window'; Help = 'Tokens of a window'; Kind = 'text'; Words = @()}
+        @{Of = 'score'; What = 'flag'; Name = '--bos'; Help = 'Put the model''s bos token before each text'; Kind = ''; Words = @()}
+        @{Of = 'score'; What = 'flag'; Name = '--eos'; Help = 'Score the end of each text too: the model''s eos token after it'; Kind = ''; Words = @()}
+        @{Of = 'score'; What = 'flag'; Name = '--keep-newline'; Help = 'Keep the final newline of a file or of stdin'; Kind = ''; Words = @()}
+        @{Of = 'score'; What = 'flag'; Name = '--special-tokens'; Help = 'Read <|endoftext|> in the prompt as the token, not as text'; Kind = ''; Words = @()}
+        @{Of = 'score'; What = 'flag'; Name = '--strict'; Help = 'Bad bytes in the prompt are an error, not replaced with a warning'; Kind = ''; Words = @()}
+        @{Of = 'score'; What = 'flag'; Name = '--choices'; Help = 'Rank continuations of the text, each exactly as it stands between commas: mind the space before a word'; Kind = 'text'; Words = @()}
+        @{Of = 'score'; What = 'flag'; Name = '--choice'; Help = 'One continuation; may be given several times'; Kind = 'text'; Words = @()}
+        @{Of = 'score'; What = 'flag'; Name = '--normalize'; Help = 'Rank by log-probability as it is, per token, or per byte'; Kind = 'words'; Words = @('none', 'tokens', 'bytes')}
+        @{Of = 'score'; What = 'flag'; Name = '--task'; Help = 'lambada: last-word accuracy and perplexity'; Kind = 'words'; Words = @('lambada', 'cloze')}
+        @{Of = 'score'; What = 'flag'; Name = '--limit'; Help = 'Only the first N records of a task'; Kind = 'text'; Words = @()}
+        @{Of = 'score'; What = 'flag'; Name = '--tokens'; Help = 'Each token with probability, rank and entropy'; Kind = ''; Words = @()}
+        @{Of = 'score'; What = 'flag'; Name = '--top'; Help = 'With each token the K likeliest ones'; Kind = 'text'; Words = @()}
+        @{Of = 'score'; What = 'flag'; Name = '--plot'; Help = 'Draw surprisal, and probability by position: .svg, .png'; Kind = 'file'; Words = @()}
+        @{Of = 'score'; What = 'flag'; Name = '--json'; Help = 'One JSON document'; Kind = ''; Words = @()}
+        @{Of = 'score'; What = 'flag'; Name = '--jsonl'; Help = 'JSON events, one a line: token, text, choices, summary'; Kind = ''; Words = @()}
+        @{Of = 'score'; What = 'flag'; Name = '--output'; Help = 'Write to FILE, whole or not at all; - is stdout'; Kind = 'file'; Words = @()}
+        @{Of = 'score'; What = 'flag'; Name = '-o'; Help = 'Write to FILE, whole or not at all; - is stdout'; Kind = 'file'; Words = @()}
+        @{Of = 'score'; What = 'flag'; Name = '--no-resume'; Help = 'Begin a long file anew, not where a run was broken off'; Kind = ''; Words = @()}
+        @{Of = 'score'; What = 'flag'; Name = '--quiet'; Help = 'No notes and warnings on stderr'; Kind = ''; Words = @()}
+        @{Of = 'score'; What = 'flag'; Name = '-q'; Help = 'No notes and warnings on stderr'; Kind = ''; Words = @()}
+        @{Of = 'score'; What = 'flag'; Name = '--device'; Help = 'Where to run'; Kind = 'words'; Words = @('auto', 'cpu', 'cuda', 'mps')}
+        @{Of = 'score'; What = 'flag'; Name = '--precision'; Help = 'Of the weights; auto is fp32'; Kind = 'words'; Words = @('auto', 'fp32', 'fp16', 'bf16', 'int8', 'int4')}
+        @{Of = 'score'; What = 'flag'; Name = '--threads'; Help = 'CPU threads'; Kind = 'text'; Words = @()}
+        @{Of = 'score'; What = 'flag'; Name = '--batch-tokens'; Help = 'Tokens that are computed at once'; Kind = 'text'; Words = @()}
+        @{Of = 'score'; What = 'flag'; Name = '--debug'; Help = 'Show a traceback with an error'; Kind = ''; Words = @()}
+        @{Of = 'score'; What = 'flag'; Name = '--help'; Help = 'Show this message and exit'; Kind = ''; Words = @()}
+        @{Of = 'score'; What = 'flag'; Name = '-h'; Help = 'Show this message and exit'; Kind = ''; Words = @()}
+        @{Of = 'score'; What = '0+'; Name = 'TEXT'; Help = 'TEXT'; Kind = 'text'; Words = @()}
+        @{Of = 'features'; What = 'flag'; Name = '--prompt'; Help = 'The text'; Kind = 'text'; Words = @()}
+        @{Of = 'features'; What = 'flag'; Name = '-p'; Help = 'The text'; Kind = 'text'; Words = @()}
+        @{Of = 'features'; What = 'flag'; Name = '--file'; Help = 'Read the text from FILE'; Kind = 'file'; Words = @()}
+        @{Of = 'features'; What = 'flag'; Name = '-f'; Help = 'Read the text from FILE'; Kind = 'file'; Words = @()}
+        @{Of = 'features'; What = 'flag'; Name = '--model'; Help = 'A model directory, or a name (gpt2, owner/name); one that is not on this disk is pulled'; Kind = 'model'; Words = @()}
+        @{Of = 'features'; What = 'flag'; Name = '-m'; Help = 'A model directory, or a name (gpt2, owner/name); one that is not on this disk is pulled'; Kind = 'model'; Words = @()}
+        @{Of = 'features'; What = 'flag'; Name = '--revision'; Help = 'A branch, tag or commit of the model'; Kind = 'text'; Words = @()}
+        @{Of = 'features'; What = 'flag'; Name = '--offline'; Help = 'Never use the network'; Kind = ''; Words = @()}
+        @{Of = 'features'; What = 'flag'; Name = '--allow-pickle'; Help = 'Read .bin checkpoints too, plain tensors only (weights_only)'; Kind = ''; Words = @()}
+        @{Of = 'features'; What = 'flag'; Name = '--lines'; Help = 'Each line is a text of its own'; Kind = ''; Words = @()}
+        @{Of = 'features'; What = 'flag'; Name = '--from-jsonl'; Help = 'Each line is a JSON object with a text; its id is kept'; Kind = ''; Words = @()}
+        @{Of = 'features'; What = 'flag'; Name = '--field'; Help = 'The field of the text'; Kind = 'text'; Words = @()}
+        @{Of = 'features'; What = 'flag'; Name = '--bos'; Help = 'Put the model''s bos token before each text'; Kind = ''; Words = @()}
+        @{Of = 'features'; What = 'flag'; Name = '--truncate'; Help = 'Keep only the last tokens of a text that is longer than the context'; Kind = ''; Words = @()}
+        @{Of = 'features'; What = 'flag'; Name = '--special-tokens'; Help = 'Read <|endoftext|> in the prompt as the token, not as text'; Kind = ''; Words = @()}
+        @{Of = 'features'; What = 'flag'; Name = '--strict'; Help = 'Bad bytes in the prompt are an error, not replaced with a warning'; Kind = ''; Words = @()}
+        @{Of = 'features'; What = 'flag'; Name = '--layer'; Help = '0 is the embeddings, 1 the first block''s output, -1 the last after the final norm, as transformers counts; 2-4; all'; Kind = 'text'; Words = @()}
+        @{Of = 'features'; What = 'flag'; Name = '--layers'; Help = '0 is the embeddings, 1 the first block''s output, -1 the last after the final norm, as transformers counts; 2-4; all'; Kind = 'text'; Words = @()}
+        @{Of = 'features'; What = 'flag'; Name = '--pool'; Help = 'One vector a text: the mean of its tokens, or the last; else one a token'; Kind = 'words'; Words = @('none', 'mean', 'last')}
+        @{Of = 'features'; What = 'flag'; Name = '--attention'; Help = 'Attention weights of these blocks too: 1 is the first, -1 the last; all'; Kind = 'text'; Words = @()}
+        @{Of = 'features'; What = 'flag'; Name = '--output'; Help = 'Write .npz, .safetensors or .jsonl; without it JSON lines go to stdout'; Kind = 'file'; Words = @()}
+        @{Of = 'features'; What = 'flag'; Name = '-o'; Help = 'Write .npz, .safetensors or .jsonl; without it JSON lines go to stdout'; Kind = 'file'; Words = @()}
+        @{Of = 'features'; What = 'flag'; Name = '--quiet'; Help = 'No notes and warnings on stderr'; Kind = ''; Words = @()}
+        @{Of = 'features'; What = 'flag'; Name = '-q'; Help = 'No notes and warnings on stderr'; Kind = ''; Words = @()}
+        @{Of = 'features'; What = 'flag'; Name = '--device'; Help = 'Where to run'; Kind = 'words'; Words = @('auto', 'cpu', 'cuda', 'mps')}
+        @{Of = 'features'; What = 'flag'; Name = '--precision'; Help = 'Of the weights; auto is fp32'; Kind = 'words'; Words = @('auto', 'fp32', 'fp16', 'bf16', 'int8', 'int4')}
+        @{Of = 'features'; What = 'flag'; Name = '--threads'; Help = 'CPU threads'; Kind = 'text'; Words = @()}
+        @{Of = 'features'; What = 'flag'; Name = '--batch-tokens'; Help = 'Tokens that are computed at once'; Kind = 'text'; Words = @()}
+        @{Of = 'features'; What = 'flag'; Name = '--debug'; Help = 'Show a traceback with an error'; Kind = ''; Words = @()}
+        @{Of = 'features'; What = 'flag'; Name = '--help'; Help = 'Show this message and exit'; Kind = ''; Words = @()}
+        @{Of = 'features'; What = 'flag'; Name = '-h'; Help = 'Show this message and exit'; Kind = ''; Words = @()}
+        @{Of = 'features'; What = '0+'; Name = 'TEXT'; Help = 'TEXT'; Kind = 'text'; Words = @()}
         @{Of = 'pull'; What = 'flag'; Name = '--revision'; Help = 'A branch, tag or commit of the model'; Kind = 'text'; Words = @()}
         @{Of = 'pull'; What = 'flag'; Name = '--allow-pickle'; Help = 'Convert .bin weights to safetensors, plain tensors only'; Kind = ''; Words = @()}
         @{Of = 'pull'; What = 'flag'; Name = '--offline'; Help = 'Never use the network'; Kind = ''; Words = @()}
