@@ -348,6 +348,16 @@ def test_interrupted_and_resumed(long: tuple[str, ...], tmp_path: Path) -> None:
     assert plots[0].read_bytes() == plots[1].read_bytes()
 
 
+def test_interrupted_while_rows_are_written(long: tuple[str, ...], tmp_path: Path) -> None:
+    """What is kept on the way out needs the file of rows, which must not be closed by then."""
+    arguments = (*long, "--jsonl", "--tokens", "-o", str(tmp_path / "out.jsonl"))
+    interrupted = fall("SIGINT", *arguments)
+    assert interrupted.returncode == 130 and b"error" not in interrupted.stderr
+    assert call(*arguments).code == 0 and os.listdir(tmp_path) == ["out.jsonl"]
+    events = [json.loads(line) for line in (tmp_path / "out.jsonl").read_text().splitlines()]
+    assert events[-1]["resumed"] and events[-1]["total"]["tokens"] == len(events) - 1
+
+
 def test_a_changed_file_begins_anew(long: tuple[str, ...], tmp_path: Path) -> None:
     file = tmp_path / "changed.txt"
     file.write_bytes(Path(long[4]).read_bytes())

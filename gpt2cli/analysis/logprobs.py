@@ -1,7 +1,7 @@
 """Log-probabilities of given tokens: the ground under `score`, `inspect` and `compare`.
 
 Only positions that are asked for go through the output head, a slice at a time: logits are never held
-for more than `LOGITS_AT_ONCE` numbers, however long the text is.
+for more than `LOGITS_AT_ONCE` numbers or `FEWEST_ROWS` places, however long the text is.
 """
 
 from __future__ import annotations
@@ -17,8 +17,10 @@ from gpt2cli.core.cache import KVCache
 from gpt2cli.core.model import GPT2
 from gpt2cli.errors import ModelFileError, PromptTooLong
 
-LOGITS_AT_ONCE = 2**23
-"""Numbers; 32 MiB in fp32, and a few times that while they are worked on."""
+LOGITS_AT_ONCE = 2**21
+"""Numbers; 8 MiB in fp32, and a few times that while they are worked on."""
+FEWEST_ROWS = 128
+"""Of a slice, however large the vocabulary: fewer would read the head's matrix too often."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,7 +129,7 @@ def score_states(
     model: GPT2, states: Tensor, targets: Tensor, *, details: bool = False, top: int = 0
 ) -> Scores:
     """Score the tokens ``targets``: [N] by the final hidden states that predict them, [N, D]."""
-    at_once = max(1, LOGITS_AT_ONCE // model.config.vocab_size)
+    at_once = max(FEWEST_ROWS, LOGITS_AT_ONCE // model.config.vocab_size)
     parts = [
         _score_slice(model.logits(states[at : at + at_once]), targets[at : at + at_once], details, top)
         for at in range(0, len(targets), at_once)

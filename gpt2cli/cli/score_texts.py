@@ -99,9 +99,9 @@ class TextRun:
             if self._meter is not None:
                 self._meter.stop()
             if not done:
-                self._rows.abandon(keep=progress is not None)
                 if progress is not None and self._state["totals"]:
                     progress.save(self._save, now=True)
+                self._rows.abandon(keep=progress is not None)
         self._finish(plot)
         if progress is not None:
             progress.remove()

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 from gpt2cli.text.tokenizer import Tokenizer
 
-PIECE_BYTES = 2**16
+PIECE_BYTES = 2**14
 _BAD = re.compile("[\x00\ud800-\udfff]")
 
 Read = Callable[[int], bytes]
