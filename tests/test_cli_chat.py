@@ -17,10 +17,12 @@ from typing import Any
 
 import pytest
 from chats import chat_model
-from cli import COMMAND, Outcome, call, run, start
+from cli import COMMAND, Outcome, Tty, call, run, start
 from support import REPOSITORY, make_model
 
-from gpt2cli.repl.sessions import Session, list_sessions
+from gpt2cli.cli.chat import _chosen
+from gpt2cli.repl.sessions import Session, list_sessions, sessions_dir
+from gpt2cli.terminal.streams import Terminal
 
 SAY = ("--seed", "7", "--max-new-tokens", "12", "-q")
 LINES = b"Once upon\nand\n\nthe end\n"
@@ -383,3 +385,16 @@ def test_a_long_session_stays_as_it_was(model: Path, format: str, turns: int) ->
     # The text itself is kept, about a kilobyte a turn; the work is that of one context.
     assert grown < 4 * 2**20 + 2500 * turns
     assert statistics.median(late) < 2 * statistics.median(early)
+
+
+def test_a_session_is_chosen_from_a_list(model: Path) -> None:
+    """On a terminal ``--resume`` asks; what is in the files does not act on it."""
+    for name in ("first", "second"):
+        chat(model, *SAY, "--save", name, stdin=b"words of \x1b]0;x\x07" + name.encode() + b"\n")
+        os.utime(sessions_dir() / f"{name}.jsonl", (1e9 + (name == "second"),) * 2)
+    shown = []
+    for answer in (b"2\n", b"\n", b"first\n"):
+        streams = [Tty(answer), Tty(), Tty()]
+        shown.append(_chosen(Terminal(*streams, environ={"TERM": "xterm"})))
+        assert b"\x1b" not in streams[2].getvalue()
+    assert shown == ["first", "second", "first"]
