@@ -13,6 +13,7 @@ import typer
 
 from gpt2cli import __version__
 from gpt2cli.cli import bench as bench_module
+from gpt2cli.cli import chat as chat_module
 from gpt2cli.cli import compare as compare_module
 from gpt2cli.cli import completions, config, models, store
 from gpt2cli.cli import distill as distill_module
@@ -59,9 +60,10 @@ def root(
 
 
 app.command("generate", epilog=generate_module.EXAMPLES)(generate_module.generate)
+app.command("chat", epilog=chat_module.EXAMPLES)(chat_module.chat)
+app.command("score", epilog=score_module.EXAMPLES)(score_module.score)
 app.command("inspect", epilog=inspect_module.EXAMPLES)(inspect_module.inspect)
 app.command("compare", epilog=compare_module.EXAMPLES)(compare_module.compare)
-app.command("score", epilog=score_module.EXAMPLES)(score_module.score)
 app.command("features", epilog=features_module.EXAMPLES)(features_module.features)
 app.command("pull", epilog=pull_module.EXAMPLES)(pull_module.pull)
 app.command("list", epilog=models.LIST_EXAMPLES)(models.list_models)
