@@ -1,0 +1,154 @@
+"""What the model sees: a conversation as tokens, its oldest turns dropped where they do not fit."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from gpt2cli.errors import PromptTooLong
+from gpt2cli.repl.formats import Answer, Format, Part, Special
+from gpt2cli.repl.tree import Tree, Turn
+
+if TYPE_CHECKING:
+    from gpt2cli.core.engine import Engine
+    from gpt2cli.text.tokenizer import Tokenizer
+
+MAX_PIECES = 4096
+"""Texts whose tokens are kept, each some dozens of bytes."""
+
+
+@dataclass(frozen=True, slots=True)
+class Context:
+    """What the model sees next. ``dropped`` turns of the path are no longer part of it, the oldest."""
+
+    ids: list[int]
+    text: str
+    turns: tuple[Turn, ...]
+    dropped: int
+    newly_dropped: int = 0
+    """Of these, the turns that the answer before still saw."""
+
+
+class Contexts:
+    """Lays conversations out for one model, in one format, under one system text."""
+
+    def __init__(self, engine: Engine, format: Format, system: str) -> None:
+        self.engine, self.format, self.system = engine, format, system
+        self._pieces: dict[str | Special, tuple[int, ...]] = {}
+        self._answers: dict[int, Sequence[int]] = {}
+
+    def fit(
+        self,
+        tree: Tree,
+        parent: Turn | None,
+        user: str | None,
+        max_new_tokens: int,
+        answer: Sequence[int] = (),
+    ) -> Context:
+        """The context after ``parent`` for an answer to ``user``, of which ``answer`` is there already.
+
+        Room is left for the new tokens, or half the context where they are more. When it is
+        exceeded, whole oldest turns are dropped until a quarter of the context is free besides:
+        what is left has to be computed again, which then is not for every turn. The system text
+        stays. Raises `PromptTooLong` when the newest turn alone is too long.
+        """
+        size = self.engine.config.n_positions
+        budget = size - min(max_new_tokens, size // 2)
+        turns = self._seen(tree, parent)
+        seen = len(turns)
+        ids = self._ids(turns, user, answer)
+        if len(ids) > budget and turns:
+            turns = self._shortened(turns, user, answer, (budget - size // 4, budget))
+            ids = self._ids(turns, user, answer)
+        if len(ids) >= size:
+            raise PromptTooLong(
+                f"the message has {len(ids)} tokens with what must stand around it; "
+                f"the model's context is {size}, and one must be left",
+                hint="send a shorter one",
+            )
+        before = 0 if parent is None else parent.depth + 1
+        return Context(ids, self._text(ids), tuple(turns), before - len(turns), seen - len(turns))
+
+    def _seen(self, tree: Tree, parent: Turn | None) -> list[Turn]:
+        """The turns that the answer of ``parent`` saw, and itself; never more than a context can hold."""
+        turns: list[Turn] = []
+        for turn in tree.back(parent):
+            turns.append(turn)
+            assert parent is not None
+            if turn.id == parent.first or len(turns) >= self.engine.config.n_positions:
+                break
+        return turns[::-1]
+
+    def _shortened(
+        self, turns: list[Turn], user: str | None, answer: Sequence[int], limits: tuple[int, int]
+    ) -> list[Turn]:
+        """The most of the newest turns that fit into the first limit; one alone may fill the second."""
+        target, budget = limits
+        low, high = 1, len(turns)
+        while low < high:
+            middle = (low + high) // 2
+            if len(self._ids(turns[middle:], user, answer)) <= target:
+                high = middle
+            else:
+                low = middle + 1
+        if low == len(turns) and len(self._ids(turns[-1:], user, answer)) <= budget and len(turns) > 1:
+            low -= 1
+        return turns[low:]
+
+    def _ids(self, turns: Sequence[Turn], user: str | None, answer: Sequence[int]) -> list[int]:
+        ids: list[int] = []
+        for part in self.format.layout(self.system, turns, user):
+            ids += self._part(part)
+        ids += answer
+        return ids or self.engine.encode("")
+
+    def _text(self, ids: Sequence[int]) -> str:
+        return self.engine.tokenizer.decode(ids) if self.engine.tokenizer else ""
+
+    def _part(self, part: Part) -> Sequence[int]:
+        if isinstance(part, int):
+            return (part,)
+        if isinstance(part, Answer):
+            return self.answer_ids(part.turn)
+        known = self._pieces.get(part)
+        if known is None:
+            if len(self._pieces) >= MAX_PIECES:
+                self._pieces.clear()
+            special = isinstance(part, Special)
+            text = part.text if isinstance(part, Special) else part
+            known = tuple(self.engine.encode(text, special_tokens=special)) if text else ()
+            self._pieces[part] = known
+        return known
+
+    def answer_ids(self, turn: Turn) -> Sequence[int]:
+        """The tokens of a turn's answer: those that were generated, where this model writes the same
+        text with them; else the answer is tokenised.
+        """
+        known = self._answers.get(turn.id)
+        if known is None:
+            if len(self._answers) >= MAX_PIECES:
+                self._answers.clear()
+            known = self._answers[turn.id] = self._checked(turn)
+        return known
+
+    def _checked(self, turn: Turn) -> Sequence[int]:
+        ids, vocabulary = turn.answer_ids, self.engine.config.vocab_size
+        valid = all(0 <= token < vocabulary for token in ids)
+        if valid and self._text(ids).strip() == turn.answer.strip():
+            return ids
+        return self.engine.encode(self.format.lead + turn.answer) if turn.answer else ()
+
+
+def ids_of_text(tokenizer: Tokenizer, ids: Sequence[int], text: str) -> list[int]:
+    """The tokens of ``text``, a beginning of what ``ids`` say: the same tokens as far as possible.
+
+    A stop may begin in the middle of a token; what is left of that one is tokenised.
+    """
+    for end in range(len(ids), 0, -1):
+        start = tokenizer.decode(ids[:end])
+        if start == text:
+            return list(ids[:end])
+        if text.startswith(start) and not start.endswith("\ufffd"):
+            return [*ids[:end], *tokenizer.encode(text[len(start) :])]
+    return tokenizer.encode(text) if text else []

@@ -1,0 +1,410 @@
+"""A conversation with a model: turns in a tree, each answer drawn again at will."""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Callable, Generator, Iterable, Mapping
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+from gpt2cli.errors import Gpt2cliError, UsageError
+from gpt2cli.options import MAX_SEED, GenerateOptions
+from gpt2cli.repl.context import Context, Contexts, ids_of_text
+from gpt2cli.repl.formats import Format, choose_format
+from gpt2cli.repl.options import OPTION_NAMES, differing, parse_option, parse_overrides
+from gpt2cli.repl.tree import Tree, Turn
+
+if TYPE_CHECKING:
+    from gpt2cli.core.engine import Choice, Chunk, Engine, Stats
+    from gpt2cli.repl.sessions import Session
+
+DRAW_STRIDE = 0x9E3779B1
+"""Between the seeds of two draws of the same turn (2**32 over the golden ratio, so that they spread)."""
+
+
+@dataclass(frozen=True, slots=True)
+class TurnStats:
+    """What the last draw did. Times are in seconds."""
+
+    prompt_tokens: int
+    cached_tokens: int
+    """Prompt tokens whose keys and values were still there."""
+    prefilled_tokens: int
+    """Prompt tokens that were computed: the rest."""
+    completion_tokens: int
+    prefill_s: float
+    first_token_s: float
+    decode_s: float
+    tokens_per_s: float | None
+    context_tokens: int
+    """Tokens of the context in use after the draw, of the model's ``n_positions``."""
+    dropped_turns: int
+    """Oldest turns that this draw no longer saw, and the one before did."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Draw:
+    """One request to the engine, and where its answers go in the tree."""
+
+    parent: Turn | None
+    user: str
+    context: Context
+    options: GenerateOptions
+    draw: int
+    start: tuple[int, ...] = ()
+    """The tokens of an answer that goes on, and below its text."""
+    start_text: str = ""
+    continues: int | None = None
+    branches: bool = False
+
+
+def turn_seed(seed: int, depth: int, draw: int) -> int:
+    """The seed of an answer: that of the session, the turns before it, and how often it was drawn before.
+
+    So a session is drawn again from its seed, and the first answer of a story is what ``generate
+    --seed`` gives.
+    """
+    return (seed + depth + draw * DRAW_STRIDE) % (MAX_SEED + 1)
+
+
+class Conversation:
+    """Turns with an `Engine`, in a format, under a system text.
+
+    ``given`` are options over the model's own defaults; ``seed`` the session's, drawn where None.
+    ``last`` tells of the last draw, ``branches`` are the turns of the last `branch`, ``warn`` is called with
+    what goes wrong beside the point: a session file that cannot be written.
+    """
+
+    OPTION_NAMES = OPTION_NAMES
+    parse_overrides = staticmethod(parse_overrides)
+
+    def __init__(
+        self,
+        engine: Engine,
+        format: Format,
+        *,
+        model: str = "",
+        revision: str | None = None,
+        system: str = "",
+        given: Mapping[str, Any] | None = None,
+        seed: int | None = None,
+        session: Session | None = None,
+    ) -> None:
+        self.model, self.revision = model, revision
+        self.given = dict(given or {})
+        self.seed = secrets.randbelow(MAX_SEED + 1) if seed is None else seed
+        self.tree = Tree()
+        self.session = session
+        self.last: TurnStats | None = None
+        self.branches: list[Turn] = []
+        self.want_logprobs = False
+        self.warn: Callable[[str], None] = lambda text: None
+        self._contexts = Contexts(engine, format, system)
+        self._described: Turn | None = None
+        engine.options(**self.given)
+
+    @property
+    def engine(self) -> Engine:
+        """The model that answers."""
+        return self._contexts.engine
+
+    @property
+    def format(self) -> Format:
+        """How turns become one text."""
+        return self._contexts.format
+
+    @property
+    def system(self) -> str:
+        """The text above all turns; empty for none."""
+        return self._contexts.system
+
+    @property
+    def options(self) -> GenerateOptions:
+        """The options of the next answer, its seed and stops included."""
+        return self._request(self.tree.current, 0, {})
+
+    def context(self, user: str | None = None) -> Context:
+        """What the model would see for an answer to ``user``; without, what it has seen up to here.
+
+        Raises `PromptTooLong`, and `UsageError` where a character cannot be tokenised.
+        """
+        new = self.options.max_new_tokens or 0
+        return self._contexts.fit(self.tree, self.tree.current, user, new if user is not None else 0)
+
+    def answer(self, user: str, **overrides: Any) -> Generator[Chunk, None, None]:
+        """Draw an answer to ``user`` after the current turn, and stand on the new turn.
+
+        Everything is checked now, before the first chunk. However the stream ends, the turn with what
+        was generated so far is in the tree and in the session file; one without a token is not, if it
+        was interrupted. Raises `UsageError`, `PromptTooLong`, `Gpt2cliError`.
+        """
+        return self._draw(self._plan(self.tree.current, user, 0, overrides))
+
+    def regenerate(self, **overrides: Any) -> Generator[Chunk, None, None]:
+        """Another answer to the same words, beside the current one. Raises as `answer`."""
+        turn = self._needed("there is no answer yet to draw again")
+        return self._draw(self._plan(self._before(turn), turn.user, self._next_draw(turn), overrides))
+
+    def continue_answer(self, **overrides: Any) -> Generator[Chunk, None, None]:
+        """Go on with the current answer; the longer one stands beside it. Raises as `answer`.
+
+        One that was cut off goes on with its own seed, as if it had not been; one that the model had
+        ended needs another draw.
+        """
+        turn = self._needed("there is no answer yet to go on with")
+        cut = turn.finish_reason in ("length", "interrupted", "context")
+        draw = turn.draw if cut else self._next_draw(turn)
+        if cut:
+            overrides = {"seed": turn.seed, **overrides}
+        ids, text = self._whole_characters(turn)
+        plan = self._plan(self._before(turn), turn.user, draw, overrides, ids)
+        return self._draw(replace(plan, start=tuple(ids), start_text=text, continues=turn.id))
+
+    def branch(self, n: int, **overrides: Any) -> Generator[Chunk, None, None]:
+        """Draw ``n`` other answers to the current turn's words in one batch; then `take` one.
+
+        All are put in the tree; the current turn stays. Raises as `answer`.
+        """
+        turn = self._needed("there is no answer yet to branch from")
+        overrides = {**overrides, "num_return_sequences": n}
+        plan = self._plan(self._before(turn), turn.user, self._next_draw(turn), overrides)
+        return self._draw(replace(plan, branches=True))
+
+    def take(self, index: int) -> Turn:
+        """Stand on one of the `branches`, counted from 0. Raises `UsageError`."""
+        if not 0 <= index < len(self.branches):
+            raise UsageError(f"there are {len(self.branches)} branches to take one of")
+        return self.go(self.branches[index].id)
+
+    def undo(self) -> Turn | None:
+        """Step back before the current turn, which stays in the tree; the turn, or None."""
+        left = self.tree.undo()
+        if left is not None:
+            self._moved()
+        return left
+
+    def redo(self) -> Turn | None:
+        """Step to the turn that was left last; None where there is none."""
+        turn = self.tree.redo()
+        if turn is not None:
+            self._moved()
+        return turn
+
+    def go(self, turn_id: int) -> Turn:
+        """Stand on a turn. Raises `UsageError` when there is none of that number."""
+        if turn_id not in self.tree:
+            raise UsageError(f"there is no turn {turn_id}", hint="/tree shows them")
+        turn = self.tree.go(turn_id)
+        assert turn is not None
+        self._moved()
+        return turn
+
+    def clear(self) -> None:
+        """Stand before the first turn; what was said stays in the tree."""
+        self.tree.go(None)
+        self._moved()
+
+    def set_option(self, name: str, text: str) -> None:
+        """Set an option from what was typed; ``default`` gives it back to the model.
+
+        Raises `UsageError`, `InvalidOption`; then nothing has changed.
+        """
+        if text.strip().lower() == "default":
+            parse_name = "ignore_eos" if "eos" in name else name
+            key = parse_option(parse_name, "true" if parse_name == "ignore_eos" else "1")[0]
+            self.set_options({k: v for k, v in self.given.items() if k != key})
+            return
+        key, value = parse_option(name, text)
+        if key == "seed":
+            self.set_seed(value)
+        else:
+            self.set_options({**self.given, key: value})
+
+    def set_options(self, given: Mapping[str, Any]) -> None:
+        """Replace all options that are ``given``. Raises `InvalidOption`."""
+        self.engine.options(**given)
+        self.given = dict(given)
+        self._changed("options", options=self._json_options())
+
+    def set_seed(self, seed: int | None) -> int:
+        """Set the session's seed, or draw one; the seed."""
+        self.seed = secrets.randbelow(MAX_SEED + 1) if seed is None else seed
+        self._changed("seed", seed=self.seed)
+        return self.seed
+
+    def set_system(self, system: str) -> None:
+        """Replace the system text."""
+        self._set_contexts(Contexts(self.engine, self.format, system))
+        self._changed("system", system=system)
+
+    def set_format(self, name: str) -> None:
+        """Lay the turns out in another format. Raises `UsageError` when the model cannot do it."""
+        self._set_contexts(
+            Contexts(self.engine, choose_format(self.engine.checkpoint, name, self.model), self.system)
+        )
+        self._changed("format", format=name)
+
+    def set_model(self, engine: Engine, name: str, revision: str | None = None) -> None:
+        """Go on with another model: in the same format where it can, else in the one that suits it.
+
+        Raises `InvalidOption` when it cannot take the options; then nothing has changed.
+        """
+        engine.options(**self.given)
+        try:
+            format = choose_format(engine.checkpoint, self.format.name, name)
+        except Gpt2cliError:
+            format = choose_format(engine.checkpoint, None, name)
+        self._set_contexts(Contexts(engine, format, self.system))
+        self.model, self.revision = name, revision
+        self._changed("model", model=name, revision=revision, format=format.name)
+
+    def _set_contexts(self, contexts: Contexts) -> None:
+        """From here on the model sees other tokens: what fits has to be found out again."""
+        self._contexts = contexts
+        for turn in self.tree:
+            turn.first = None
+
+    def _needed(self, otherwise: str) -> Turn:
+        turn = self.tree.current
+        if turn is None:
+            raise UsageError(otherwise)
+        return turn
+
+    def _before(self, turn: Turn) -> Turn | None:
+        return None if turn.parent is None else self.tree[turn.parent]
+
+    def _next_draw(self, turn: Turn) -> int:
+        same = (other.draw for other in self.tree.siblings(turn.id) if other.user == turn.user)
+        return max(same) + 1
+
+    def _whole_characters(self, turn: Turn) -> tuple[list[int], str]:
+        """The tokens of an answer and its text, without a last character that was cut in the middle.
+
+        Its first bytes are drawn again.
+        """
+        ids, text = list(self._contexts.answer_ids(turn)), turn.answer
+        tokenizer = self.engine.tokenizer
+        if tokenizer is None or not text.endswith("\ufffd"):
+            return ids, text
+        for end in range(len(ids) - 1, max(-1, len(ids) - 4), -1):
+            start = tokenizer.decode(ids[:end])
+            if not start.endswith("\ufffd"):
+                return ids[:end], start.lstrip() if self.format.strips else start
+        return ids, text
+
+    def _request(self, parent: Turn | None, draw: int, overrides: Mapping[str, Any]) -> GenerateOptions:
+        given = {**self.given, **overrides}
+        given["stop"] = (*given.get("stop", ()), *self.format.stops)
+        if given.get("seed") is None:
+            several = given.get("num_return_sequences", 1)
+            depth = 0 if parent is None else parent.depth + 1
+            given["seed"] = min(turn_seed(self.seed, depth, draw), MAX_SEED - several + 1)
+        if self.want_logprobs:
+            given["logprobs"] = 0
+        unknown = given.keys() - {*OPTION_NAMES, "num_return_sequences", "logprobs"}
+        if unknown:
+            raise UsageError(f"{', '.join(sorted(unknown))}: not an option of a conversation")
+        return self.engine.options(**given).settled()
+
+    def _plan(
+        self, parent: Turn | None, user: str, draw: int, overrides: Mapping[str, Any], ids: Iterable[int] = ()
+    ) -> _Draw:
+        options = self._request(parent, draw, overrides)
+        context = self._contexts.fit(self.tree, parent, user, options.max_new_tokens or 0, tuple(ids))
+        return _Draw(parent, user, context, options, draw)
+
+    def _draw(self, plan: _Draw) -> Generator[Chunk, None, None]:
+        return self._stream(plan, self.engine.stream(plan.context.ids, plan.options))
+
+    def _stream(self, plan: _Draw, chunks: Generator[Chunk, None, None]) -> Generator[Chunk, None, None]:
+        from gpt2cli.core.engine import new_choices
+
+        choices = new_choices(plan.options)
+        engine, format, stats = self.engine, self.format, None
+        begun = [bool(plan.start_text) or not format.strips for _ in choices]
+        self.branches = []
+        try:
+            for chunk in chunks:
+                choices[chunk.sequence].add(chunk)
+                stats = chunk.stats
+                if chunk.text and not begun[chunk.sequence]:
+                    chunk = replace(chunk, text=chunk.text.lstrip())
+                    begun[chunk.sequence] = bool(chunk.text)
+                yield chunk
+        finally:
+            if stats is None:
+                # The reader closed the stream: the engine ends it after the token it is at.
+                engine.interrupt()
+                for chunk in chunks:
+                    stats = chunk.stats
+            self._finish(plan, choices, stats)
+
+    def _finish(self, plan: _Draw, choices: tuple[Choice, ...], stats: Stats | None) -> None:
+        """Put what was generated into the tree and the session file."""
+        current = self.tree.current
+        self.last = None if stats is None else _turn_stats(stats, plan)
+        turns = []
+        for choice in choices:
+            if choice.token_ids or choice.finish_reason not in (None, "interrupted"):
+                turns.append(self._add(plan, choice))
+        if plan.branches and turns:
+            self.branches = turns
+            self.tree.go(None if current is None else current.id)
+            self._moved()
+
+    def _add(self, plan: _Draw, choice: Choice) -> Turn:
+        text, ids, tokenizer = choice.text, [*plan.start, *choice.token_ids], self.engine.tokenizer
+        if tokenizer is not None:
+            shown = text.rstrip() if self.format.strips else text
+            ids = [*plan.start, *ids_of_text(tokenizer, choice.token_ids, shown)]
+        text = plan.start_text + text
+        turn_id = self.tree.next_id
+        first = plan.context.turns[0].id if plan.context.turns else turn_id
+        logprobs = [detail.logprob for detail in choice.logprobs]
+        turn = Turn(
+            id=turn_id,
+            parent=None if plan.parent is None else plan.parent.id,
+            user=plan.user,
+            answer=text.strip() if self.format.strips else text,
+            answer_ids=ids,
+            seed=choice.seed,
+            draw=plan.draw,
+            options=differing(replace(plan.options, num_return_sequences=1)),
+            finish_reason=choice.finish_reason or "interrupted",
+            first=first,
+            continues=plan.continues,
+            logprobs=list(zip(choice.token_ids, logprobs, strict=False)) or None,
+        )
+        self.tree.add(turn)
+        if self._described is not None:
+            self._described.logprobs = None
+        self._described = turn
+        self._record(turn)
+        return turn
+
+    def _json_options(self) -> dict[str, Any]:
+        return {name: list(v) if isinstance(v, tuple) else v for name, v in self.given.items()}
+
+    def _record(self, turn: Turn) -> None:
+        pass
+
+    def _moved(self) -> None:
+        pass
+
+    def _changed(self, event: str, **fields: Any) -> None:
+        pass
+
+
+def _turn_stats(stats: Stats, plan: _Draw) -> TurnStats:
+    return TurnStats(
+        prompt_tokens=stats.prompt_tokens,
+        cached_tokens=stats.cached_tokens,
+        prefilled_tokens=stats.prompt_tokens - stats.cached_tokens,
+        completion_tokens=stats.completion_tokens,
+        prefill_s=stats.prefill_s,
+        first_token_s=stats.first_token_s,
+        decode_s=stats.decode_s,
+        tokens_per_s=stats.tokens_per_s,
+        context_tokens=stats.prompt_tokens + stats.completion_tokens // plan.options.num_return_sequences,
+        dropped_turns=plan.context.newly_dropped,
+    )
