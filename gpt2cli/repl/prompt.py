@@ -41,8 +41,8 @@ _STYLE = Style.from_dict(
         "prompt": "bold",
         "bottom-toolbar": "reverse",
         "auto-suggestion": "ansibrightblack",
-        "completion-menu": "noreverse bg:default",
-        "completion-menu.completion": "noreverse bg:default",
+        "completion-menu": "noreverse fg:default bg:default",
+        "completion-menu.completion": "noreverse fg:default bg:default",
         "completion-menu.completion.current": "reverse",
         "completion-menu.meta.completion": "noreverse bg:default ansibrightblack",
         "completion-menu.meta.completion.current": "reverse",
@@ -132,6 +132,10 @@ class Prompt:
         self._history: History = StoredHistory(history, warn)
         self._session: PromptSession[str] | None = None
         self._question: PromptSession[str] | None = None
+        self._leave: Callable[[], None] | None = None
+        self._error: BaseException | None = None
+        self.left_empty = True
+        """Whether nothing was typed when the prompt was left."""
         if self.dumb:
             return
         depth = None if terminal.styled else ColorDepth.DEPTH_1_BIT
@@ -169,8 +173,17 @@ class Prompt:
         if self._session is not None:
             self._session.app.invalidate()
 
+    def abort(self, error: BaseException) -> None:
+        """Have the prompt, now or the next, raise ``error``; from any thread. What is typed is remembered."""
+        self._error = error
+        leave = self._leave
+        if leave is not None:
+            leave()
+
     def read(self, default: str = "", first_shown: Callable[[], None] | None = None) -> str:
-        """What the user sends. Raises EOFError for Ctrl-D, KeyboardInterrupt for Ctrl-C, `Terminated`.
+        """What the user sends.
+
+        Raises EOFError for Ctrl-D, KeyboardInterrupt for Ctrl-C, `Terminated`, and what `abort` was given.
 
         ``first_shown`` is called when the prompt stands on the screen.
         """
@@ -201,20 +214,32 @@ class Prompt:
         def begin() -> None:
             nonlocal loop
             loop = asyncio.get_running_loop()
+            self._leave = end
+            if self._error is not None:
+                loop.call_soon(leave)
             if first_shown is not None:
                 # After the first drawing, which is already in line.
                 loop.call_later(0.01, first_shown)
 
         def leave() -> None:
             if session.app.is_running and not session.app.is_done:
-                session.app.exit(exception=Terminated())
+                session.app.exit(exception=self._error or Terminated())
 
         def end() -> None:
-            if loop is not None and not loop.is_closed():
-                loop.call_soon_threadsafe(leave)
+            with contextlib.suppress(RuntimeError):
+                # The loop may have been closed just now.
+                if loop is not None:
+                    loop.call_soon_threadsafe(leave)
 
-        with self._tty.ending_with(end):
-            return session.prompt(message, default=default, pre_run=begin)
+        try:
+            with self._tty.ending_with(end):
+                text: str = session.prompt(message, default=default, pre_run=begin)
+                return text
+        finally:
+            self._leave = None
+            self.left_empty = not session.default_buffer.text
+            if self._error is not None and not self.left_empty:
+                self._history.append_string(session.default_buffer.text)
 
     def _read_plain(self, mark: str, *, more: bool = False) -> str:
         """A line as the terminal itself edits it, and those that it asks for with it."""
@@ -222,7 +247,9 @@ class Prompt:
         def stop() -> None:
             raise KeyboardInterrupt
 
-        text = ""
+        text, self.left_empty = "", True
+        if self._error is not None:
+            raise self._error
         with self._tty.given_back(), self._tty.interruptible(stop):
             while True:
                 self._terminal.write(mark)

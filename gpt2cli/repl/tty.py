@@ -21,9 +21,7 @@ try:
 except ImportError:  # Windows: prompt_toolkit does all of it there.
     termios = None  # type: ignore[assignment]
 
-ENDING = tuple(
-    getattr(signal, name) for name in ("SIGTERM", "SIGHUP", "SIGQUIT") if hasattr(signal, name)
-)
+ENDING = tuple(getattr(signal, name) for name in ("SIGTERM", "SIGHUP", "SIGQUIT") if hasattr(signal, name))
 _PASTE_ON, _PASTE_OFF = "\x1b[?2004h", "\x1b[?2004l"
 _SHOW_CURSOR, _PLAIN = "\x1b[?25h", "\x1b[0m"
 

@@ -6,7 +6,7 @@ import os
 from collections.abc import Iterable, Sequence
 
 from gpt2cli.errors import Gpt2cliError
-from gpt2cli.repl.drawing import wrapped
+from gpt2cli.repl.pictures import Flow, wrapped
 from gpt2cli.terminal.streams import Terminal
 from gpt2cli.text.sanitize import Sanitizer, one_line, sanitize
 
@@ -22,7 +22,8 @@ class View:
     def __init__(self, terminal: Terminal) -> None:
         self._terminal = terminal
         self.styled = terminal.styled
-        self._cleaner = Sanitizer()
+        self._cleaner, self._flow = Sanitizer(), Flow()
+        self._can_move = terminal.environ.get("TERM", "dumb") not in ("dumb", "unknown")
         self._at_start = True
         self._live = False
 
@@ -36,13 +37,13 @@ class View:
 
     def begin(self) -> None:
         """An answer comes."""
-        self._cleaner, self._at_start = Sanitizer(), True
+        self._cleaner, self._flow, self._at_start = Sanitizer(), Flow(), True
 
     def more(self, text: str) -> None:
         """More of the answer, as it was generated."""
         text = self._cleaner.push(text)
         if text:
-            self._terminal.write(text)
+            self._terminal.write(self._flow.push(text, self.width) if self._can_move else text)
             self._at_start = text.endswith("\n")
 
     def end(self) -> None:
@@ -61,7 +62,7 @@ class View:
 
     def raw(self, text: str) -> None:
         """What is already safe and styled, with an end of line."""
-        self._clear_live()
+        self.clear_live()
         self._terminal.write(text)
 
     def note(self, text: str) -> None:
@@ -82,7 +83,7 @@ class View:
 
     def live(self, text: str) -> None:
         """A line that the next one replaces, where lines can be replaced."""
-        if not self._terminal.environ.get("TERM", "dumb") in ("dumb", "unknown"):
+        if self._can_move:
             self._terminal.write(f"\r\x1b[K{self.styled_text(one_line(text)[: self.width - 1], DIM)}")
             self._live = True
 
@@ -103,11 +104,26 @@ class View:
                 lines += [name.ljust(column) + first, *(" " * column + line for line in rest)]
         self.lines(line.rstrip() for line in lines)
 
+    def rows_of_two(self, rows: Sequence[tuple[str, str]]) -> None:
+        """As `rows`, two in a line where the terminal is wide enough."""
+        names = max(len(name) for name, _ in rows) + 1
+        texts = max(len(text) for _, text in rows)
+        if 2 * (names + texts) + 2 > self.width:
+            self.rows(rows)
+            return
+        half = (len(rows) + 1) // 2
+        cells = [name.ljust(names) + text.ljust(texts) for name, text in rows]
+        cells.append("")
+        self.lines(
+            f"{left}  {right}".rstrip() for left, right in zip(cells[:half], cells[half:], strict=False)
+        )
+
     def _write(self, text: str, style: str) -> None:
-        self._clear_live()
+        self.clear_live()
         self._terminal.write(self.styled_text(text, style) + "\n")
 
-    def _clear_live(self) -> None:
+    def clear_live(self) -> None:
+        """Take the `live` line away."""
         if self._live:
             self._terminal.write("\r\x1b[K")
             self._live = False

@@ -6,6 +6,7 @@ All of it returns lines that are safe to show and fit the width; styles are SGR 
 from __future__ import annotations
 
 import math
+import re
 import textwrap
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -15,6 +16,8 @@ from prompt_toolkit.utils import get_cwidth
 from gpt2cli.repl.status import clipped
 from gpt2cli.repl.tree import Tree, Turn
 from gpt2cli.text.sanitize import one_line, sanitize
+
+_WORDS = re.compile(r"\n|[ \t]?[^ \t\n]+|[ \t]")
 
 MIN_COLUMN = 24
 """Texts stand side by side while each has as many columns."""
@@ -31,10 +34,10 @@ class Level:
 
 
 LEVELS = (
-    Level(0.5, "32", "50% and more"),
-    Level(0.2, "33", "20%"),
-    Level(0.05, "35", "5%"),
-    Level(0.0, "1;31", "less"),
+    Level(0.5, "32", "50% to 100%"),
+    Level(0.2, "33", "20% to 50%"),
+    Level(0.05, "35", "5% to 20%"),
+    Level(0.0, "1;31", "under 5%"),
 )
 
 
@@ -108,6 +111,37 @@ def _wrap_line(line: str, width: int) -> list[str]:
             now, used = "", 0
         now, used = now + char, used + columns
     return [*lines, now]
+
+
+class Flow:
+    """Breaks a text that comes in pieces between words; what was passed on stays as it is.
+
+    A space at which the next word would not fit becomes the end of the line. A word whose end comes with
+    a later piece may have to be broken by the terminal.
+    """
+
+    def __init__(self) -> None:
+        self._column = 0
+
+    def push(self, text: str, width: int) -> str:
+        """``text``, fit for a terminal of ``width`` columns now."""
+        return "".join(self._placed(part, width) for part in _WORDS.findall(text))
+
+    def _placed(self, part: str, width: int) -> str:
+        """A piece with at most one space, tab or end of line, at its beginning."""
+        if part[0] == "\n":
+            self._column = 0
+            return part
+        if part[0] == "\t":
+            part = " " * (4 - self._column % 4) + part[1:]
+        columns = get_cwidth(part)
+        if part[0] == " " and self._column > 0 and self._column + columns > width >= columns:
+            self._column = columns - 1
+            return "\n" + part.lstrip(" ")
+        self._column += columns
+        if self._column > width:
+            self._column = (self._column - 1) % width + 1
+        return part
 
 
 def side_by_side(heads: Sequence[str], texts: Sequence[str], width: int) -> list[str]:

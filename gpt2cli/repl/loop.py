@@ -1,0 +1,261 @@
+"""The session: a prompt, an answer, a prompt. Nothing but leaving ends it."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Generator
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, TypeVar
+
+from gpt2cli.errors import Gpt2cliError, Signalled
+from gpt2cli.repl.commands import CommandCompleter, Leave, run_command
+from gpt2cli.repl.history import History
+from gpt2cli.repl.loader import Loader, preload_torch
+from gpt2cli.repl.prompt import Prompt, message_of
+from gpt2cli.repl.status import Status, status_line
+from gpt2cli.repl.tree import Turn
+from gpt2cli.repl.tty import Tty
+from gpt2cli.repl.view import BOLD, View
+from gpt2cli.terminal.streams import Terminal, flush_standard_streams
+
+if TYPE_CHECKING:
+    from gpt2cli.core.engine import Chunk, Engine
+    from gpt2cli.repl.conversation import Conversation
+
+T = TypeVar("T")
+
+HOW_TO_LEAVE = "Ctrl-D or /exit leaves; Ctrl-C stops an answer"
+SHOWN_ON_RETURN = 3
+"""How many of the last turns are shown of a session that goes on."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Start:
+    """What is known before torch is imported.
+
+    ``load`` imports it, loads the model and makes or resumes the conversation, in a thread;
+    ``load_engine`` loads another model, and gives its name as shown and its revision. ``resumed`` names the
+    session that goes on, ``notes`` are what reading it left to say.
+    """
+
+    model: str
+    context: int | None
+    load: Callable[[], Conversation]
+    load_engine: Callable[[str], tuple[Engine, str, str | None]]
+    editing_mode: str = "emacs"
+    resumed: str | None = None
+    notes: tuple[str, ...] | list[str] = ()
+
+
+class Cancelled(Exception):
+    """The user did not want to wait."""
+
+
+class Chat:
+    """One session: what commands act on."""
+
+    def __init__(self, terminal: Terminal, start: Start, tty: Tty) -> None:
+        self.terminal, self.start, self.tty = terminal, start, tty
+        self.view = View(terminal)
+        self.prompt = Prompt(
+            terminal,
+            tty,
+            completer=CommandCompleter(self),
+            status=self._status_line,
+            history=History(),
+            warn=self.view.warn,
+            editing_mode=start.editing_mode,
+        )
+        self.editing_mode = start.editing_mode
+        self.draft = ""
+        """What stands at the next prompt already."""
+        self._loader = Loader(self._load, self._loaded)
+        self._conversation: Conversation | None = None
+        self._used: int | None = None
+
+    @property
+    def loaded(self) -> Conversation | None:
+        """The conversation, if the model is there already."""
+        return self._conversation
+
+    @property
+    def conversation(self) -> Conversation:
+        """The conversation; waits for the model. Raises `Cancelled`, and what loading raised."""
+        if self._conversation is None:
+            self._conversation = self.wait_for(self._loader, f"loading {self.start.model}")
+            self._conversation.warn = self.view.warn
+            self._conversation.want_logprobs = True
+        return self._conversation
+
+    def wait_for(self, loader: Loader[T], what: str) -> T:
+        """What ``loader`` gives. Raises `Cancelled` on Ctrl-C, and what it raised."""
+        if not loader.done:
+            self.view.live(f"{what} … (Ctrl-C: do not wait)")
+            self.tty.interrupted = False
+            if not loader.wait(lambda: self.tty.interrupted):
+                self.view.note(f"{what} goes on; the prompt is yours")
+                raise Cancelled
+            self.view.clear_live()
+        return loader.result()
+
+    def run(self) -> None:
+        """Prompt after prompt. Raises `Terminated`, and what loading the model raised."""
+        self._greet()
+        while True:
+            self.tty.interrupted = False
+            self._count_context()
+            draft, self.draft = self.draft, ""
+            try:
+                text = self.prompt.read(draft, self._loader.start)
+            except KeyboardInterrupt:
+                if self.prompt.left_empty:
+                    self.view.note(HOW_TO_LEAVE)
+                continue
+            except EOFError:
+                return
+            try:
+                self._take(text)
+            except Leave:
+                return
+
+    def _take(self, text: str) -> None:
+        """Do what was typed; whatever goes wrong is told, and the session goes on."""
+        try:
+            if not run_command(self, text):
+                self.say(message_of(text))
+        except Cancelled:
+            self.draft = text
+        except (Leave, Signalled):
+            raise
+        except Exception as error:
+            if self._conversation is None and error is self._loader.error:
+                raise
+            self.view.error(error)
+
+    def say(self, message: str) -> None:
+        """Send ``message`` and show the answer. Raises `Gpt2cliError`."""
+        if not message:
+            self.view.note("nothing to send; /help shows what there is")
+            return
+        conversation = self.conversation
+        self.draw(lambda: conversation.answer(message))
+
+    def draw(self, start: Callable[[], Generator[Chunk, None, None]]) -> None:
+        """Show an answer as it is generated. Ctrl-C ends it and keeps its text. Raises `Gpt2cliError`."""
+        conversation = self.conversation
+        view, reason, empty = self.view, None, True
+        with self.tty.interruptible(conversation.engine.interrupt):
+            chunks = start()
+            if self.tty.interrupted:
+                # Ctrl-C came before there was a stream to end.
+                conversation.engine.interrupt()
+            view.begin()
+            try:
+                for chunk in chunks:
+                    view.more(chunk.text)
+                    empty = empty and not chunk.text
+                    reason = chunk.finish_reason or reason
+            finally:
+                chunks.close()
+                view.end()
+        self._remark(reason, empty=empty)
+
+    def _remark(self, reason: str | None, *, empty: bool) -> None:
+        """What the text does not show."""
+        last = self.conversation.last
+        if last is not None and last.dropped_turns:
+            turns = "turn is" if last.dropped_turns == 1 else "turns are"
+            self.view.note(f"the context is full: the {last.dropped_turns} oldest {turns} no longer seen")
+        if reason == "interrupted":
+            self.view.note("stopped; /continue goes on" if not empty else "stopped before the first word")
+        elif reason == "context":
+            self.view.note("the context is full; your next message drops the oldest turns")
+        elif empty:
+            self.view.note("the model ended the text at once; /regen draws again")
+
+    def show_turns(self, turns: list[Turn]) -> None:
+        """Turns as they once stood on the screen."""
+        for turn in turns:
+            self.view.text(f"> {turn.user}", BOLD)
+            self.view.text(turn.answer)
+
+    def show_place(self) -> None:
+        """The turn that one stands on now."""
+        turn = self.conversation.tree.current
+        if turn is None:
+            self.view.note("at the beginning: no turns before the next")
+        else:
+            self.show_turns([turn])
+
+    def leave_now(self) -> bool:
+        """Whether the model is still loading, so that the interpreter cannot end in an orderly way."""
+        return self._loader.running
+
+    def _greet(self) -> None:
+        start, view = self.start, self.view
+        for note in start.notes:
+            view.warn(note)
+        if start.resumed is not None:
+            view.note(f"{start.model} · session {start.resumed} goes on · /help")
+            self.show_turns(self.conversation.tree.path()[-SHOWN_ON_RETURN:])
+            return
+        view.note(f"{start.model} continues what you write · /help shows the commands, Ctrl-D leaves")
+
+    def _load(self) -> Conversation:
+        preload_torch()
+        return self.start.load()
+
+    def _loaded(self) -> None:
+        """In the loader's thread: the bar has news, or there is nothing to prompt for."""
+        if self._loader.error is not None:
+            self.prompt.abort(self._loader.error)
+        else:
+            self.prompt.refresh()
+
+    def _count_context(self) -> None:
+        """Tokens in use, once a prompt and not at every key."""
+        self._used = None
+        if self._conversation is not None:
+            try:
+                self._used = len(self._conversation.context().ids)
+            except Gpt2cliError:
+                self._used = self._conversation.engine.config.n_positions
+
+    def _status_line(self, width: int) -> str:
+        conversation = self._conversation
+        if conversation is None and self._loader.done and self._loader.error is None:
+            conversation = self._loader.result()
+        if conversation is None:
+            return status_line(Status(self.start.model, state="loading"), width)
+        return status_line(
+            Status(
+                conversation.model or self.start.model,
+                format=conversation.format.name,
+                seed=conversation.seed,
+                used=self._used or 0,
+                context=conversation.engine.config.n_positions,
+                tokens_per_s=conversation.last.tokens_per_s if conversation.last else None,
+            ),
+            width,
+        )
+
+
+def run_session(terminal: Terminal, start: Start) -> None:
+    """Chat on the terminal of this process until the user leaves; the terminal is as before afterwards.
+
+    Raises `Terminated`, and what loading the model raised.
+    """
+    code = 0
+    with Tty(terminal) as tty:
+        chat = Chat(terminal, start, tty)
+        try:
+            chat.run()
+        except Signalled as signalled:
+            code = signalled.exit_code
+            raise
+        finally:
+            if chat.leave_now():
+                # A thread that links a library when the interpreter ends takes the process down with it.
+                tty.__exit__(None, None, None)
+                flush_standard_streams()
+                os._exit(code)
