@@ -12,6 +12,7 @@ from typing import Annotated
 import typer
 
 from gpt2cli import __version__
+from gpt2cli.cli import chat as chat_module
 from gpt2cli.cli import completions, config, models, store
 from gpt2cli.cli import distill as distill_module
 from gpt2cli.cli import finetune as finetune_module
@@ -54,6 +55,7 @@ def root(
 
 
 app.command("generate", epilog=generate_module.EXAMPLES)(generate_module.generate)
+app.command("chat", epilog=chat_module.EXAMPLES)(chat_module.chat)
 app.command("pull", epilog=pull_module.EXAMPLES)(pull_module.pull)
 app.command("list", epilog=models.LIST_EXAMPLES)(models.list_models)
 app.command("show", epilog=models.SHOW_EXAMPLES)(models.show)

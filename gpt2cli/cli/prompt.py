@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from gpt2cli.errors import UsageError
@@ -48,6 +48,14 @@ def read_prompt(
         data = terminal.read_stdin(MAX_PROMPT_BYTES + 1)
         parts.append(_clean(terminal, _decode(_capped(data, "standard input")), "standard input", strict))
     return _join(parts)
+
+
+def read_lines(terminal: Terminal, *, strict: bool) -> Iterator[str]:
+    """Each line of stdin, cleaned as a prompt is, as it comes. Raises `UsageError`, `Gpt2cliError`."""
+    for number, line in enumerate(terminal.lines(MAX_PROMPT_BYTES), 1):
+        if number == 1:
+            line = line.removeprefix(b"\xef\xbb\xbf")
+        yield _clean(terminal, line.decode("utf-8", "surrogateescape"), f"line {number}", strict)
 
 
 def _join(parts: Sequence[str]) -> str:

@@ -3,68 +3,22 @@
 from __future__ import annotations
 
 import secrets
+import time
 from collections.abc import Callable, Generator, Iterable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from gpt2cli.errors import Gpt2cliError, UsageError
 from gpt2cli.options import MAX_SEED, GenerateOptions
 from gpt2cli.repl.context import Context, Contexts, ids_of_text
+from gpt2cli.repl.drawing import Draw, TurnStats, turn_seed, turn_stats
 from gpt2cli.repl.formats import Format, choose_format
-from gpt2cli.repl.options import OPTION_NAMES, differing, parse_option, parse_overrides
+from gpt2cli.repl.options import OPTION_NAMES, differing, option_name, parse_option, parse_overrides
+from gpt2cli.repl.sessions import Saved, Session, turn_event
 from gpt2cli.repl.tree import Tree, Turn
 
 if TYPE_CHECKING:
     from gpt2cli.core.engine import Choice, Chunk, Engine, Stats
-    from gpt2cli.repl.sessions import Session
-
-DRAW_STRIDE = 0x9E3779B1
-"""Between the seeds of two draws of the same turn (2**32 over the golden ratio, so that they spread)."""
-
-
-@dataclass(frozen=True, slots=True)
-class TurnStats:
-    """What the last draw did. Times are in seconds."""
-
-    prompt_tokens: int
-    cached_tokens: int
-    """Prompt tokens whose keys and values were still there."""
-    prefilled_tokens: int
-    """Prompt tokens that were computed: the rest."""
-    completion_tokens: int
-    prefill_s: float
-    first_token_s: float
-    decode_s: float
-    tokens_per_s: float | None
-    context_tokens: int
-    """Tokens of the context in use after the draw, of the model's ``n_positions``."""
-    dropped_turns: int
-    """Oldest turns that this draw no longer saw, and the one before did."""
-
-
-@dataclass(frozen=True, slots=True)
-class _Draw:
-    """One request to the engine, and where its answers go in the tree."""
-
-    parent: Turn | None
-    user: str
-    context: Context
-    options: GenerateOptions
-    draw: int
-    start: tuple[int, ...] = ()
-    """The tokens of an answer that goes on, and below its text."""
-    start_text: str = ""
-    continues: int | None = None
-    branches: bool = False
-
-
-def turn_seed(seed: int, depth: int, draw: int) -> int:
-    """The seed of an answer: that of the session, the turns before it, and how often it was drawn before.
-
-    So a session is drawn again from its seed, and the first answer of a story is what ``generate
-    --seed`` gives.
-    """
-    return (seed + depth + draw * DRAW_STRIDE) % (MAX_SEED + 1)
 
 
 class Conversation:
@@ -89,19 +43,23 @@ class Conversation:
         given: Mapping[str, Any] | None = None,
         seed: int | None = None,
         session: Session | None = None,
+        saved: Saved | None = None,
+        warn: Callable[[str], None] | None = None,
     ) -> None:
         self.model, self.revision = model, revision
         self.given = dict(given or {})
         self.seed = secrets.randbelow(MAX_SEED + 1) if seed is None else seed
-        self.tree = Tree()
+        self.tree = saved.tree if saved else Tree()
         self.session = session
         self.last: TurnStats | None = None
         self.branches: list[Turn] = []
         self.want_logprobs = False
-        self.warn: Callable[[str], None] = lambda text: None
+        self.warn: Callable[[str], None] = warn or (lambda text: None)
         self._contexts = Contexts(engine, format, system)
         self._described: Turn | None = None
         engine.options(**self.given)
+        if saved is not None:
+            self._resumed(saved)
 
     @property
     def engine(self) -> Engine:
@@ -210,8 +168,7 @@ class Conversation:
         Raises `UsageError`, `InvalidOption`; then nothing has changed.
         """
         if text.strip().lower() == "default":
-            parse_name = "ignore_eos" if "eos" in name else name
-            key = parse_option(parse_name, "true" if parse_name == "ignore_eos" else "1")[0]
+            key = option_name(name)
             self.set_options({k: v for k, v in self.given.items() if k != key})
             return
         key, value = parse_option(name, text)
@@ -256,7 +213,7 @@ class Conversation:
             format = choose_format(engine.checkpoint, None, name)
         self._set_contexts(Contexts(engine, format, self.system))
         self.model, self.revision = name, revision
-        self._changed("model", model=name, revision=revision, format=format.name)
+        self._model_changed()
 
     def _set_contexts(self, contexts: Contexts) -> None:
         """From here on the model sees other tokens: what fits has to be found out again."""
@@ -308,15 +265,15 @@ class Conversation:
 
     def _plan(
         self, parent: Turn | None, user: str, draw: int, overrides: Mapping[str, Any], ids: Iterable[int] = ()
-    ) -> _Draw:
+    ) -> Draw:
         options = self._request(parent, draw, overrides)
         context = self._contexts.fit(self.tree, parent, user, options.max_new_tokens or 0, tuple(ids))
-        return _Draw(parent, user, context, options, draw)
+        return Draw(parent, user, context, options, draw)
 
-    def _draw(self, plan: _Draw) -> Generator[Chunk, None, None]:
+    def _draw(self, plan: Draw) -> Generator[Chunk, None, None]:
         return self._stream(plan, self.engine.stream(plan.context.ids, plan.options))
 
-    def _stream(self, plan: _Draw, chunks: Generator[Chunk, None, None]) -> Generator[Chunk, None, None]:
+    def _stream(self, plan: Draw, chunks: Generator[Chunk, None, None]) -> Generator[Chunk, None, None]:
         from gpt2cli.core.engine import new_choices
 
         choices = new_choices(plan.options)
@@ -339,10 +296,10 @@ class Conversation:
                     stats = chunk.stats
             self._finish(plan, choices, stats)
 
-    def _finish(self, plan: _Draw, choices: tuple[Choice, ...], stats: Stats | None) -> None:
+    def _finish(self, plan: Draw, choices: tuple[Choice, ...], stats: Stats | None) -> None:
         """Put what was generated into the tree and the session file."""
         current = self.tree.current
-        self.last = None if stats is None else _turn_stats(stats, plan)
+        self.last = None if stats is None else turn_stats(stats, plan)
         turns = []
         for choice in choices:
             if choice.token_ids or choice.finish_reason not in (None, "interrupted"):
@@ -352,7 +309,7 @@ class Conversation:
             self.tree.go(None if current is None else current.id)
             self._moved()
 
-    def _add(self, plan: _Draw, choice: Choice) -> Turn:
+    def _add(self, plan: Draw, choice: Choice) -> Turn:
         text, ids, tokenizer = choice.text, [*plan.start, *choice.token_ids], self.engine.tokenizer
         if tokenizer is not None:
             shown = text.rstrip() if self.format.strips else text
@@ -379,32 +336,91 @@ class Conversation:
         if self._described is not None:
             self._described.logprobs = None
         self._described = turn
-        self._record(turn)
+        self._write(turn_event(turn))
         return turn
 
     def _json_options(self) -> dict[str, Any]:
         return {name: list(v) if isinstance(v, tuple) else v for name, v in self.given.items()}
 
-    def _record(self, turn: Turn) -> None:
-        pass
+    def save(self, name: str) -> None:
+        """Give the session's file a name; from now on it is saved. Raises `UsageError`, `Gpt2cliError`."""
+        if self.session is None:
+            self.session = Session(name)
+            turns = [turn_event(turn) for turn in self.tree]
+            current = self.tree.current
+            self._write(*turns, {"event": "move", "to": current.id if current else None})
+        else:
+            self.session.rename(name)
+
+    def load(self, name: str) -> None:
+        """Go on with another session, with the model that is loaded. Raises as `Session.open` does."""
+        if self.session is not None and self.session.name == name:
+            raise UsageError(f"{name} is the session you are in")
+        session, saved = Session.open(name)
+        try:
+            self.engine.options(**saved.options)
+            format = choose_format(self.engine.checkpoint, saved.format, self.model)
+        except BaseException:
+            session.close()
+            raise
+        self.close()
+        self.session, self.tree = session, saved.tree
+        self.given, self.seed = dict(saved.options), saved.seed
+        self.last, self.branches, self._described = None, [], None
+        self._contexts = Contexts(self.engine, format, saved.system)
+        self._resumed(saved)
+
+    def close(self) -> None:
+        """Let go of the session's file."""
+        if self.session is not None:
+            self.session.close()
+            self.session = None
+
+    def _resumed(self, saved: Saved) -> None:
+        """Note in the file, and to the user, where this conversation is not what the file has."""
+        now = (self.model, self.revision, self.format.name, self.system)
+        if (saved.model, saved.revision, saved.format, saved.system) != now:
+            self._set_contexts(self._contexts)
+        if saved.damaged:
+            self.warn(f"{saved.damaged} lines of the session are damaged, and were skipped")
+        if (saved.model, saved.revision) != (self.model, self.revision):
+            if saved.model != self.model:
+                self.warn(f"the session was held with {saved.model}, and goes on with {self.model}")
+            self._model_changed()
+        elif saved.format != self.format.name:
+            self._changed("format", format=self.format.name)
+        if saved.system != self.system:
+            self._changed("system", system=self.system)
+        if saved.options != self.given:
+            self._changed("options", options=self._json_options())
+        if saved.seed != self.seed:
+            self._changed("seed", seed=self.seed)
 
     def _moved(self) -> None:
-        pass
+        current = self.tree.current
+        self._changed("move", to=None if current is None else current.id)
+
+    def _model_changed(self) -> None:
+        self._changed("model", model=self.model, revision=self.revision, format=self.format.name)
 
     def _changed(self, event: str, **fields: Any) -> None:
-        pass
+        """Write an event; before the first turn there is no file, and the header will tell."""
+        if self.session is not None and self.session.path is not None:
+            self._write({"event": event, **fields})
 
-
-def _turn_stats(stats: Stats, plan: _Draw) -> TurnStats:
-    return TurnStats(
-        prompt_tokens=stats.prompt_tokens,
-        cached_tokens=stats.cached_tokens,
-        prefilled_tokens=stats.prompt_tokens - stats.cached_tokens,
-        completion_tokens=stats.completion_tokens,
-        prefill_s=stats.prefill_s,
-        first_token_s=stats.first_token_s,
-        decode_s=stats.decode_s,
-        tokens_per_s=stats.tokens_per_s,
-        context_tokens=stats.prompt_tokens + stats.completion_tokens // plan.options.num_return_sequences,
-        dropped_turns=plan.context.newly_dropped,
-    )
+    def _write(self, *events: Mapping[str, Any]) -> None:
+        if self.session is None:
+            return
+        header = {
+            "model": self.model,
+            "revision": self.revision,
+            "format": self.format.name,
+            "system": self.system,
+            "options": self._json_options(),
+            "seed": self.seed,
+            "time": round(time.time(), 1),
+        }
+        before = self.session.error
+        self.session.write(header, *events)
+        if self.session.error is not None and before is None:
+            self.warn(f"the session cannot be saved: {self.session.error}; the chat goes on")

@@ -25,14 +25,21 @@ OPTION_NAMES = (*SAMPLING_NAMES, "stop", "ignore_eos", "seed")
 _DEFAULTS = {field.name: field.default for field in fields(GenerateOptions)}
 
 
+def option_name(name: str) -> str:
+    """The option that ``name`` means: ``top-k`` or ``top_k``. Raises `UsageError`."""
+    key = name.strip().lower().replace("-", "_")
+    key = "temperature" if key == "temp" else key
+    if key not in OPTION_NAMES:
+        raise UsageError(f"{shown(name)} is not an option", hint=f"options: {', '.join(OPTION_NAMES)}")
+    return key
+
+
 def parse_option(name: str, text: str) -> tuple[str, Any]:
-    """The option that ``name`` means (``top-k`` or ``top_k``) and its value.
+    """The option that ``name`` means, and its value.
 
     In a stop ``\\n`` and ``\\t`` stand for a line's end and a tab. Raises `UsageError`.
     """
-    key = {"temp": "temperature"}.get(name.strip().lower(), name.strip().lower().replace("-", "_"))
-    if key not in OPTION_NAMES:
-        raise UsageError(f"{shown(name)} is not an option", hint=f"options: {', '.join(OPTION_NAMES)}")
+    key = option_name(name)
     if key == "stop":
         stop = text.replace("\\n", "\n").replace("\\t", "\t")
         if not stop:

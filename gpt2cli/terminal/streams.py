@@ -11,7 +11,7 @@ import os
 import select
 import shutil
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from gpt2cli.errors import Gpt2cliError, ReaderGone, UsageError
@@ -82,19 +82,50 @@ class Terminal:
             raise Gpt2cliError(f"cannot read standard input: {error.strerror or error}") from None
         return data
 
+    def lines(self, limit: int) -> Iterator[bytes]:
+        """Each line of stdin as it comes, without its end. Raises `Gpt2cliError`, also for one of more
+        than ``limit`` bytes.
+        """
+        line = b""
+        while self._stdin is not None:
+            try:
+                more = self._stdin.readline(limit + 2 - len(line))
+            except OSError as error:
+                raise Gpt2cliError(f"cannot read standard input: {error.strerror or error}") from None
+            if more is None:
+                # A descriptor that does not block, and has nothing yet.
+                select.select([self._stdin], [], [])
+                continue
+            line += more
+            if len(line.rstrip(b"\r\n")) > limit:
+                raise UsageError(f"a line of standard input is longer than {limit >> 20} MiB")
+            if more and not line.endswith(b"\n"):
+                continue
+            if not line:
+                return
+            yield line.removesuffix(b"\n").removesuffix(b"\r")
+            line = b""
+
     def ask(self, question: str) -> bool:
         """Put a yes-or-no question on stderr and read the answer; no is what is not ``y`` or ``yes``.
 
         Raises `UsageError` where nobody can be asked.
         """
+        return self.ask_text(f"{question} [y/N]").lower() in ("y", "yes")
+
+    def ask_text(self, question: str) -> str:
+        """Put a question on stderr and read the answer, without white space around it.
+
+        Raises `UsageError` where nobody can be asked.
+        """
         if not (self.stdin_is_terminal and self.stderr_is_terminal):
             raise UsageError("there is no terminal to ask on")
-        self.write_stderr(f"{one_line(question)} [y/N] ")
+        self.write_stderr(f"{one_line(question)} ")
         try:
-            answer = self._stdin.readline(1000)
+            answer: bytes = self._stdin.readline(1000)
         except OSError as error:
             raise Gpt2cliError(f"cannot read standard input: {error.strerror or error}") from None
-        return answer.strip().lower() in (b"y", b"yes")
+        return answer.decode("utf-8", "replace").strip()
 
     def check_stdout(self) -> None:
         """Raise `Gpt2cliError` when stdout is closed: before work is done for nothing."""

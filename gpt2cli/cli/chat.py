@@ -1,0 +1,393 @@
+"""``gpt2cli chat``: a conversation, on a terminal or line by line."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+import typer
+
+from gpt2cli.checkpoint import Checkpoint, open_checkpoint
+from gpt2cli.cli import params
+from gpt2cli.cli.prompt import read_lines
+from gpt2cli.cli.pull import is_offline, resolve_or_pull
+from gpt2cli.errors import ModelNotFound, UsageError
+from gpt2cli.hub.resolve import ResolvedModel, resolve
+from gpt2cli.hub.usage import mark_used
+from gpt2cli.options import GenerateOptions, LoadOptions, shown
+from gpt2cli.repl.formats import choose_format
+from gpt2cli.repl.options import SAMPLING_NAMES
+from gpt2cli.repl.sessions import Saved, Session, last_session, list_sessions
+from gpt2cli.settings import Settings
+from gpt2cli.terminal.streams import Terminal
+from gpt2cli.text.sanitize import one_line
+
+if TYPE_CHECKING:
+    from gpt2cli.core.engine import Engine
+    from gpt2cli.repl.conversation import Conversation
+
+EXAMPLES = """Examples:
+
+  gpt2cli chat
+
+  gpt2cli chat -m gpt2 --format transcript --system "A talk between a sailor and a cook."
+
+  gpt2cli chat --last
+
+  gpt2cli chat --resume my-story
+
+  printf "Once upon a time\\nSuddenly\\n" | gpt2cli chat --seed 7
+
+  echo "Hello" | gpt2cli chat --json | jq -r .answer
+"""
+
+_CHAT = "Conversation"
+MAX_CHOICES = 20
+
+
+def chat(
+    ctx: typer.Context,
+    name: Annotated[
+        str | None,
+        typer.Argument(metavar="NAME", help="With --resume: the session's name.", show_default=False),
+    ] = None,
+    model: params.Model = None,
+    revision: params.Revision = None,
+    offline: params.Offline = None,
+    allow_pickle: params.AllowPickle = None,
+    format: Annotated[
+        Literal["story", "transcript", "dialogpt", "template", "raw"] | None,
+        typer.Option(
+            "--format",
+            help="How the conversation becomes one text. story: you and the model write it by turns. "
+            "transcript: lines of User and Assistant. dialogpt: turns closed by end-of-text. template: the "
+            "model's own chat template. raw: as typed. Default: template where the model has one, dialogpt "
+            "for DialoGPT, else story.",
+            rich_help_panel=_CHAT,
+            show_default=False,
+        ),
+    ] = None,
+    system: Annotated[
+        str | None,
+        typer.Option(
+            "--system",
+            metavar="TEXT",
+            help="A text that stands above all turns, and stays when old ones are dropped.",
+            rich_help_panel=_CHAT,
+            show_default=False,
+        ),
+    ] = None,
+    resume: Annotated[
+        bool,
+        typer.Option(
+            "--resume",
+            metavar="",
+            help="Go on with the session NAME; without a name, choose one.",
+            rich_help_panel=_CHAT,
+        ),
+    ] = False,
+    last: Annotated[
+        bool,
+        typer.Option("--last", metavar="", help="Go on with the newest session.", rich_help_panel=_CHAT),
+    ] = False,
+    save: Annotated[
+        str | None,
+        typer.Option(
+            "--save",
+            metavar="NAME",
+            help="Save the session under this name. On a terminal every session is saved, under the time "
+            "it began; without a terminal only one with a name.",
+            rich_help_panel=_CHAT,
+            show_default=False,
+        ),
+    ] = None,
+    no_save: Annotated[
+        bool,
+        typer.Option("--no-save", metavar="", help="Do not save the session.", rich_help_panel=_CHAT),
+    ] = False,
+    max_new_tokens: params.MaxNewTokens = None,
+    stop: params.Stop = None,
+    ignore_eos: params.IgnoreEos = None,
+    temperature: params.Temperature = None,
+    top_k: params.TopK = None,
+    top_p: params.TopP = None,
+    min_p: params.MinP = None,
+    typical_p: params.TypicalP = None,
+    repetition_penalty: params.RepetitionPenalty = None,
+    no_repeat_ngram_size: params.NoRepeatNgramSize = None,
+    greedy: params.Greedy = None,
+    seed: Annotated[
+        int | None,
+        typer.Option(
+            "--seed",
+            metavar="S",
+            help="Of the session: the same seed and messages give the same answers. Default: drawn.",
+            rich_help_panel="Sampling",
+            show_default=False,
+        ),
+    ] = None,
+    strict: params.Strict = False,
+    sanitize: params.Sanitize = False,
+    json: Annotated[
+        bool,
+        typer.Option(
+            "--json",
+            metavar="",
+            help="Without a terminal: one JSON object a turn; a line of input may be one, too.",
+            rich_help_panel="Output",
+        ),
+    ] = False,
+    quiet: params.Quiet = None,
+    device: params.DeviceName = None,
+    precision: params.PrecisionName = None,
+    threads: params.Threads = None,
+    debug: params.Debug = False,
+) -> int:
+    """Talk with a model, or write a story with it by turns; sessions are saved as they go.
+
+    Base models such as gpt2 and tiny continue texts and know no user or assistant: with them a story is
+    written by turns. Without a terminal every line of input is a turn, and every answer is one line.
+    """
+    return _run(_read_request(ctx.obj, ctx.params))
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """A command line that was found to be in order, the model's files included; nothing is loaded yet."""
+
+    terminal: Terminal
+    settings: Settings
+    model: ResolvedModel
+    checkpoint: Checkpoint
+    format: str
+    system: str
+    given: dict[str, Any]
+    seed: int | None
+    load: LoadOptions
+    session: Session | None
+    saved: Saved | None
+    interactive: bool
+    strict: bool
+    sanitize: bool
+    json: bool
+
+    @property
+    def name(self) -> str:
+        """The model's name; of a directory its whole path, so that a session finds it again."""
+        if self.model.stored is not None:
+            return self.model.name
+        return str(self.model.directory.resolve())
+
+
+def _read_request(terminal: Terminal, flags: Mapping[str, Any]) -> Request:
+    """Check everything that can be checked without torch. Raises `Gpt2cliError`."""
+    settings = Settings.load(terminal.environ)
+    terminal.quiet = bool(settings.over({"quiet": flags["quiet"]}).get("quiet"))
+    terminal.check_stdout()
+    interactive = terminal.stdin_is_terminal and terminal.stdout_is_terminal and not flags["json"]
+    given = _given_options(settings, flags)
+    GenerateOptions(seed=flags["seed"], **given)
+    load = LoadOptions(
+        **settings.over({name: flags[name] for name in ("device", "precision", "threads")}),
+        allow_pickle=bool(flags["allow_pickle"]),
+    )
+    session, saved = _session(terminal, flags, interactive)
+    try:
+        model = _model(terminal, settings, flags, saved, load)
+        checkpoint = open_checkpoint(model.directory, allow_pickle=load.allow_pickle)
+        if saved is not None:
+            # Flags stand over what the session had, that over the settings.
+            given = {**saved.options, **_given_options(Settings({}), flags)}
+        checkpoint.generate_options(given)
+        format = flags["format"] or (saved.format if saved and not flags["model"] else None)
+        system = flags["system"]
+        return Request(
+            terminal=terminal,
+            settings=settings,
+            model=model,
+            checkpoint=checkpoint,
+            format=choose_format(checkpoint, format, model.name).name,
+            system=(saved.system if saved else "") if system is None else system,
+            given=given,
+            seed=flags["seed"] if flags["seed"] is not None or not saved else saved.seed,
+            load=load,
+            session=session,
+            saved=saved,
+            interactive=interactive,
+            strict=flags["strict"],
+            sanitize=flags["sanitize"] or terminal.stdout_is_terminal,
+            json=flags["json"],
+        )
+    except BaseException:
+        if session is not None:
+            session.close()
+        raise
+
+
+def _model(
+    terminal: Terminal, settings: Settings, flags: Mapping[str, Any], saved: Saved | None, load: LoadOptions
+) -> ResolvedModel:
+    """The model of the flags, of the session, or of the settings. A session's is never pulled unasked."""
+    if flags["model"] is None and saved is not None:
+        try:
+            return resolve(saved.model, revision=flags["revision"])
+        except ModelNotFound:
+            raise ModelNotFound(
+                f"the session was held with {shown(saved.model)}, which is not on this disk",
+                hint="go on with another model: -m NAME; or pull this one",
+            ) from None
+    wanted = flags["model"] or settings.value("model")
+    model = resolve_or_pull(
+        terminal,
+        wanted,
+        flags["revision"],
+        is_offline(terminal, settings, flags["offline"]),
+        settings=settings,
+        allow_pickle=load.allow_pickle,
+    )
+    if wanted is None and terminal.stderr_is_terminal:
+        terminal.note(f"{model.name}: the built-in story-teller; for GPT-2: gpt2cli pull distilgpt2")
+    return model
+
+
+def _given_options(settings: Settings, flags: Mapping[str, Any]) -> dict[str, Any]:
+    """What the flags and the settings say; the rest is left to the model."""
+    wanted = {name: flags[name] for name in (*SAMPLING_NAMES, "ignore_eos")}
+    wanted["stop"] = tuple(flags["stop"]) if flags["stop"] else None
+    if flags["greedy"]:
+        if flags["temperature"]:
+            raise UsageError("--greedy and --temperature do not go together")
+        wanted["temperature"] = 0.0
+    return settings.over(wanted)
+
+
+def _session(
+    terminal: Terminal, flags: Mapping[str, Any], interactive: bool
+) -> tuple[Session | None, Saved | None]:
+    """The session that the flags ask for, and what is in its file. Raises `UsageError`."""
+    name, resumes = flags["name"], flags["resume"] or flags["last"]
+    if flags["resume"] and flags["last"]:
+        raise UsageError("--resume and --last do not go together")
+    if name is not None and not flags["resume"]:
+        raise UsageError(f"what is {name!r}?", hint="--resume NAME goes on with a session")
+    if flags["no_save"] and (resumes or flags["save"]):
+        raise UsageError("--no-save does not go with --save, --resume and --last")
+    if flags["save"] and resumes:
+        raise UsageError("--save is for a new session; /save renames this one")
+    if resumes:
+        return Session.open(name or (last_session() if flags["last"] else _chosen(terminal)))
+    if flags["save"] or (interactive and not flags["no_save"]):
+        return Session(flags["save"]), None
+    return None, None
+
+
+def _chosen(terminal: Terminal) -> str:
+    """The name of the session that the user chooses from a list. Raises `UsageError`."""
+    last_session()
+    sessions = list_sessions()[:MAX_CHOICES]
+    if not (terminal.stdin_is_terminal and terminal.stderr_is_terminal):
+        names = ", ".join(info.name for info in sessions[:5])
+        raise UsageError("which session?", hint=f"--resume NAME; the newest: {names}")
+    for number, info in enumerate(sessions, 1):
+        day = time.strftime("%Y-%m-%d %H:%M", time.localtime(info.modified))
+        title = " ".join(info.title.split())
+        terminal.write_stderr(_fitted(terminal, f"{number:3} {info.name}  {day}  {title}") + "\n")
+    answer = terminal.ask_text("which one? [1]") or "1"
+    if answer.isdecimal() and 1 <= int(answer[:6]) <= len(sessions):
+        return sessions[int(answer) - 1].name
+    return answer
+
+
+def _fitted(terminal: Terminal, line: str) -> str:
+    indent = line[: len(line) - len(line.lstrip())]
+    return (indent + one_line(line))[: terminal.width - 1]
+
+
+def _run(request: Request) -> int:
+    try:
+        if request.interactive:
+            return _run_on_terminal(request)
+        return _run_plain(request)
+    finally:
+        if request.session is not None:
+            request.session.close()
+
+
+def _run_on_terminal(request: Request) -> int:
+    from gpt2cli.repl.loop import Start, run_session
+
+    def load_engine(name: str) -> tuple[Engine, str, str | None]:
+        from gpt2cli.core.engine import Engine
+
+        model = resolve(name, offline=True)
+        engine = Engine.load(model.directory, request.load)
+        if model.stored is not None:
+            mark_used(model.stored)
+        shown = model.name if model.stored is not None else str(model.directory.resolve())
+        return engine, shown, model.revision
+
+    notes: list[str] = []
+    session = request.session
+    run_session(
+        request.terminal,
+        Start(
+            model=request.name,
+            context=request.checkpoint.config.n_positions,
+            load=lambda: _conversation(request, notes),
+            load_engine=load_engine,
+            editing_mode=request.settings.value("editing_mode") or "emacs",
+            resumed=session.name if session is not None and request.saved is not None else None,
+            notes=notes,
+        ),
+    )
+    return 0
+
+
+def _run_plain(request: Request) -> int:
+    terminal = request.terminal
+    with terminal.signals.deferred():
+        from gpt2cli.repl.plain import run_plain
+
+        notes: list[str] = []
+        conversation = _conversation(request, notes)
+    for note in notes:
+        terminal.warn(note)
+    conversation.warn = terminal.warn
+    try:
+        return run_plain(
+            terminal,
+            conversation,
+            read_lines(terminal, strict=request.strict),
+            as_json=request.json,
+            sanitize=request.sanitize,
+        )
+    finally:
+        if not request.json and conversation.tree.current and not conversation.options.greedy:
+            terminal.note(f"seed {conversation.seed}")
+
+
+def _conversation(request: Request, notes: list[str]) -> Conversation:
+    """Load the model and begin the conversation, or go on with it; ``notes`` are what to warn of."""
+    from gpt2cli.core.engine import Engine
+    from gpt2cli.repl.conversation import Conversation
+
+    engine = Engine.from_checkpoint(request.checkpoint, request.load)
+    if engine.tokenizer is None:
+        # It says what is missing.
+        engine.encode("")
+    if request.model.stored is not None:
+        mark_used(request.model.stored)
+    return Conversation(
+        engine,
+        choose_format(request.checkpoint, request.format, request.model.name),
+        model=request.name,
+        revision=request.model.revision,
+        system=request.system,
+        given=request.given,
+        seed=request.seed,
+        session=request.session,
+        saved=request.saved,
+        warn=notes.append,
+    )

@@ -1,0 +1,77 @@
+"""One draw of an answer: what is asked of the engine, and what is told of it afterwards."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from gpt2cli.options import MAX_SEED, GenerateOptions
+from gpt2cli.repl.context import Context
+from gpt2cli.repl.tree import Turn
+
+if TYPE_CHECKING:
+    from gpt2cli.core.engine import Stats
+
+DRAW_STRIDE = 0x9E3779B1
+"""Between the seeds of two draws of the same turn (2**32 over the golden ratio, so that they spread)."""
+
+
+@dataclass(frozen=True, slots=True)
+class TurnStats:
+    """What the last draw did. Times are in seconds."""
+
+    prompt_tokens: int
+    cached_tokens: int
+    """Prompt tokens whose keys and values were still there."""
+    prefilled_tokens: int
+    """Prompt tokens that were computed: the rest."""
+    completion_tokens: int
+    prefill_s: float
+    first_token_s: float
+    decode_s: float
+    tokens_per_s: float | None
+    context_tokens: int
+    """Tokens of the context in use after the draw, of the model's ``n_positions``."""
+    dropped_turns: int
+    """Oldest turns that this draw no longer saw, and the one before did."""
+
+
+@dataclass(frozen=True, slots=True)
+class Draw:
+    """One request to the engine, and where its answers go in the tree."""
+
+    parent: Turn | None
+    user: str
+    context: Context
+    options: GenerateOptions
+    draw: int
+    start: tuple[int, ...] = ()
+    """The tokens of an answer that goes on, and below its text."""
+    start_text: str = ""
+    continues: int | None = None
+    branches: bool = False
+
+
+def turn_seed(seed: int, depth: int, draw: int) -> int:
+    """The seed of an answer: that of the session, the turns before it, and how often it was drawn before.
+
+    So a session is drawn again from its seed, and the first answer of a story is what ``generate
+    --seed`` gives.
+    """
+    return (seed + depth + draw * DRAW_STRIDE) % (MAX_SEED + 1)
+
+
+def turn_stats(stats: Stats, plan: Draw) -> TurnStats:
+    """What `/stats` shows of a draw."""
+    return TurnStats(
+        prompt_tokens=stats.prompt_tokens,
+        cached_tokens=stats.cached_tokens,
+        prefilled_tokens=stats.prompt_tokens - stats.cached_tokens,
+        completion_tokens=stats.completion_tokens,
+        prefill_s=stats.prefill_s,
+        first_token_s=stats.first_token_s,
+        decode_s=stats.decode_s,
+        tokens_per_s=stats.tokens_per_s,
+        context_tokens=stats.prompt_tokens + stats.completion_tokens // plan.options.num_return_sequences,
+        dropped_turns=plan.context.newly_dropped,
+    )
