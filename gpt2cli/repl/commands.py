@@ -181,7 +181,7 @@ _TABLE = (
         "write all to a file",
         settling.export,
         arguments.files,
-        "The name says what it becomes: .md, .json or .txt.",
+        "FILE.md is Markdown, FILE.json JSON with the whole tree, any other plain text.",
     ),
 )
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from gpt2cli.errors import UsageError
 from gpt2cli.repl.pictures import coloured, token_table, token_texts, with_digits
@@ -79,7 +79,7 @@ def show(chat: Chat, argument: str) -> None:
     options, view = conversation.options, chat.view
     rows = []
     for name in conversation.OPTION_NAMES:
-        value = conversation.seed if name == "seed" else getattr(options, name)
+        value: Any = conversation.seed if name == "seed" else getattr(options, name)
         if name == "stop":
             value = " ".join(map(repr, value)) or "none"
         origin = "" if name not in conversation.given else " (set)"

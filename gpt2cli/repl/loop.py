@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, TypeVar
 
@@ -12,7 +12,7 @@ from gpt2cli.repl.commands import CommandCompleter, Leave, run_command
 from gpt2cli.repl.history import History
 from gpt2cli.repl.loader import Loader, preload_torch
 from gpt2cli.repl.prompt import Prompt, message_of
-from gpt2cli.repl.status import Status, status_line
+from gpt2cli.repl.status import Status, short_name, status_line
 from gpt2cli.repl.tree import Turn
 from gpt2cli.repl.tty import Tty
 from gpt2cli.repl.view import BOLD, View
@@ -35,7 +35,8 @@ class Start:
 
     ``load`` imports it, loads the model and makes or resumes the conversation, in a thread;
     ``load_engine`` loads another model, and gives its name as shown and its revision. ``resumed`` names the
-    session that goes on, ``notes`` are what reading it left to say.
+    session that goes on, ``turns`` are those that lead to where it stands. What ``load`` has to say
+    beside the point it leaves in ``notes``.
     """
 
     model: str
@@ -44,7 +45,8 @@ class Start:
     load_engine: Callable[[str], tuple[Engine, str, str | None]]
     editing_mode: str = "emacs"
     resumed: str | None = None
-    notes: tuple[str, ...] | list[str] = ()
+    turns: Sequence[Turn] = ()
+    notes: Sequence[str] = ()
 
 
 class Cancelled(Exception):
@@ -82,9 +84,11 @@ class Chat:
     def conversation(self) -> Conversation:
         """The conversation; waits for the model. Raises `Cancelled`, and what loading raised."""
         if self._conversation is None:
-            self._conversation = self.wait_for(self._loader, f"loading {self.start.model}")
+            self._conversation = self.wait_for(self._loader, f"loading {short_name(self.start.model)}")
             self._conversation.warn = self.view.warn
             self._conversation.want_logprobs = True
+            for note in self.start.notes:
+                self.view.warn(note)
         return self._conversation
 
     def wait_for(self, loader: Loader[T], what: str) -> T:
@@ -173,7 +177,7 @@ class Chat:
         elif empty:
             self.view.note("the model ended the text at once; /regen draws again")
 
-    def show_turns(self, turns: list[Turn]) -> None:
+    def show_turns(self, turns: Sequence[Turn]) -> None:
         """Turns as they once stood on the screen."""
         for turn in turns:
             self.view.text(f"> {turn.user}", BOLD)
@@ -193,13 +197,12 @@ class Chat:
 
     def _greet(self) -> None:
         start, view = self.start, self.view
-        for note in start.notes:
-            view.warn(note)
-        if start.resumed is not None:
-            view.note(f"{start.model} · session {start.resumed} goes on · /help")
-            self.show_turns(self.conversation.tree.path()[-SHOWN_ON_RETURN:])
+        name = short_name(start.model)
+        if start.resumed is None:
+            view.note(f"{name} continues what you write · /help shows the commands, Ctrl-D leaves")
             return
-        view.note(f"{start.model} continues what you write · /help shows the commands, Ctrl-D leaves")
+        view.note(f"session {start.resumed} goes on with {name} · /help shows the commands")
+        self.show_turns(start.turns[-SHOWN_ON_RETURN:])
 
     def _load(self) -> Conversation:
         preload_torch()
@@ -226,10 +229,10 @@ class Chat:
         if conversation is None and self._loader.done and self._loader.error is None:
             conversation = self._loader.result()
         if conversation is None:
-            return status_line(Status(self.start.model, state="loading"), width)
+            return status_line(Status(short_name(self.start.model), state="loading"), width)
         return status_line(
             Status(
-                conversation.model or self.start.model,
+                short_name(conversation.model or self.start.model),
                 format=conversation.format.name,
                 seed=conversation.seed,
                 used=self._used or 0,
@@ -254,6 +257,8 @@ def run_session(terminal: Terminal, start: Start) -> None:
             code = signalled.exit_code
             raise
         finally:
+            if chat.loaded is not None:
+                chat.loaded.close()
             if chat.leave_now():
                 # A thread that links a library when the interpreter ends takes the process down with it.
                 tty.__exit__(None, None, None)

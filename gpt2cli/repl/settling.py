@@ -12,10 +12,11 @@ from gpt2cli.files import write_atomically
 from gpt2cli.hub.resolve import local_names
 from gpt2cli.repl.arguments import split
 from gpt2cli.repl.export import export as exported
+from gpt2cli.repl.export import kind_of_file
 from gpt2cli.repl.formats import FORMATS
 from gpt2cli.repl.loader import Loader
 from gpt2cli.repl.sessions import list_sessions
-from gpt2cli.repl.status import clipped
+from gpt2cli.repl.status import clipped, short_name
 from gpt2cli.settings import parse_value
 from gpt2cli.terminal.table import aligned
 from gpt2cli.text.sanitize import one_line
@@ -23,7 +24,6 @@ from gpt2cli.text.sanitize import one_line
 if TYPE_CHECKING:
     from gpt2cli.repl.loop import Chat
 
-KINDS = {".md": "markdown", ".markdown": "markdown", ".json": "json", ".txt": "text"}
 SESSIONS_SHOWN = 20
 
 
@@ -61,7 +61,9 @@ def model(chat: Chat, argument: str) -> None:
     conversation, view = chat.conversation, chat.view
     if not argument:
         config = conversation.engine.config
-        view.text(f"{conversation.model}: {config.n_layer} layers, context {config.n_positions} tokens")
+        view.text(
+            f"{short_name(conversation.model)}: {config.n_layer} layers, context {config.n_positions} tokens"
+        )
         view.note("on this disk: " + ", ".join(local_names()))
         return
     loader = Loader(lambda: chat.start.load_engine(argument))
@@ -69,7 +71,7 @@ def model(chat: Chat, argument: str) -> None:
     before = conversation.format.name
     conversation.set_model(engine, name, revision)
     changed = f", format {conversation.format.name}" if conversation.format.name != before else ""
-    view.note(f"{name} goes on{changed}")
+    view.note(f"{short_name(name)} goes on{changed}")
 
 
 def format(chat: Chat, argument: str) -> None:
@@ -132,9 +134,6 @@ def export(chat: Chat, argument: str) -> None:
     if len(words) != 1:
         raise UsageError("/export takes one file", hint="/export story.md, story.json or story.txt")
     path = Path(os.path.expanduser(words[0]))
-    kind = KINDS.get(path.suffix.lower())
-    if kind is None:
-        raise UsageError(f"{one_line(words[0])}: the name must end in {', '.join(KINDS)}")
     conversation = chat.conversation
     if conversation.tree.current is None:
         raise UsageError("there are no turns to export")
@@ -145,7 +144,7 @@ def export(chat: Chat, argument: str) -> None:
         chat.view.note("nothing is written")
         return
     try:
-        write_atomically(path, exported(conversation, kind))
+        write_atomically(path, exported(conversation, kind_of_file(path.name)))
     except OSError as error:
         raise Gpt2cliError(f"cannot write {path}: {error.strerror or error}") from None
     chat.view.note(f"{path} is written")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -25,6 +26,11 @@ class Status:
     """Tokens of the context in use."""
     context: int | None = None
     tokens_per_s: float | None = None
+
+
+def short_name(model: str) -> str:
+    """A model's name; of a directory given by its whole path, the last part."""
+    return os.path.basename(model.rstrip("/")) or model if os.path.isabs(model) else model
 
 
 def status_line(status: Status, width: int) -> str:

@@ -97,7 +97,7 @@ class Tty:
     def _take(self) -> None:
         """Keys are neither echoed nor held back until Enter; Ctrl-C discards nothing that was written."""
         if self._original is not None:
-            mode = [list(part) if isinstance(part, list) else part for part in self._original]
+            mode: list[Any] = [list(part) if isinstance(part, list) else part for part in self._original]
             mode[0] &= ~termios.ICRNL
             mode[3] = mode[3] & ~(termios.ECHO | termios.ICANON | termios.IEXTEN) | termios.NOFLSH
             mode[6][termios.VMIN], mode[6][termios.VTIME] = 1, 0
