@@ -118,6 +118,17 @@ class ChatScreen:
         """Send a signal to the program."""
         os.kill(self.child.pid, number)
 
+    def kill_below(self, number: signal.Signals) -> None:
+        """Send a signal to the one process that the program, a shell, has started."""
+        pid = self.child.pid
+        children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
+        os.kill(int(children[0]), number)
+
+    @staticmethod
+    def command() -> str:
+        """The command, for a shell."""
+        return " ".join(COMMAND)
+
     def leave(self, keys: str = CTRL_D) -> int:
         """Leave with ``keys``; the exit status, or minus the signal."""
         if keys:
@@ -136,7 +147,7 @@ class ChatScreen:
 
 @contextmanager
 def chat(*arguments: str | os.PathLike[str], ready: bool = True, **keywords: Any) -> Iterator[ChatScreen]:
-    """A session whose prompt has come up, and with ``ready`` its model; it is ended at the end of the block."""
+    """A session whose prompt has come up, and with ``ready`` its model. The block's end ends it."""
     screen = ChatScreen(*arguments, **keywords)
     try:
         screen.wait(lambda: screen.prompts > 0)

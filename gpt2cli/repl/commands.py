@@ -115,7 +115,7 @@ _TABLE = (
         "write in $EDITOR",
         answering.edit,
         details="What is saved there stands at the prompt; Enter sends it. "
-        "Ctrl-X Ctrl-E edits what is typed already.",
+        "Ctrl-X Ctrl-E edits what is typed, and sends it.",
     ),
     Command(
         "context",

@@ -37,7 +37,9 @@ class Loader(Generic[T]):
 
     @property
     def running(self) -> bool:
-        """Whether the thread is at work."""
+        """Whether the thread is at work; one that has its result is waited for."""
+        if self.done:
+            self._thread.join()
         return self._thread.is_alive()
 
     @property

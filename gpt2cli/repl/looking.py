@@ -47,7 +47,7 @@ def tokens(chat: Chat, argument: str) -> None:
     if argument:
         chat.view.lines(token_table(texts))
     elif chat.view.styled:
-        chat.view.raw(coloured(texts))
+        chat.view.raw(coloured(texts, chat.view.width))
     else:
         chat.view.lines(with_digits(texts, chat.view.width))
 

@@ -78,6 +78,8 @@ class Chat:
     @property
     def loaded(self) -> Conversation | None:
         """The conversation, if the model is there already."""
+        if self._conversation is None and self._loader.done and self._loader.error is None:
+            return self._loader.result()
         return self._conversation
 
     @property
@@ -95,7 +97,6 @@ class Chat:
         """What ``loader`` gives. Raises `Cancelled` on Ctrl-C, and what it raised."""
         if not loader.done:
             self.view.live(f"{what} … (Ctrl-C: do not wait)")
-            self.tty.interrupted = False
             if not loader.wait(lambda: self.tty.interrupted):
                 self.view.note(f"{what} goes on; the prompt is yours")
                 raise Cancelled
@@ -213,21 +214,20 @@ class Chat:
         if self._loader.error is not None:
             self.prompt.abort(self._loader.error)
         else:
+            self._count_context()
             self.prompt.refresh()
 
     def _count_context(self) -> None:
         """Tokens in use, once a prompt and not at every key."""
-        self._used = None
-        if self._conversation is not None:
+        conversation = self.loaded
+        if conversation is not None:
             try:
-                self._used = len(self._conversation.context().ids)
+                self._used = len(conversation.context().ids) if conversation.tree.current else 0
             except Gpt2cliError:
-                self._used = self._conversation.engine.config.n_positions
+                self._used = conversation.engine.config.n_positions
 
     def _status_line(self, width: int) -> str:
-        conversation = self._conversation
-        if conversation is None and self._loader.done and self._loader.error is None:
-            conversation = self._loader.result()
+        conversation = self.loaded
         if conversation is None:
             return status_line(Status(short_name(self.start.model), state="loading"), width)
         return status_line(

@@ -191,9 +191,12 @@ def token_texts(logprobs: Iterable[tuple[int, float]], push: Callable[[int], str
     return found
 
 
-def coloured(tokens: Sequence[TokenText]) -> str:
+def coloured(tokens: Sequence[TokenText], width: int) -> str:
     """The text, each token in the colour of its probability, and what the colours mean."""
-    parts = [f"\x1b[{level_of(token.probability).style}m{token.text}\x1b[0m" for token in tokens]
+    flow, parts = Flow(), []
+    for token in tokens:
+        style = level_of(token.probability).style
+        parts.append(f"\x1b[{style}m{flow.push(token.text, width)}\x1b[0m")
     legend = "  ".join(f"\x1b[{level.style}m■ {level.name}\x1b[0m" for level in LEVELS)
     return "".join(parts) + "\n" + legend + "\n"
 

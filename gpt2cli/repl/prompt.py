@@ -20,6 +20,7 @@ from prompt_toolkit.document import Document
 from prompt_toolkit.enums import DEFAULT_BUFFER, EditingMode
 from prompt_toolkit.filters import Condition, has_focus
 from prompt_toolkit.history import History, InMemoryHistory
+from prompt_toolkit.input.typeahead import get_typeahead, store_typeahead
 from prompt_toolkit.key_binding import KeyBindings, KeyPressEvent
 from prompt_toolkit.keys import Keys
 from prompt_toolkit.output import ColorDepth
@@ -237,9 +238,22 @@ class Prompt:
                 return text
         finally:
             self._leave = None
+            self._look_ahead(session)
             self.left_empty = not session.default_buffer.text
             if self._error is not None and not self.left_empty:
                 self._history.append_string(session.default_buffer.text)
+
+    def _look_ahead(self, session: PromptSession[str]) -> None:
+        """A Ctrl-C typed right behind Enter, while the prompt still took it for a key, is one after all.
+
+        As everywhere, what was typed before it is dropped.
+        """
+        ahead = [*get_typeahead(session.input), *session.input.read_keys()]
+        interrupts = [at for at, press in enumerate(ahead) if press.key == Keys.ControlC]
+        if interrupts:
+            self._tty.interrupted = True
+            ahead = ahead[interrupts[-1] + 1 :]
+        store_typeahead(session.input, ahead)
 
     def _read_plain(self, mark: str, *, more: bool = False) -> str:
         """A line as the terminal itself edits it, and those that it asks for with it."""

@@ -60,9 +60,9 @@ def model(chat: Chat, argument: str) -> None:
     """``/model``: the present one and those on this disk, or another."""
     conversation, view = chat.conversation, chat.view
     if not argument:
-        config = conversation.engine.config
+        config, name = conversation.engine.config, short_name(conversation.model)
         view.text(
-            f"{short_name(conversation.model)}: {config.n_layer} layers, context {config.n_positions} tokens"
+            f"{name}: {config.n_layer} layers, {config.n_embd} wide, context {config.n_positions} tokens"
         )
         view.note("on this disk: " + ", ".join(local_names()))
         return

@@ -64,7 +64,6 @@ class Tty:
     @contextlib.contextmanager
     def interruptible(self, stop: Callable[[], None]) -> Iterator[None]:
         """SIGINT calls ``stop``, as often as it comes."""
-        self.interrupted = False
         self._on_interrupt = stop
         try:
             yield

@@ -53,8 +53,9 @@ class View:
         self._at_start = True
 
     def text(self, text: str, style: str = "") -> None:
-        """A text as it is, with an end of line."""
-        self._write(sanitize(text).removesuffix("\n"), style)
+        """A text, broken between words, with an end of line."""
+        text = sanitize(text).removesuffix("\n")
+        self._write(Flow().push(text, self.width) if self._can_move else text, style)
 
     def lines(self, lines: Iterable[str], style: str = "") -> None:
         """Lines that are already safe and fit."""
