@@ -16,7 +16,7 @@ import pexpect
 import pyte
 
 COMMAND = (sys.executable, "-m", "gpt2cli", "chat")
-PATIENCE_S = 60.0
+PATIENCE_S = float(os.environ.get("GPT2CLI_TEST_PATIENCE") or 60.0)
 """For a busy machine; what is waited for usually comes within a second."""
 
 ENTER, CTRL_C, CTRL_D, TAB, ESCAPE = "\r", "\x03", "\x04", "\t", "\x1b"

@@ -107,11 +107,11 @@ def is_unfinished(text: str) -> bool:
 
 
 def message_of(text: str) -> str:
-    """What was meant: without the quotes around it."""
+    """What was meant: without the quotes around it, or the first slash of a line that begins with two."""
     stripped = text.strip()
     if stripped.startswith(QUOTES) and stripped.endswith(QUOTES) and len(stripped) >= 2 * len(QUOTES):
         return stripped[len(QUOTES) : -len(QUOTES)].strip("\n")
-    return text
+    return text[1:] if text.startswith("//") and "\n" not in text else text
 
 
 class Prompt:
