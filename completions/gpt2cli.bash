@@ -3,8 +3,9 @@
 # What the command $1 takes.
 _gpt2cli_command() {
     case $1 in
-    '') commands=(generate pull list show rm verify import export gc train finetune distill completions config) flags=(--version -V --help -h) ;;
+    '') commands=(generate chat pull list show rm verify import export gc train finetune distill completions config) flags=(--version -V --help -h) ;;
     generate) commands=() flags=(--prompt -p --file -f --model -m --revision --offline --allow-pickle --max-new-tokens --max-length --stop --ignore-eos --overflow --temperature --temp --top-k --top-p --min-p --typical-p --repetition-penalty --no-repeat-ngram-size --greedy --num-return-sequences -n --seed --rng --special-tokens --strict --sanitize --json --jsonl --echo --logprobs --output -o --no-stream --quiet -q --device --precision --threads --debug --help -h) ;;
+    chat) commands=() flags=(--model -m --revision --offline --allow-pickle --format --system --resume --last --save --no-save --max-new-tokens --stop --ignore-eos --temperature --temp --top-k --top-p --min-p --typical-p --repetition-penalty --no-repeat-ngram-size --greedy --seed --strict --sanitize --json --quiet -q --device --precision --threads --debug --help -h) ;;
     pull) commands=() flags=(--revision --allow-pickle --offline --jsonl --quiet -q --debug --help -h) ;;
     list) commands=() flags=(--available --json --quiet -q --debug --help -h) ;;
     show) commands=() flags=(--json --debug --help -h) ;;
@@ -52,6 +53,24 @@ _gpt2cli_flag() {
     'generate --device') kind=words words=(auto cpu cuda mps) ;;
     'generate --precision') kind=words words=(auto fp32 fp16 bf16 int8 int4) ;;
     'generate --threads') kind=text words=() ;;
+    'chat --model'|'chat -m') kind=model words=() ;;
+    'chat --revision') kind=text words=() ;;
+    'chat --format') kind=words words=(story transcript dialogpt template raw) ;;
+    'chat --system') kind=text words=() ;;
+    'chat --save') kind=text words=() ;;
+    'chat --max-new-tokens') kind=text words=() ;;
+    'chat --stop') kind=text words=() ;;
+    'chat --temperature'|'chat --temp') kind=text words=() ;;
+    'chat --top-k') kind=text words=() ;;
+    'chat --top-p') kind=text words=() ;;
+    'chat --min-p') kind=text words=() ;;
+    'chat --typical-p') kind=text words=() ;;
+    'chat --repetition-penalty') kind=text words=() ;;
+    'chat --no-repeat-ngram-size') kind=text words=() ;;
+    'chat --seed') kind=text words=() ;;
+    'chat --device') kind=words words=(auto cpu cuda mps) ;;
+    'chat --precision') kind=words words=(auto fp32 fp16 bf16 int8 int4) ;;
+    'chat --threads') kind=text words=() ;;
     'pull --revision') kind=text words=() ;;
     'import --name') kind=text words=() ;;
     'gc --days') kind=text words=() ;;
@@ -206,6 +225,7 @@ _gpt2cli_flag() {
 _gpt2cli_argument() {
     case "$1 $2" in
     'generate '[0-9]*) kind=text words=() ;;
+    'chat '0) kind=text words=() ;;
     'pull '[0-9]*) kind=model words=() ;;
     'show '0) kind=model words=() ;;
     'rm '[0-9]*) kind=model words=() ;;

@@ -13,7 +13,7 @@ from gpt2cli.checkpoint import Checkpoint, open_checkpoint
 from gpt2cli.cli import params
 from gpt2cli.cli.prompt import read_lines
 from gpt2cli.cli.pull import is_offline, resolve_or_pull
-from gpt2cli.errors import ModelNotFound, UsageError
+from gpt2cli.errors import Gpt2cliError, ModelNotFound, UsageError
 from gpt2cli.hub.resolve import ResolvedModel, resolve
 from gpt2cli.hub.usage import mark_used
 from gpt2cli.options import GenerateOptions, LoadOptions, shown
@@ -185,7 +185,8 @@ def _read_request(terminal: Terminal, flags: Mapping[str, Any]) -> Request:
     """Check everything that can be checked without torch. Raises `Gpt2cliError`."""
     settings = Settings.load(terminal.environ)
     terminal.quiet = bool(settings.over({"quiet": flags["quiet"]}).get("quiet"))
-    terminal.check_stdout()
+    if not terminal.has_stdout:
+        raise Gpt2cliError("standard output is closed")
     interactive = terminal.stdin_is_terminal and terminal.stdout_is_terminal and not flags["json"]
     given = _given_options(settings, flags)
     GenerateOptions(seed=flags["seed"], **given)

@@ -33,6 +33,7 @@ SMALL_FILES: Mapping[str, int] = {
     "merges.txt": MAX_TOKENIZER_BYTES,
     "special_tokens_map.json": MAX_JSON_BYTES,
     "added_tokens.json": MAX_JSON_BYTES,
+    "chat_template.jinja": MAX_JSON_BYTES,
     "README.md": 2**20,
 }
 """What is wanted beside config.json and the weights, where it is there, and the most bytes of each."""

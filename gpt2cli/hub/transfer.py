@@ -20,6 +20,7 @@ TOKENIZER_FILES = (
     "tokenizer_config.json",
     "special_tokens_map.json",
     "added_tokens.json",
+    "chat_template.jinja",
 )
 TEXT_FILES = (CARD, "LICENSE", "LICENSE.md", "LICENSE.txt")
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable
 from dataclasses import fields
 from typing import Any
@@ -22,7 +23,13 @@ SAMPLING_NAMES = (
 )
 OPTION_NAMES = (*SAMPLING_NAMES, "stop", "ignore_eos", "seed")
 
+_UNWRITABLE = re.compile("[\x00\ud800-\udfff]")
 _DEFAULTS = {field.name: field.default for field in fields(GenerateOptions)}
+
+
+def writable(text: str) -> str:
+    """``text`` with NUL, and what is no Unicode, replaced by U+FFFD: a model cannot read it."""
+    return _UNWRITABLE.sub("\ufffd", text)
 
 
 def option_name(name: str) -> str:
@@ -72,10 +79,9 @@ def parse_overrides(words: Iterable[str]) -> dict[str, Any]:
 
 
 def differing(options: GenerateOptions) -> dict[str, Any]:
-    """What of ``options`` is not the default, as JSON has it; the seed is left out."""
+    """What of ``options`` is not the default; the seed is left out."""
     values = {name: getattr(options, name) for name in _DEFAULTS if name not in ("seed", "logprobs")}
-    changed = {name: value for name, value in values.items() if value != _DEFAULTS[name]}
-    return {name: list(value) if isinstance(value, tuple) else value for name, value in changed.items()}
+    return {name: value for name, value in values.items() if value != _DEFAULTS[name]}
 
 
 def checked_options(found: Any) -> dict[str, Any]:

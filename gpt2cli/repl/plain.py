@@ -87,7 +87,9 @@ def parse_line(line: str) -> tuple[str, dict[str, Any]]:
         raise UsageError(
             f"{shown(min(unknown))} is not an option", hint=f"options: {', '.join(OPTION_NAMES)}"
         )
-    if isinstance(stop := asked.get("stop"), str | list):
+    if (stop := asked.get("stop")) is not None:
+        if not isinstance(stop, str | list):
+            raise UsageError("stop: a text, or a list of texts")
         asked["stop"] = (stop,) if isinstance(stop, str) else tuple(stop)
     return user, asked
 

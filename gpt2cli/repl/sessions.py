@@ -23,7 +23,7 @@ from gpt2cli.errors import Gpt2cliError, UsageError
 from gpt2cli.options import MAX_SEED, shown
 from gpt2cli.repl.formats import FORMATS
 from gpt2cli.repl.lines import append_lines, decode_lines, encode_line, open_private, read_at, try_lock
-from gpt2cli.repl.options import checked_options
+from gpt2cli.repl.options import checked_options, writable
 from gpt2cli.repl.tree import Tree, Turn
 
 VERSION = 1
@@ -32,6 +32,7 @@ MAX_BYTES = 64 * 2**20
 MAX_UNSAVED = 2**20
 _HEAD_BYTES = 64 * 2**10
 _NAME = re.compile(r"\w[\w.-]{0,63}")
+_SURROGATE = re.compile("[\ud800-\udfff]")
 _SUFFIX = ".jsonl"
 
 
@@ -269,7 +270,7 @@ def _apply(saved: Saved, event: Any) -> bool:
             case "seed":
                 saved.seed = _whole(event["seed"], 0, MAX_SEED)
             case "system":
-                saved.system = _text(event["system"])
+                saved.system = writable(_text(event["system"]))
             case "format":
                 saved.format = _format(event["format"])
             case "model":
@@ -298,7 +299,7 @@ def _apply_turn(saved: Saved, event: Mapping[str, Any]) -> bool:
         Turn(
             id=turn_id,
             parent=parent,
-            user=_text(event["user"]),
+            user=writable(_text(event["user"])),
             answer=_text(event["answer"]),
             answer_ids=[_whole(token, 0) for token in event["ids"]],
             seed=_whole(event["seed"], 0, MAX_SEED),
@@ -326,7 +327,7 @@ def _whole(value: Any, low: int, high: int = 2**31 - 1) -> int:
 def _text(value: Any) -> str:
     if not isinstance(value, str):
         raise ValueError
-    return value
+    return _SURROGATE.sub("\ufffd", value)
 
 
 def _format(value: Any) -> str:

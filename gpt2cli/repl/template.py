@@ -1,7 +1,8 @@
 """The chat template of a tokenizer, rendered in a sandbox: it is a program that nobody vouches for.
 
-jinja2's `ImmutableSandboxedEnvironment` keeps it from Python's internals; a count of its steps, and
-a cap on what its operators and filters may build, keep it from taking for ever or all the memory.
+jinja2's `ImmutableSandboxedEnvironment` keeps it from Python's internals. A count of its steps, and a cap
+on what its operators and filters may build, keep the ways that are known from taking for ever or all the
+memory; nothing here stops a single step of Python's own that takes long.
 """
 
 from __future__ import annotations
@@ -26,8 +27,15 @@ MAX_TEXT = 2**20
 MAX_STEPS = 1_000_000
 """Lines of the compiled template."""
 
-_FILLS_SPACE = frozenset({"center", "ljust", "rjust", "zfill", "expandtabs", "format", "format_map"})
-_FILTERS_THAT_FILL = ("center", "indent", "format", "wordwrap", "xmlattr")
+_FILLS_SPACE = frozenset(
+    {"center", "ljust", "rjust", "zfill", "expandtabs", "format", "format_map", "translate"}
+)
+_FILTERS = (
+    "abs capitalize count d default dictsort e escape first float int items join last length list lower map "
+    "max min reject rejectattr replace reverse round safe select selectattr sort string sum title trim "
+    "unique upper"
+)
+"""The filters that cannot make much of little; `replace` and `join` are measured first."""
 _PAD = "\u2003"
 _MARK = "\ue000{}\ue001"
 _MARKED = re.compile(f"{_PAD}?\ue000([0-9]+)\ue001{_PAD}?")
@@ -79,8 +87,7 @@ class ChatTemplate:
                 given = {**self._tokens, "messages": messages, "add_generation_prompt": prompt, "tools": None}
                 for piece in self._compiled.generate(given):
                     text += piece
-                    if len(text) > MAX_TEXT:
-                        raise _TooMuch("it renders more text than any")
+                    _measured(len(text))
         except (TemplateError, _TooMuch) as error:
             raise ModelFileError(f"{self._where}: the chat template refuses: {error}") from None
         except Exception as error:
@@ -146,27 +153,72 @@ def _counted_steps() -> Iterator[None]:
         sys.settrace(previous)
 
 
+def _measured(size: float) -> None:
+    if size > MAX_TEXT:
+        raise _TooMuch("it computes what no template needs")
+
+
+def _scalar(value: Any) -> Any:
+    """``value``, which can be shown; a list in a list in a list may be endless."""
+    if isinstance(value, list | tuple | dict | set):
+        raise _TooMuch("it shows a list")
+    return value
+
+
+def _replaced(text: Any, old: Any, new: Any, count: int | None = None) -> str:
+    text, old, new = str(_scalar(text)), str(_scalar(old)), str(_scalar(new))
+    _measured((text.count(old)) * len(new))
+    replaced: str = text.replace(old, new, -1 if count is None else count)
+    return replaced
+
+
+def _joined(values: Any, joint: Any = "", attribute: Any = None) -> str:
+    if attribute is not None:
+        raise _TooMuch("it joins attributes")
+    parts = [str(_scalar(value)) for value in values]
+    _measured(sum(map(len, parts)) + len(parts) * len(str(joint)))
+    whole: str = str(joint).join(parts)
+    return whole
+
+
 def _environment() -> Any:
     """The names and filters that transformers gives to chat templates, in a sandbox."""
     from jinja2 import TemplateError
+    from jinja2.compiler import CodeGenerator
     from jinja2.sandbox import ImmutableSandboxedEnvironment
 
+    class Generator(CodeGenerator):
+        def visit_Concat(self, node: Any, frame: Any) -> None:
+            self.write("environment.concatenated((")
+            for part in node.nodes:
+                self.visit(part, frame)
+                self.write(", ")
+            self.write("))")
+
     class Sandbox(ImmutableSandboxedEnvironment):
+        code_generator_class = Generator
         intercepted_binops = frozenset({"*", "**", "%", "+"})
+
+        def concatenated(self, parts: tuple[Any, ...]) -> str:
+            return _joined(parts)
 
         def call_binop(self, context: Any, operator: str, left: Any, right: Any) -> Any:
             sizes = [len(x) if isinstance(x, str | list | tuple) else 0 for x in (left, right)]
             numbers = [abs(x) for x in (left, right) if isinstance(x, int | float)]
-            if operator == "*" and max(sizes):
-                too_much = max(sizes) * max(numbers, default=1) > MAX_TEXT
-            elif operator == "%" and isinstance(left, str):
-                too_much = True
-            else:
-                grows = operator in ("*", "**") and max(numbers, default=0) > 1e6
-                too_much = grows or sum(sizes) > MAX_TEXT
-            if too_much:
+            if operator == "%" and isinstance(left, str):
                 raise _TooMuch("it computes what no template needs")
+            if operator == "*":
+                _measured(max(sizes) * max(numbers, default=1))
+            if operator in ("*", "**"):
+                _measured(max(numbers, default=0))
+            _measured(sum(sizes))
             return super().call_binop(context, operator, left, right)
+
+        def call(__self, __context: Any, __obj: Any, *args: Any, **keywords: Any) -> Any:
+            text, name = getattr(__obj, "__self__", None), getattr(__obj, "__name__", "")
+            if isinstance(text, str) and name in ("replace", "join"):
+                return _replaced(text, *args) if name == "replace" else _joined(args[0], text)
+            return super().call(__context, __obj, *args, **keywords)
 
         def is_safe_attribute(self, obj: Any, attr: str, value: Any) -> bool:
             return attr not in _FILLS_SPACE and super().is_safe_attribute(obj, attr, value)
@@ -175,13 +227,14 @@ def _environment() -> Any:
         raise TemplateError(message)
 
     def tojson(value: Any, ensure_ascii: bool = False, **ignored: Any) -> str:
-        return json.dumps(value, ensure_ascii=ensure_ascii)
+        return json.dumps(_scalar(value), ensure_ascii=ensure_ascii)
 
-    environment = Sandbox(trim_blocks=True, lstrip_blocks=True, extensions=["jinja2.ext.loopcontrols"])
-    for name in _FILTERS_THAT_FILL:
-        environment.filters.pop(name, None)
+    environment = Sandbox(
+        trim_blocks=True, lstrip_blocks=True, finalize=_scalar, extensions=["jinja2.ext.loopcontrols"]
+    )
+    own = {"tojson": tojson, "replace": _replaced, "join": _joined, "string": lambda v: str(_scalar(v))}
+    environment.filters = {n: f for n, f in environment.filters.items() if n in _FILTERS.split()} | own
     environment.globals.pop("lipsum", None)
-    environment.filters["tojson"] = tojson
     environment.globals["raise_exception"] = refuse
-    environment.globals["strftime_now"] = lambda form: datetime.now().strftime(form)
+    environment.globals["strftime_now"] = lambda form: datetime.now().strftime(form[:100])
     return environment

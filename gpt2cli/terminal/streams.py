@@ -127,9 +127,14 @@ class Terminal:
             raise Gpt2cliError(f"cannot read standard input: {error.strerror or error}") from None
         return answer.decode("utf-8", "replace").strip()
 
+    @property
+    def has_stdout(self) -> bool:
+        """Whether there is a stdout to write to."""
+        return self._stdout is not None
+
     def check_stdout(self) -> None:
         """Raise `Gpt2cliError` when stdout is closed: before work is done for nothing."""
-        if self._stdout is None:
+        if not self.has_stdout:
             raise Gpt2cliError("standard output is closed", hint="write to a file with --output FILE")
 
     def write(self, text: str) -> None:
