@@ -41,14 +41,14 @@ def test_history_file(home: Path) -> None:
     lines = [json.dumps(f"{word} {HOSTILE}") for word in ("first", "second")]
     (home / "state" / "history.jsonl").write_text("\n".join(lines) + "\nno json \x1b]0;x\x07\n")
     with chat(*SHORT, ready=False) as screen:
-        screen.send(UP)
+        screen.send(CTRL_R + "firs")
+        screen.wait("> first a]52")
+        screen.send(CTRL_C + CTRL_U + UP)
         screen.wait("> second a]52")
         screen.send(UP)
         screen.wait("> first a]52")
         screen.send(CTRL_U + "seco")
         screen.wait("> second a]52")
-        screen.send(CTRL_U + CTRL_R + "firs")
-        screen.wait("> first a]52")
         check(screen)
 
 

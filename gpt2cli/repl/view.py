@@ -72,15 +72,15 @@ class View:
 
     def warn(self, text: str) -> None:
         """What the user should know."""
-        self._write(f"warning: {one_line(text)}", YELLOW)
+        self.text(f"warning: {one_line(text)}", YELLOW)
 
     def error(self, error: BaseException) -> None:
         """What went wrong in one line, and what to do in the next."""
         said = str(error) if isinstance(error, Gpt2cliError) else _described(error)
-        self._write(f"error: {one_line(said)}", RED)
+        self.text(f"error: {one_line(said)}", RED)
         hint = getattr(error, "hint", None)
         if hint:
-            self._write(f"hint: {one_line(str(hint))}", DIM)
+            self.text(f"hint: {one_line(str(hint))}", DIM)
 
     def live(self, text: str) -> None:
         """A line that the next one replaces, where lines can be replaced."""
