@@ -39,7 +39,7 @@ class Loader(Generic[T]):
     def running(self) -> bool:
         """Whether the thread is at work; one that has its result is waited for."""
         if self.done:
-            self._thread.join()
+            self.join()
         return self._thread.is_alive()
 
     @property
@@ -54,6 +54,11 @@ class Loader(Generic[T]):
             if cancelled():
                 return False
         return True
+
+    def join(self) -> None:
+        """Wait for the thread to be gone, if it was ever started."""
+        if self._thread.ident is not None:
+            self._thread.join()
 
     def result(self) -> T:
         """What the work returned. Raises what it raised."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from gpt2cli.errors import Gpt2cliError, Signalled
 from gpt2cli.repl.commands import CommandCompleter, Leave, run_command
@@ -72,6 +72,7 @@ class Chat:
         self.draft = ""
         """What stands at the next prompt already."""
         self._loader = Loader(self._load, self._loaded)
+        self._loaders: list[Loader[Any]] = [self._loader]
         self._conversation: Conversation | None = None
         self._used: int | None = None
 
@@ -86,19 +87,21 @@ class Chat:
     def conversation(self) -> Conversation:
         """The conversation; waits for the model. Raises `Cancelled`, and what loading raised."""
         if self._conversation is None:
-            self._conversation = self.wait_for(self._loader, f"loading {short_name(self.start.model)}")
+            name = short_name(self.start.model)
+            self._conversation = self.wait_for(self._loader, f"loading {name}", f"{name} is still loading")
             self._conversation.warn = self.view.warn
             self._conversation.want_logprobs = True
             for note in self.start.notes:
                 self.view.warn(note)
         return self._conversation
 
-    def wait_for(self, loader: Loader[T], what: str) -> T:
-        """What ``loader`` gives. Raises `Cancelled` on Ctrl-C, and what it raised."""
+    def wait_for(self, loader: Loader[T], what: str, otherwise: str) -> T:
+        """What ``loader`` gives; ``otherwise`` is said on Ctrl-C. Raises `Cancelled`, and what it raised."""
+        self._loaders = [one for one in self._loaders if not one.done] + [loader]
         if not loader.done:
             self.view.live(f"{what} … (Ctrl-C: do not wait)")
             if not loader.wait(lambda: self.tty.interrupted):
-                self.view.note(f"{what} goes on; the prompt is yours")
+                self.view.note(otherwise)
                 raise Cancelled
             self.view.clear_live()
         return loader.result()
@@ -192,14 +195,21 @@ class Chat:
         else:
             self.show_turns([turn])
 
-    def leave_now(self) -> bool:
-        """Whether the model is still loading, so that the interpreter cannot end in an orderly way."""
-        return self._loader.running
+    def is_loading(self) -> bool:
+        """Whether a thread loads a model, so that the interpreter cannot end in an orderly way."""
+        return any(loader.running for loader in self._loaders)
+
+    def join(self) -> None:
+        """Wait for what still loads."""
+        for loader in self._loaders:
+            loader.join()
 
     def _greet(self) -> None:
         start, view = self.start, self.view
         name = short_name(start.model)
         if start.resumed is None:
+            if self.terminal.quiet:
+                return
             view.note(f"{name} continues what you write · /help shows the commands, Ctrl-D leaves")
             return
         view.note(f"session {start.resumed} goes on with {name} · /help shows the commands")
@@ -207,24 +217,21 @@ class Chat:
 
     def _load(self) -> Conversation:
         preload_torch()
-        return self.start.load()
+        conversation = self.start.load()
+        self._used = _tokens_of(conversation)
+        return conversation
 
     def _loaded(self) -> None:
         """In the loader's thread: the bar has news, or there is nothing to prompt for."""
         if self._loader.error is not None:
             self.prompt.abort(self._loader.error)
         else:
-            self._count_context()
             self.prompt.refresh()
 
     def _count_context(self) -> None:
         """Tokens in use, once a prompt and not at every key."""
-        conversation = self.loaded
-        if conversation is not None:
-            try:
-                self._used = len(conversation.context().ids) if conversation.tree.current else 0
-            except Gpt2cliError:
-                self._used = conversation.engine.config.n_positions
+        if self.loaded is not None:
+            self._used = _tokens_of(self.loaded)
 
     def _status_line(self, width: int) -> str:
         conversation = self.loaded
@@ -243,23 +250,36 @@ class Chat:
         )
 
 
+def _tokens_of(conversation: Conversation) -> int:
+    """Tokens of the context in use."""
+    if conversation.tree.current is None:
+        return 0
+    try:
+        return len(conversation.context().ids)
+    except Gpt2cliError:
+        return conversation.engine.config.n_positions
+
+
 def run_session(terminal: Terminal, start: Start) -> None:
     """Chat on the terminal of this process until the user leaves; the terminal is as before afterwards.
 
     Raises `Terminated`, and what loading the model raised.
     """
-    code = 0
     with Tty(terminal) as tty:
         chat = Chat(terminal, start, tty)
+        code = 0
         try:
             chat.run()
         except Signalled as signalled:
             code = signalled.exit_code
             raise
+        except BaseException:
+            chat.join()
+            raise
         finally:
             if chat.loaded is not None:
                 chat.loaded.close()
-            if chat.leave_now():
+            if chat.is_loading():
                 # A thread that links a library when the interpreter ends takes the process down with it.
                 tty.__exit__(None, None, None)
                 flush_standard_streams()

@@ -67,7 +67,8 @@ def model(chat: Chat, argument: str) -> None:
         view.note("on this disk: " + ", ".join(local_names()))
         return
     loader = Loader(lambda: chat.start.load_engine(argument))
-    engine, name, revision = chat.wait_for(loader, f"loading {one_line(argument)[:40]}")
+    what, otherwise = f"loading {one_line(argument)[:40]}", f"{short_name(conversation.model)} stays"
+    engine, name, revision = chat.wait_for(loader, what, otherwise)
     before = conversation.format.name
     conversation.set_model(engine, name, revision)
     changed = f", format {conversation.format.name}" if conversation.format.name != before else ""
