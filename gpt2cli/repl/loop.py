@@ -59,13 +59,15 @@ class Chat:
     def __init__(self, terminal: Terminal, start: Start, tty: Tty) -> None:
         self.terminal, self.start, self.tty = terminal, start, tty
         self.view = View(terminal)
+        self._warnings: list[str] = []
+        """Of the history: said when the prompt is gone."""
         self.prompt = Prompt(
             terminal,
             tty,
             completer=CommandCompleter(self),
             status=self._status_line,
-            history=History(),
-            warn=self.view.warn,
+            history=History(warn=self._warnings.append),
+            warn=self._warnings.append,
             editing_mode=start.editing_mode,
         )
         self.editing_mode = start.editing_mode
@@ -121,6 +123,9 @@ class Chat:
                 continue
             except EOFError:
                 return
+            finally:
+                while self._warnings:
+                    self.view.warn(self._warnings.pop(0))
             try:
                 self._take(text)
             except Leave:
@@ -142,7 +147,7 @@ class Chat:
 
     def say(self, message: str) -> None:
         """Send ``message`` and show the answer. Raises `Gpt2cliError`."""
-        if not message:
+        if not message.strip():
             self.view.note("nothing to send; /help shows what there is")
             return
         conversation = self.conversation
