@@ -17,10 +17,15 @@ from typing import Any
 
 import pytest
 from chats import chat_model
-from cli import COMMAND, Outcome, call, run, start
+from cli import COMMAND, Outcome, Tty, call, run, start
+from hypothesis import given
+from hypothesis import strategies as st
 from support import REPOSITORY, make_model
 
-from gpt2cli.repl.sessions import Session, list_sessions
+from gpt2cli.cli.chat import _chosen
+from gpt2cli.repl.plain import OneLine
+from gpt2cli.repl.sessions import Session, list_sessions, sessions_dir
+from gpt2cli.terminal.streams import Terminal
 
 SAY = ("--seed", "7", "--max-new-tokens", "12", "-q")
 LINES = b"Once upon\nand\n\nthe end\n"
@@ -57,6 +62,12 @@ def test_an_answer_is_one_line(tmp_path: Path) -> None:
         flags = ("--seed", str(seed), "--top-k", "0", "--max-new-tokens", "30", "-q")
         outcome = chat(model, *flags, stdin=b"\n\n\nab\n")
         assert outcome.out.count("\n") == 4 and "\r" not in outcome.out
+
+
+@given(st.lists(st.text("ab \r\n", max_size=4), max_size=8))
+def test_one_line_however_it_is_cut(chunks: list[str]) -> None:
+    line = OneLine()
+    assert "".join(map(line.push, chunks)) == re.sub(r"[\r\n]+", " ", "".join(chunks).strip("\r\n"))
 
 
 def test_json(model: Path) -> None:
@@ -359,7 +370,7 @@ json.dump({"took": took, "memory": memory, "turns": len(chat.tree)}, sys.stdout)
 
 @pytest.mark.parametrize(
     ("format", "turns"),
-    [("story", 700), *(pytest.param(f, 5000, marks=pytest.mark.slow) for f in ("template", "transcript"))],
+    [("story", 420), *(pytest.param(f, 5000, marks=pytest.mark.slow) for f in ("template", "transcript"))],
 )
 def test_a_long_session_stays_as_it_was(model: Path, format: str, turns: int) -> None:
     """An eight-hour session: memory and the work of a turn do not grow with the turns before."""
@@ -383,3 +394,16 @@ def test_a_long_session_stays_as_it_was(model: Path, format: str, turns: int) ->
     # The text itself is kept, about a kilobyte a turn; the work is that of one context.
     assert grown < 4 * 2**20 + 2500 * turns
     assert statistics.median(late) < 2 * statistics.median(early)
+
+
+def test_a_session_is_chosen_from_a_list(model: Path) -> None:
+    """On a terminal ``--resume`` asks; what is in the files does not act on it."""
+    for name in ("first", "second"):
+        chat(model, *SAY, "--save", name, stdin=b"words of \x1b]0;x\x07" + name.encode() + b"\n")
+        os.utime(sessions_dir() / f"{name}.jsonl", (1e9 + (name == "second"),) * 2)
+    shown = []
+    for answer in (b"2\n", b"\n", b"first\n"):
+        streams = [Tty(answer), Tty(), Tty()]
+        shown.append(_chosen(Terminal(*streams, environ={"TERM": "xterm"})))
+        assert b"\x1b" not in streams[2].getvalue()
+    assert shown == ["first", "second", "first"]

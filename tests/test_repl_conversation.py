@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import time
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -237,6 +238,51 @@ def test_a_message_larger_than_the_context_is_refused_and_the_session_goes_on(sm
     assert say(chat, "two").parent == 1
     fits = say(chat, "y" * 55)
     assert fits.first == fits.id, "alone it fits"
+
+
+def test_a_huge_message_is_refused_before_it_is_tokenised(small: Engine) -> None:
+    chat = conversation(small)
+    started = time.process_time()
+    with pytest.raises(PromptTooLong, match="characters"):
+        chat.answer("x" * 30_000_000)
+    assert time.process_time() - started < 5
+
+
+def test_an_answer_goes_on_in_the_context_that_it_had(engine: Engine) -> None:
+    """Also where turns were dropped for it."""
+    chat = conversation(engine, given={"max_new_tokens": 8, "ignore_eos": True})
+    for number in range(200):
+        turn = say(chat, f"turn number {number}")
+        if chat.last.dropped_turns:
+            break
+    list(chat.continue_answer(max_new_tokens=12))
+    longer = chat.tree.current
+    assert longer.first == turn.first and chat.last.prefilled_tokens == 1
+    whole = engine.generate(
+        chat._contexts.fit(chat.tree, chat.tree[turn.parent], turn.user, 8).ids,
+        engine.options(seed=turn.seed, max_new_tokens=20, ignore_eos=True),
+    )
+    # A last character that was cut in the middle was drawn again.
+    assert whole.text.startswith(longer.answer.rstrip("\ufffd")) and len(longer.answer_ids) > 16
+
+
+def test_an_answer_that_fills_the_context(small: Engine) -> None:
+    chat = conversation(small, given={"max_new_tokens": 500, "ignore_eos": True})
+    turn = say(chat, "one")
+    assert turn.finish_reason == "context" and len(turn.answer_ids) == 61
+    assert len(chat.context().ids) == 64
+    with pytest.raises(PromptTooLong, match="the turn"):
+        chat.continue_answer()
+    assert say(chat, "two").first == 2
+
+
+def test_a_text_that_begins_with_nothing(engine: Engine) -> None:
+    """bos stands before it in every turn, and not only in the first."""
+    chat = conversation(engine)
+    say(chat, "", ignore_eos=True)
+    assert chat.context("a").ids[:2] == [256, *chat.tree.current.answer_ids[:1]]
+    say(chat, "")
+    assert chat.last.prefilled_tokens == 1
 
 
 def test_other_contexts_look_again_at_what_fits(small: Engine) -> None:

@@ -173,12 +173,10 @@ class Request:
     sanitize: bool
     json: bool
 
-    @property
-    def name(self) -> str:
-        """The model's name; of a directory its whole path, so that a session finds it again."""
-        if self.model.stored is not None:
-            return self.model.name
-        return str(self.model.directory.resolve())
+
+def _name(model: ResolvedModel) -> str:
+    """The model's name; of a directory its whole path, so that a session finds it again."""
+    return model.name if model.stored is not None else str(model.directory.resolve())
 
 
 def _read_request(terminal: Terminal, flags: Mapping[str, Any]) -> Request:
@@ -326,15 +324,14 @@ def _run_on_terminal(request: Request) -> int:
         engine = Engine.load(model.directory, request.load)
         if model.stored is not None:
             mark_used(model.stored)
-        shown = model.name if model.stored is not None else str(model.directory.resolve())
-        return engine, shown, model.revision
+        return engine, _name(model), model.revision
 
     notes: list[str] = []
     session = request.session
     run_session(
         request.terminal,
         Start(
-            model=request.name,
+            model=_name(request.model),
             context=request.checkpoint.config.n_positions,
             load=lambda: _conversation(request, notes),
             load_engine=load_engine,
@@ -384,7 +381,7 @@ def _conversation(request: Request, notes: list[str]) -> Conversation:
     return Conversation(
         engine,
         choose_format(request.checkpoint, request.format, request.model.name),
-        model=request.name,
+        model=_name(request.model),
         revision=request.model.revision,
         system=request.system,
         given=request.given,

@@ -42,11 +42,13 @@ class Contexts:
         self,
         tree: Tree,
         parent: Turn | None,
-        user: str | None,
+        user: str,
         max_new_tokens: int,
+        goes_on: Turn | None = None,
         answer: Sequence[int] = (),
     ) -> Context:
-        """The context after ``parent`` for an answer to ``user``, of which ``answer`` is there already.
+        """The context after ``parent`` for an answer to ``user``; where one ``goes_on``, with the tokens of
+        its ``answer``.
 
         Room is left for the new tokens, or half the context where they are more. When it is
         exceeded, whole oldest turns are dropped until a quarter of the context is free besides:
@@ -54,34 +56,56 @@ class Contexts:
         stays. Raises `PromptTooLong` when the newest turn alone is too long.
         """
         size = self.engine.config.n_positions
+        self._check_length(user)
         budget = size - min(max_new_tokens, size // 2)
-        turns = self._seen(tree, parent)
-        seen = len(turns)
+        seen = turns = self._seen(tree, parent, goes_on or parent)
         ids = self._ids(turns, user, answer)
         if len(ids) > budget and turns:
             turns = self._shortened(turns, user, answer, (budget - size // 4, budget))
             ids = self._ids(turns, user, answer)
         if len(ids) >= size:
-            raise PromptTooLong(
-                f"the message has {len(ids)} tokens with what must stand around it; "
-                f"the model's context is {size}, and one must be left",
-                hint="send a shorter one",
-            )
+            raise self._too_long(f"has {len(ids)} tokens with what must stand around it", answer)
         before = 0 if parent is None else parent.depth + 1
-        return Context(ids, self._text(ids), tuple(turns), before - len(turns), seen - len(turns))
+        return Context(ids, self._text(ids), tuple(turns), before - len(turns), len(seen) - len(turns))
 
-    def _seen(self, tree: Tree, parent: Turn | None) -> list[Turn]:
-        """The turns that the answer of ``parent`` saw, and itself; never more than a context can hold."""
+    def so_far(self, tree: Tree) -> Context:
+        """The text up to here: what the last answer saw, and itself."""
+        last = tree.current
+        turns = self._seen(tree, last, last)
+        ids = self._ids(turns, None, ())
+        before = 0 if last is None else last.depth + 1
+        return Context(ids, self._text(ids), tuple(turns), before - len(turns))
+
+    def _check_length(self, user: str) -> None:
+        """Refuse, before tokenising it, a message that cannot fit."""
+        longest = self.engine.tokenizer.longest_token if self.engine.tokenizer else None
+        if longest and len(user) > longest * self.engine.config.n_positions:
+            raise self._too_long(f"has {len(user)} characters", ())
+
+    def _too_long(self, what: str, answer: Sequence[int]) -> PromptTooLong:
+        size = self.engine.config.n_positions
+        subject, hint = (
+            ("the turn", "send a new message") if answer else ("the message", "send a shorter one")
+        )
+        return PromptTooLong(
+            f"{subject} {what}; the model's context is {size} tokens, and one must be left", hint=hint
+        )
+
+    def _seen(self, tree: Tree, parent: Turn | None, drawn: Turn | None) -> list[Turn]:
+        """The path up to ``parent``, from the first turn that the answer of ``drawn`` saw; never more
+        turns than a context has tokens.
+        """
         turns: list[Turn] = []
+        if parent is None or drawn is None or (drawn is not parent and drawn.first == drawn.id):
+            return turns
         for turn in tree.back(parent):
             turns.append(turn)
-            assert parent is not None
-            if turn.id == parent.first or len(turns) >= self.engine.config.n_positions:
+            if turn.id == drawn.first or len(turns) >= self.engine.config.n_positions:
                 break
         return turns[::-1]
 
     def _shortened(
-        self, turns: list[Turn], user: str | None, answer: Sequence[int], limits: tuple[int, int]
+        self, turns: list[Turn], user: str, answer: Sequence[int], limits: tuple[int, int]
     ) -> list[Turn]:
         """The most of the newest turns that fit into the first limit; one alone may fill the second."""
         target, budget = limits
@@ -99,9 +123,11 @@ class Contexts:
     def _ids(self, turns: Sequence[Turn], user: str | None, answer: Sequence[int]) -> list[int]:
         ids: list[int] = []
         for part in self.format.layout(self.system, turns, user):
+            if not ids and isinstance(part, Answer):
+                # Its prompt was empty: it began with bos.
+                ids += self.engine.encode("")
             ids += self._part(part)
-        ids += answer
-        return ids or self.engine.encode("")
+        return [*(ids or self.engine.encode("")), *answer]
 
     def _text(self, ids: Sequence[int]) -> str:
         return self.engine.tokenizer.decode(ids) if self.engine.tokenizer else ""
@@ -152,3 +178,16 @@ def ids_of_text(tokenizer: Tokenizer, ids: Sequence[int], text: str) -> list[int
         if text.startswith(start) and not start.endswith("\ufffd"):
             return [*ids[:end], *tokenizer.encode(text[len(start) :])]
     return tokenizer.encode(text) if text else []
+
+
+def whole_characters(tokenizer: Tokenizer, ids: list[int], text: str) -> tuple[list[int], str]:
+    """The tokens of ``text`` and itself, without a last character that was cut in the middle.
+
+    Its first bytes are drawn again.
+    """
+    if text.endswith("\ufffd"):
+        for end in range(len(ids) - 1, max(-1, len(ids) - 4), -1):
+            start = tokenizer.decode(ids[:end])
+            if not start.endswith("\ufffd"):
+                return ids[:end], start
+    return ids, text

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import secrets
 import time
-from collections.abc import Callable, Generator, Iterable, Mapping
+from collections.abc import Callable, Generator, Mapping
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from gpt2cli.errors import Gpt2cliError, UsageError
 from gpt2cli.options import MAX_SEED, GenerateOptions
-from gpt2cli.repl.context import Context, Contexts, ids_of_text
+from gpt2cli.repl.context import Context, Contexts, ids_of_text, whole_characters
 from gpt2cli.repl.drawing import Draw, TurnStats, turn_seed, turn_stats
 from gpt2cli.repl.formats import Format, choose_format
 from gpt2cli.repl.options import OPTION_NAMES, differing, option_name, parse_option, parse_overrides, writable
@@ -86,9 +86,10 @@ class Conversation:
 
         Raises `PromptTooLong`, and `UsageError` where a character cannot be tokenised.
         """
+        if user is None:
+            return self._contexts.so_far(self.tree)
         new = self.options.max_new_tokens or 0
-        words = None if user is None else writable(user)
-        return self._contexts.fit(self.tree, self.tree.current, words, 0 if words is None else new)
+        return self._contexts.fit(self.tree, self.tree.current, writable(user), new)
 
     def answer(self, user: str, **overrides: Any) -> Generator[Chunk, None, None]:
         """Draw an answer to ``user`` after the current turn, and stand on the new turn.
@@ -115,8 +116,14 @@ class Conversation:
         draw = turn.draw if cut else self._next_draw(turn)
         if cut:
             overrides = {"seed": turn.seed, **overrides}
-        ids, text = self._whole_characters(turn)
-        plan = self._plan(self._before(turn), turn.user, draw, overrides, ids)
+        ids, text = list(self._contexts.answer_ids(turn)), turn.answer
+        if self.engine.tokenizer is not None:
+            ids, start = whole_characters(self.engine.tokenizer, ids, text)
+            text = start.lstrip() if self.format.strips else start
+        options = self._request(self._before(turn), draw, overrides)
+        new = options.max_new_tokens or 0
+        context = self._contexts.fit(self.tree, self._before(turn), turn.user, new, turn, ids)
+        plan = Draw(self._before(turn), turn.user, context, options, draw)
         return self._draw(replace(plan, start=tuple(ids), start_text=text, continues=turn.id))
 
     def branch(self, n: int, **overrides: Any) -> Generator[Chunk, None, None]:
@@ -235,21 +242,6 @@ class Conversation:
         same = (other.draw for other in self.tree.siblings(turn.id) if other.user == turn.user)
         return max(same) + 1
 
-    def _whole_characters(self, turn: Turn) -> tuple[list[int], str]:
-        """The tokens of an answer and its text, without a last character that was cut in the middle.
-
-        Its first bytes are drawn again.
-        """
-        ids, text = list(self._contexts.answer_ids(turn)), turn.answer
-        tokenizer = self.engine.tokenizer
-        if tokenizer is None or not text.endswith("\ufffd"):
-            return ids, text
-        for end in range(len(ids) - 1, max(-1, len(ids) - 4), -1):
-            start = tokenizer.decode(ids[:end])
-            if not start.endswith("\ufffd"):
-                return ids[:end], start.lstrip() if self.format.strips else start
-        return ids, text
-
     def _request(self, parent: Turn | None, draw: int, overrides: Mapping[str, Any]) -> GenerateOptions:
         given = {**self.given, **overrides}
         given["stop"] = (*given.get("stop", ()), *self.format.stops)
@@ -264,11 +256,9 @@ class Conversation:
             raise UsageError(f"{', '.join(sorted(unknown))}: not an option of a conversation")
         return self.engine.options(**given).settled()
 
-    def _plan(
-        self, parent: Turn | None, user: str, draw: int, overrides: Mapping[str, Any], ids: Iterable[int] = ()
-    ) -> Draw:
+    def _plan(self, parent: Turn | None, user: str, draw: int, overrides: Mapping[str, Any]) -> Draw:
         options = self._request(parent, draw, overrides)
-        context = self._contexts.fit(self.tree, parent, user, options.max_new_tokens or 0, tuple(ids))
+        context = self._contexts.fit(self.tree, parent, user, options.max_new_tokens or 0)
         return Draw(parent, user, context, options, draw)
 
     def _draw(self, plan: Draw) -> Generator[Chunk, None, None]:

@@ -44,7 +44,8 @@ def open_private(path: Path, flags: int = 0) -> int:
     Raises `OSError`.
     """
     path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-    return os.open(path, os.O_RDWR | os.O_APPEND | os.O_CREAT | getattr(os, "O_CLOEXEC", 0) | flags, 0o600)
+    flags |= getattr(os, "O_CLOEXEC", 0) | getattr(os, "O_BINARY", 0)
+    return os.open(path, os.O_RDWR | os.O_APPEND | os.O_CREAT | flags, 0o600)
 
 
 def append_lines(descriptor: int, data: bytes) -> None:

@@ -86,7 +86,7 @@ def differing(options: GenerateOptions) -> dict[str, Any]:
 
 def checked_options(found: Any) -> dict[str, Any]:
     """Options out of a file, as `differing` wrote them. Raises `UsageError`, `InvalidOption`."""
-    if not isinstance(found, dict) or not found.keys() <= _DEFAULTS.keys():
+    if not isinstance(found, dict) or not found.keys() <= {*OPTION_NAMES} - {"seed"}:
         raise UsageError("these are no options")
     values: dict[str, Any] = {n: tuple(v) if isinstance(v, list) else v for n, v in found.items()}
     GenerateOptions(**values)

@@ -181,8 +181,9 @@ class Session:
     def _reopen(self) -> None:
         """Open the file for appending; where that fails, the next write says so."""
         with contextlib.suppress(OSError):
-            self._descriptor = open_private(self._path) if self._path else -1
-            try_lock(self._descriptor)
+            if self._path is not None:
+                self._descriptor = open_private(self._path)
+                try_lock(self._descriptor)
 
 
 def sessions_dir() -> Path:
