@@ -517,9 +517,10 @@ ENDINGS = [
 ]
 
 
-@pytest.mark.parametrize(("number", "when"), some_slow(ENDINGS, 3))
-def test_signals_to_end(number: signal.Signals, when: str) -> None:
+@pytest.mark.parametrize("ending", some_slow(ENDINGS, 3))
+def test_signals_to_end(ending: tuple[signal.Signals, str]) -> None:
     """The exit code is 143, and nothing of the session stays on."""
+    number, when = ending
     flags = ("--seed", "42", "--max-new-tokens", "500", "--ignore-eos")
     with chat(*flags, ready=when != "loading") as screen:
         if when == "answer":
