@@ -10,6 +10,7 @@ import signal
 import subprocess
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -399,6 +400,50 @@ def test_ctrl_c_stops_the_answer_and_keeps_it() -> None:
         assert "Once upon a time" in shown and len(shown.split()) > 30
 
 
+def test_ctrl_c_while_the_model_loads() -> None:
+    """Nobody has to wait: the message comes back to the prompt, and can be sent again."""
+    with chat(*SHORT, ready=False) as screen:
+        screen.send("Once upon" + ENTER)
+        screen.wait("Ctrl-C: do not wait")
+        screen.send(CTRL_C)
+        screen.wait("tiny is still loading")
+        screen.wait(lambda: "> Once upon" in screen.lines[screen.screen.cursor.y])
+        screen.send(" a time" + ENTER)
+        screen.wait("tokens/s")
+        assert "> Once upon a time" in screen.text
+
+
+@pytest.mark.slow
+def test_suspending() -> None:
+    """Ctrl-Z gives the terminal to the shell, fg brings the prompt back."""
+    with shell() as screen:
+        screen.send(f"{ChatScreen.command()} --seed 1 --max-new-tokens 20 --no-save -q\n")
+        screen.wait("0/512")
+        screen.send("\x1a")
+        screen.wait("Stopped")
+        screen.settle()
+        screen.send("stty -a\n")
+        screen.wait(" icanon")
+        assert re.search(r" echo ", screen.text)
+        screen.send("fg\n")
+        screen.settle(1.0)
+        screen.send("Once upon a time" + ENTER)
+        screen.wait("tokens/s")
+        screen.send(CTRL_D)
+        screen.settle(1.0)
+        screen.send("echo back again\n")
+        screen.wait("\nback again")
+
+
+@contextmanager
+def shell() -> Iterator[ChatScreen]:
+    screen = ChatScreen("/bin/bash", "--norc", "-i")
+    try:
+        yield screen
+    finally:
+        screen.child.close(force=True)
+
+
 def test_resizing_while_it_streams() -> None:
     """The terminal changes its width in the middle of an answer; the text is whole, the bar fits."""
     with chat("--seed", "42", "--max-new-tokens", "200", "--ignore-eos", columns=100) as screen:
@@ -427,10 +472,21 @@ def test_every_width(columns: int) -> None:
             assert "error" not in screen.ask(name)
 
 
+@contextmanager
+def dumb_chat() -> Iterator[ChatScreen]:
+    """A session on a dumb terminal, where no prompt announces itself."""
+    screen = ChatScreen(*SHORT, TERM="dumb")
+    try:
+        screen.wait(lambda: screen.raw.endswith(b"> "))
+        yield screen
+    finally:
+        screen.child.close(force=True)
+
+
 def test_dumb_terminal() -> None:
     """Lines in, lines out, not one escape code."""
     with_quotes = '"""one\ntwo"""'
-    with chat_dumb() as screen:
+    with dumb_chat() as screen:
         screen.send("Once upon a time\n")
         screen.wait(lambda: screen.raw.count(b"> ") == 2)
         screen.send(with_quotes + "\n")
@@ -442,22 +498,6 @@ def test_dumb_terminal() -> None:
         screen.send("/exit\n")
         assert screen.end() == 0
         assert b"\x1b" not in screen.raw
-
-
-def chat_dumb() -> ChatScreenContext:
-    return ChatScreenContext()
-
-
-class ChatScreenContext:
-    """A session on a dumb terminal, where no prompt announces itself."""
-
-    def __enter__(self) -> ChatScreen:
-        self.screen = ChatScreen(*SHORT, TERM="dumb")
-        self.screen.wait(lambda: self.screen.raw.endswith(b"> "))
-        return self.screen
-
-    def __exit__(self, *exc: object) -> None:
-        self.screen.child.close(force=True)
 
 
 def test_no_color() -> None:
