@@ -123,7 +123,7 @@ def command_paths() -> Iterator[tuple[str, ...]]:
     yield from walk(typer.main.get_command(app), ())
 
 
-def modules_loaded_by(*arguments: str | Path) -> set[str]:
+def modules_loaded_by(*arguments: str | Path, stdin: str = "") -> set[str]:
     """The top-level modules that a run of the command line loads, in a process of its own."""
     code = (
         "import sys; from gpt2cli.cli.app import main; code = main(sys.argv[1:]);"
@@ -131,7 +131,11 @@ def modules_loaded_by(*arguments: str | Path) -> set[str]:
         "sys.exit(code)"
     )
     done = subprocess.run(
-        [sys.executable, "-c", code, *map(os.fspath, arguments)], capture_output=True, text=True, timeout=60
+        [sys.executable, "-c", code, *map(os.fspath, arguments)],
+        input=stdin,
+        capture_output=True,
+        text=True,
+        timeout=60,
     )
     assert done.returncode == 0, done.stderr
     return set(done.stderr.rpartition("LOADED ")[2].split())
@@ -178,6 +182,13 @@ def test_models_are_handled_without_torch(tiny_model: Path, tmp_path: Path) -> N
 def test_generate_does_not_load_transformers(tiny_model: Path) -> None:
     """Two seconds that the token path never pays."""
     loaded = modules_loaded_by("generate", "-q", "-m", tiny_model, "--max-new-tokens", "1", "ab")
+    assert "torch" in loaded
+    assert loaded.isdisjoint({"transformers", "prompt_toolkit", "huggingface_hub"})
+
+
+def test_chat_without_a_terminal_loads_neither_transformers_nor_a_prompt(tiny_model: Path) -> None:
+    """The model's chat template is rendered without transformers."""
+    loaded = modules_loaded_by("chat", "-q", "-m", tiny_model, "--max-new-tokens", "1", stdin="ab\n")
     assert "torch" in loaded
     assert loaded.isdisjoint({"transformers", "prompt_toolkit", "huggingface_hub"})
 

@@ -374,7 +374,8 @@ class Conversation:
         if (saved.model, saved.revision, saved.format, saved.system) != now:
             self._set_contexts(self._contexts)
         if saved.damaged:
-            self.warn(f"{saved.damaged} lines of the session are damaged, and were skipped")
+            lines = "line" if saved.damaged == 1 else "lines"
+            self.warn(f"{saved.damaged} damaged {lines} of the session skipped")
         if (saved.model, saved.revision) != (self.model, self.revision):
             if saved.model != self.model:
                 self.warn(f"the session was held with {saved.model}, and goes on with {self.model}")
