@@ -17,7 +17,16 @@ from typing import Any, cast, get_args
 from gpt2cli import paths
 from gpt2cli.errors import Gpt2cliError, InvalidOption, UsageError
 from gpt2cli.files import write_atomically
-from gpt2cli.options import Device, GenerateOptions, LoadOptions, Overflow, Precision, Rng, shown
+from gpt2cli.options import (
+    Device,
+    GenerateOptions,
+    LoadOptions,
+    Overflow,
+    Precision,
+    Rng,
+    check_choice,
+    shown,
+)
 
 Value = str | int | float | bool
 
@@ -47,6 +56,7 @@ KEYS: dict[str, Key] = {
     "precision": Key(str, "the precision of the weights", get_args(Precision)),
     "threads": Key(int, "CPU threads"),
     "offline": Key(bool, "never use the network"),
+    "editing_mode": Key(str, "the keys at chat's prompt", ("emacs", "vi")),
     "send_token": Key(bool, "send the Hugging Face token to HF_ENDPOINT too, over https"),
     "quiet": Key(bool, "no notes and warnings"),
 }
@@ -139,6 +149,8 @@ def _checked(key: str, value: Any, where: str) -> Value:
     try:
         if key in ("device", "precision", "threads"):
             LoadOptions(**option)
+        elif key == "editing_mode":
+            check_choice(key, value, KEYS[key].choices)
         elif key not in ("model", "offline", "send_token", "quiet"):
             GenerateOptions(**option)
     except InvalidOption as error:

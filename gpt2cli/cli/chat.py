@@ -337,6 +337,7 @@ def _run_on_terminal(request: Request) -> int:
             load_engine=load_engine,
             editing_mode=request.settings.value("editing_mode") or "emacs",
             resumed=session.name if session is not None and request.saved is not None else None,
+            turns=request.saved.tree.path() if request.saved is not None else (),
             notes=notes,
         ),
     )

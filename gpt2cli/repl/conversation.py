@@ -56,7 +56,7 @@ class Conversation:
         self.want_logprobs = False
         self.warn: Callable[[str], None] = warn or (lambda text: None)
         self._contexts = Contexts(engine, format, writable(system))
-        self._described: Turn | None = None
+        self._described: list[Turn] = []
         engine.options(**self.given)
         if saved is not None:
             self._resumed(saved)
@@ -295,6 +295,10 @@ class Conversation:
         for choice in choices:
             if choice.token_ids or choice.finish_reason not in (None, "interrupted"):
                 turns.append(self._add(plan, choice))
+        if turns:
+            for turn in self._described:
+                turn.logprobs = None
+            self._described = turns
         if plan.branches and turns:
             self.branches = turns
             self.tree.go(None if current is None else current.id)
@@ -324,9 +328,6 @@ class Conversation:
             logprobs=list(zip(choice.token_ids, logprobs, strict=False)) or None,
         )
         self.tree.add(turn)
-        if self._described is not None:
-            self._described.logprobs = None
-        self._described = turn
         self._write(turn_event(turn))
         return turn
 
@@ -357,7 +358,7 @@ class Conversation:
         self.close()
         self.session, self.tree = session, saved.tree
         self.given, self.seed = dict(saved.options), saved.seed
-        self.last, self.branches, self._described = None, [], None
+        self.last, self.branches, self._described = None, [], []
         self._contexts = Contexts(self.engine, format, saved.system)
         self._resumed(saved)
 
