@@ -3,11 +3,12 @@
 # What the command $1 takes.
 _gpt2cli_command() {
     case $1 in
-    '') commands=(generate inspect compare score features pull list show rm verify import export gc train finetune distill bench completions config) flags=(--version -V --help -h) ;;
+    '') commands=(generate chat score inspect compare features pull list show rm verify import export gc train finetune distill bench completions config) flags=(--version -V --help -h) ;;
     generate) commands=() flags=(--prompt -p --file -f --model -m --revision --offline --allow-pickle --max-new-tokens --max-length --stop --ignore-eos --overflow --temperature --temp --top-k --top-p --min-p --typical-p --repetition-penalty --no-repeat-ngram-size --greedy --num-return-sequences -n --seed --rng --special-tokens --strict --sanitize --json --jsonl --echo --logprobs --output -o --no-stream --quiet -q --device --precision --threads --debug --help -h) ;;
+    chat) commands=() flags=(--model -m --revision --offline --allow-pickle --format --system --resume --last --save --no-save --max-new-tokens --stop --ignore-eos --temperature --temp --top-k --top-p --min-p --typical-p --repetition-penalty --no-repeat-ngram-size --greedy --seed --strict --sanitize --json --quiet -q --device --precision --threads --debug --help -h) ;;
+    score) commands=() flags=(--prompt -p --file -f --model -m --revision --offline --allow-pickle --lines --from-jsonl --field --stride --window --bos --eos --keep-newline --special-tokens --strict --choices --choice --normalize --task --limit --tokens --top --plot --json --jsonl --output -o --no-resume --quiet -q --device --precision --threads --batch-tokens --debug --help -h) ;;
     inspect) commands=() flags=(--prompt -p --file -f --by --top --stride --marks --no-marks --explain --at --model -m --revision --offline --allow-pickle --temperature --temp --top-k --top-p --min-p --typical-p --repetition-penalty --no-repeat-ngram-size --greedy --seed --bos --special-tokens --strict --json --jsonl --csv --svg --html --theme --output -o --quiet -q --device --precision --threads --debug --help -h) ;;
     compare) commands=() flags=(--prompt -p --file -f --lines --vary --next --words --model -m --offline --allow-pickle --max-new-tokens --stop --ignore-eos --temperature --top-k --top-p --min-p --typical-p --repetition-penalty --no-repeat-ngram-size --seed --greedy --special-tokens --strict --json --jsonl --csv --svg --html --theme --output -o --quiet -q --device --precision --threads --debug --help -h) ;;
-    score) commands=() flags=(--prompt -p --file -f --model -m --revision --offline --allow-pickle --lines --from-jsonl --field --stride --window --bos --eos --keep-newline --special-tokens --strict --choices --choice --normalize --task --limit --tokens --top --plot --json --jsonl --output -o --no-resume --quiet -q --device --precision --threads --batch-tokens --debug --help -h) ;;
     features) commands=() flags=(--prompt -p --file -f --model -m --revision --offline --allow-pickle --lines --from-jsonl --field --bos --truncate --special-tokens --strict --layer --layers --pool --attention --output -o --quiet -q --device --precision --threads --batch-tokens --debug --help -h) ;;
     pull) commands=() flags=(--revision --allow-pickle --offline --jsonl --quiet -q --debug --help -h) ;;
     list) commands=() flags=(--available --json --quiet -q --debug --help -h) ;;
@@ -57,6 +58,43 @@ _gpt2cli_flag() {
     'generate --device') kind=words words=(auto cpu cuda mps) ;;
     'generate --precision') kind=words words=(auto fp32 fp16 bf16 int8 int4) ;;
     'generate --threads') kind=text words=() ;;
+    'chat --model'|'chat -m') kind=model words=() ;;
+    'chat --revision') kind=text words=() ;;
+    'chat --format') kind=words words=(story transcript dialogpt template raw) ;;
+    'chat --system') kind=text words=() ;;
+    'chat --save') kind=text words=() ;;
+    'chat --max-new-tokens') kind=text words=() ;;
+    'chat --stop') kind=text words=() ;;
+    'chat --temperature'|'chat --temp') kind=text words=() ;;
+    'chat --top-k') kind=text words=() ;;
+    'chat --top-p') kind=text words=() ;;
+    'chat --min-p') kind=text words=() ;;
+    'chat --typical-p') kind=text words=() ;;
+    'chat --repetition-penalty') kind=text words=() ;;
+    'chat --no-repeat-ngram-size') kind=text words=() ;;
+    'chat --seed') kind=text words=() ;;
+    'chat --device') kind=words words=(auto cpu cuda mps) ;;
+    'chat --precision') kind=words words=(auto fp32 fp16 bf16 int8 int4) ;;
+    'chat --threads') kind=text words=() ;;
+    'score --prompt'|'score -p') kind=text words=() ;;
+    'score --file'|'score -f') kind=file words=() ;;
+    'score --model'|'score -m') kind=model words=() ;;
+    'score --revision') kind=text words=() ;;
+    'score --field') kind=text words=() ;;
+    'score --stride') kind=text words=() ;;
+    'score --window') kind=text words=() ;;
+    'score --choices') kind=text words=() ;;
+    'score --choice') kind=text words=() ;;
+    'score --normalize') kind=words words=(none tokens bytes) ;;
+    'score --task') kind=words words=(lambada cloze) ;;
+    'score --limit') kind=text words=() ;;
+    'score --top') kind=text words=() ;;
+    'score --plot') kind=file words=() ;;
+    'score --output'|'score -o') kind=file words=() ;;
+    'score --device') kind=words words=(auto cpu cuda mps) ;;
+    'score --precision') kind=words words=(auto fp32 fp16 bf16 int8 int4) ;;
+    'score --threads') kind=text words=() ;;
+    'score --batch-tokens') kind=text words=() ;;
     'inspect --prompt'|'inspect -p') kind=text words=() ;;
     'inspect --file'|'inspect -f') kind=file words=() ;;
     'inspect --by') kind=words words=(probability rank entropy) ;;
@@ -99,25 +137,6 @@ _gpt2cli_flag() {
     'compare --device') kind=words words=(auto cpu cuda mps) ;;
     'compare --precision') kind=words words=(auto fp32 fp16 bf16 int8 int4) ;;
     'compare --threads') kind=text words=() ;;
-    'score --prompt'|'score -p') kind=text words=() ;;
-    'score --file'|'score -f') kind=file words=() ;;
-    'score --model'|'score -m') kind=model words=() ;;
-    'score --revision') kind=text words=() ;;
-    'score --field') kind=text words=() ;;
-    'score --stride') kind=text words=() ;;
-    'score --window') kind=text words=() ;;
-    'score --choices') kind=text words=() ;;
-    'score --choice') kind=text words=() ;;
-    'score --normalize') kind=words words=(none tokens bytes) ;;
-    'score --task') kind=words words=(lambada cloze) ;;
-    'score --limit') kind=text words=() ;;
-    'score --top') kind=text words=() ;;
-    'score --plot') kind=file words=() ;;
-    'score --output'|'score -o') kind=file words=() ;;
-    'score --device') kind=words words=(auto cpu cuda mps) ;;
-    'score --precision') kind=words words=(auto fp32 fp16 bf16 int8 int4) ;;
-    'score --threads') kind=text words=() ;;
-    'score --batch-tokens') kind=text words=() ;;
     'features --prompt'|'features -p') kind=text words=() ;;
     'features --file'|'features -f') kind=file words=() ;;
     'features --model'|'features -m') kind=model words=() ;;
@@ -293,9 +312,10 @@ _gpt2cli_flag() {
 _gpt2cli_argument() {
     case "$1 $2" in
     'generate '[0-9]*) kind=text words=() ;;
+    'chat '0) kind=text words=() ;;
+    'score '[0-9]*) kind=text words=() ;;
     'inspect '[0-9]*) kind=text words=() ;;
     'compare '[0-9]*) kind=text words=() ;;
-    'score '[0-9]*) kind=text words=() ;;
     'features '[0-9]*) kind=text words=() ;;
     'pull '[0-9]*) kind=model words=() ;;
     'show '0) kind=model words=() ;;

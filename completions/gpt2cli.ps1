@@ -7,9 +7,10 @@ Register-ArgumentCompleter -Native -CommandName gpt2cli -ScriptBlock {
     # all further ones), with the kind of its value, and the words that the value can be.
     $entries = @(
         @{Of = ''; What = 'command'; Name = 'generate'; Help = 'Continue a text: the prompt goes in, the model''s continuation comes out as it is drawn'; Kind = ''; Words = @()}
+        @{Of = ''; What = 'command'; Name = 'chat'; Help = 'Talk with a model, or write a story with it by turns; sessions are saved as they go'; Kind = ''; Words = @()}
+        @{Of = ''; What = 'command'; Name = 'score'; Help = 'Score texts: nll, perplexity, bits per byte, token by token; rank continuations; run tasks'; Kind = ''; Words = @()}
         @{Of = ''; What = 'command'; Name = 'inspect'; Help = 'Colour a text by what the model expected; with --explain, show how its next token is drawn'; Kind = ''; Words = @()}
         @{Of = ''; What = 'command'; Name = 'compare'; Help = 'Run models, prompts, seeds and settings side by side, and say where the texts part'; Kind = ''; Words = @()}
-        @{Of = ''; What = 'command'; Name = 'score'; Help = 'Score texts: nll, perplexity, bits per byte, token by token; rank continuations; run tasks'; Kind = ''; Words = @()}
         @{Of = ''; What = 'command'; Name = 'features'; Help = 'Write hidden states and attention weights: the numbers of transformers'' GPT2Model'; Kind = ''; Words = @()}
         @{Of = ''; What = 'command'; Name = 'pull'; Help = 'Bring models from the Hugging Face Hub into the store; what was begun is resumed'; Kind = ''; Words = @()}
         @{Of = ''; What = 'command'; Name = 'list'; Help = 'The models on this disk: in the store, in the Hugging Face cache, in the package'; Kind = ''; Words = @()}
@@ -75,6 +76,84 @@ Register-ArgumentCompleter -Native -CommandName gpt2cli -ScriptBlock {
         @{Of = 'generate'; What = 'flag'; Name = '--help'; Help = 'Show this message and exit'; Kind = ''; Words = @()}
         @{Of = 'generate'; What = 'flag'; Name = '-h'; Help = 'Show this message and exit'; Kind = ''; Words = @()}
         @{Of = 'generate'; What = '0+'; Name = 'PROMPT'; Help = 'PROMPT'; Kind = 'text'; Words = @()}
+        @{Of = 'chat'; What = 'flag'; Name = '--model'; Help = 'A model directory, or a name (gpt2, owner/name); one that is not on this disk is pulled'; Kind = 'model'; Words = @()}
+        @{Of = 'chat'; What = 'flag'; Name = '-m'; Help = 'A model directory, or a name (gpt2, owner/name); one that is not on this disk is pulled'; Kind = 'model'; Words = @()}
+        @{Of = 'chat'; What = 'flag'; Name = '--revision'; Help = 'A branch, tag or commit of the model'; Kind = 'text'; Words = @()}
+        @{Of = 'chat'; What = 'flag'; Name = '--offline'; Help = 'Never use the network'; Kind = ''; Words = @()}
+        @{Of = 'chat'; What = 'flag'; Name = '--allow-pickle'; Help = 'Read .bin checkpoints too, plain tensors only (weights_only)'; Kind = ''; Words = @()}
+        @{Of = 'chat'; What = 'flag'; Name = '--format'; Help = 'How the conversation becomes one text'; Kind = 'words'; Words = @('story', 'transcript', 'dialogpt', 'template', 'raw')}
+        @{Of = 'chat'; What = 'flag'; Name = '--system'; Help = 'A text that stands above all turns, and stays when old ones are dropped'; Kind = 'text'; Words = @()}
+        @{Of = 'chat'; What = 'flag'; Name = '--resume'; Help = 'Go on with the session NAME; without a name, choose one'; Kind = ''; Words = @()}
+        @{Of = 'chat'; What = 'flag'; Name = '--last'; Help = 'Go on with the newest session'; Kind = ''; Words = @()}
+        @{Of = 'chat'; What = 'flag'; Name = '--save'; Help = 'Save the session under this name'; Kind = 'text'; Words = @()}
+        @{Of = 'chat'; What = 'flag'; Name = '--no-save'; Help = 'Do not save the session'; Kind = ''; Words = @()}
+        @{Of = 'chat'; What = 'flag'; Name = '--max-new-tokens'; Help = 'The most tokens generated'; Kind = 'text'; Words = @()}
+        @{Of = 'chat'; What = 'flag'; Name = '--stop'; Help = 'End before TEXT; may be given several times'; Kind = 'text'; Words = @()}
+        @{Of = 'chat'; What = 'flag'; Name = '--ignore-eos'; Help = 'Go on after an end-of-text token'; Kind = ''; Words = @()}
+        @{Of = 'chat'; What = 'flag'; Name = '--temperature'; Help = 'Below 1 sharper, above 1 wilder; 0 is greedy'; Kind = 'text'; Words = @()}
+        @{Of = 'chat'; What = 'flag'; Name = '--temp'; Help = 'Below 1 sharper, above 1 wilder; 0 is greedy'; Kind = 'text'; Words = @()}
+        @{Of = 'chat'; What = 'flag'; Name = '--top-k'; Help = 'Draw from the K likeliest; 0 is off'; Kind = 'text'; Words = @()}
+        @{Of = 'chat'; What = 'flag'; Name = '--top-p'; Help = 'Draw from the likeliest that reach P together; 1 is off'; Kind = 'text'; Words = @()}
+        @{Of = 'chat'; What = 'flag'; Name = '--min-p'; Help = 'Drop what is less likely than P times the likeliest; 0 is off'; Kind = 'text'; Words = @()}
+        @{Of = 'chat'; What = 'flag'; Name = '--typical-p'; Help = 'Draw from the most typical that reach P together; 1 is off'; Kind = 'text'; Words = @()}
+        @{Of = 'chat'; What = 'flag'; Name = '--repetition-penalty'; Help = 'Above 1, make tokens already there less likely'; Kind = 'text'; Words = @()}
+        @{Of = 'chat'; What = 'flag'; Name = '--no-repeat-ngram-size'; Help = 'Never repeat N tokens in a row; 0 is off'; Kind = 'text'; Words = @()}
+        @{Of = 'chat'; What = 'flag'; Name = '--greedy'; Help = 'Always take the likeliest token (temperature 0)'; Kind = ''; Words = @()}
+        @{Of = 'chat'; What = 'flag'; Name = '--seed'; Help = 'Of the session: the same seed and messages give the same answers'; Kind = 'text'; Words = @()}
+        @{Of = 'chat'; What = 'flag'; Name = '--strict'; Help = 'Bad bytes in the prompt are an error, not replaced with a warning'; Kind = ''; Words = @()}
+        @{Of = 'chat'; What = 'flag'; Name = '--sanitize'; Help = 'Drop control characters from the text; a terminal never gets them'; Kind = ''; Words = @()}
+        @{Of = 'chat'; What = 'flag'; Name = '--json'; Help = 'Without a terminal: one JSON object a turn; a line of input may be one, too'; Kind = ''; Words = @()}
+        @{Of = 'chat'; What = 'flag'; Name = '--quiet'; Help = 'No notes and warnings on stderr'; Kind = ''; Words = @()}
+        @{Of = 'chat'; What = 'flag'; Name = '-q'; Help = 'No notes and warnings on stderr'; Kind = ''; Words = @()}
+        @{Of = 'chat'; What = 'flag'; Name = '--device'; Help = 'Where to run'; Kind = 'words'; Words = @('auto', 'cpu', 'cuda', 'mps')}
+        @{Of = 'chat'; What = 'flag'; Name = '--precision'; Help = 'Of the weights; auto is the fastest without loss'; Kind = 'words'; Words = @('auto', 'fp32', 'fp16', 'bf16', 'int8', 'int4')}
+        @{Of = 'chat'; What = 'flag'; Name = '--threads'; Help = 'CPU threads'; Kind = 'text'; Words = @()}
+        @{Of = 'chat'; What = 'flag'; Name = '--debug'; Help = 'Show a traceback with an error'; Kind = ''; Words = @()}
+        @{Of = 'chat'; What = 'flag'; Name = '--help'; Help = 'Show this message and exit'; Kind = ''; Words = @()}
+        @{Of = 'chat'; What = 'flag'; Name = '-h'; Help = 'Show this message and exit'; Kind = ''; Words = @()}
+        @{Of = 'chat'; What = '0'; Name = 'NAME'; Help = 'NAME'; Kind = 'text'; Words = @()}
+        @{Of = 'score'; What = 'flag'; Name = '--prompt'; Help = 'The text'; Kind = 'text'; Words = @()}
+        @{Of = 'score'; What = 'flag'; Name = '-p'; Help = 'The text'; Kind = 'text'; Words = @()}
+        @{Of = 'score'; What = 'flag'; Name = '--file'; Help = 'Read the text from FILE'; Kind = 'file'; Words = @()}
+        @{Of = 'score'; What = 'flag'; Name = '-f'; Help = 'Read the text from FILE'; Kind = 'file'; Words = @()}
+        @{Of = 'score'; What = 'flag'; Name = '--model'; Help = 'A model directory, or a name (gpt2, owner/name); one that is not on this disk is pulled'; Kind = 'model'; Words = @()}
+        @{Of = 'score'; What = 'flag'; Name = '-m'; Help = 'A model directory, or a name (gpt2, owner/name); one that is not on this disk is pulled'; Kind = 'model'; Words = @()}
+        @{Of = 'score'; What = 'flag'; Name = '--revision'; Help = 'A branch, tag or commit of the model'; Kind = 'text'; Words = @()}
+        @{Of = 'score'; What = 'flag'; Name = '--offline'; Help = 'Never use the network'; Kind = ''; Words = @()}
+        @{Of = 'score'; What = 'flag'; Name = '--allow-pickle'; Help = 'Read .bin checkpoints too, plain tensors only (weights_only)'; Kind = ''; Words = @()}
+        @{Of = 'score'; What = 'flag'; Name = '--lines'; Help = 'Each line is a text of its own'; Kind = ''; Words = @()}
+        @{Of = 'score'; What = 'flag'; Name = '--from-jsonl'; Help = 'Each line is a JSON object with a text; its id is kept'; Kind = ''; Words = @()}
+        @{Of = 'score'; What = 'flag'; Name = '--field'; Help = 'The field of the text'; Kind = 'text'; Words = @()}
+        @{Of = 'score'; What = 'flag'; Name = '--stride'; Help = 'Texts longer than a window are scored in windows that move on by N tokens, as in the Hugging Face perplexity guide; a small N is slow, and shows each token more of the text'; Kind = 'text'; Words = @()}
+        @{Of = 'score'; What = 'flag'; Name = '--window'; Help = 'Tokens of a window'; Kind = 'text'; Words = @()}
+        @{Of = 'score'; What = 'flag'; Name = '--bos'; Help = 'Put the model''s bos token before each text'; Kind = ''; Words = @()}
+        @{Of = 'score'; What = 'flag'; Name = '--eos'; Help = 'Score the end of each text too: the model''s eos token after it'; Kind = ''; Words = @()}
+        @{Of = 'score'; What = 'flag'; Name = '--keep-newline'; Help = 'Keep the final newline of a file or of stdin'; Kind = ''; Words = @()}
+        @{Of = 'score'; What = 'flag'; Name = '--special-tokens'; Help = 'Read <|endoftext|> in the prompt as the token, not as text'; Kind = ''; Words = @()}
+        @{Of = 'score'; What = 'flag'; Name = '--strict'; Help = 'Bad bytes in the prompt are an error, not replaced with a warning'; Kind = ''; Words = @()}
+        @{Of = 'score'; What = 'flag'; Name = '--choices'; Help = 'Rank continuations of the text, each exactly as it stands between commas: mind the space before a word'; Kind = 'text'; Words = @()}
+        @{Of = 'score'; What = 'flag'; Name = '--choice'; Help = 'One continuation; may be given several times'; Kind = 'text'; Words = @()}
+        @{Of = 'score'; What = 'flag'; Name = '--normalize'; Help = 'Rank by log-probability as it is, per token, or per byte'; Kind = 'words'; Words = @('none', 'tokens', 'bytes')}
+        @{Of = 'score'; What = 'flag'; Name = '--task'; Help = 'lambada: last-word accuracy and perplexity'; Kind = 'words'; Words = @('lambada', 'cloze')}
+        @{Of = 'score'; What = 'flag'; Name = '--limit'; Help = 'Only the first N records of a task'; Kind = 'text'; Words = @()}
+        @{Of = 'score'; What = 'flag'; Name = '--tokens'; Help = 'Each token with probability, rank and entropy'; Kind = ''; Words = @()}
+        @{Of = 'score'; What = 'flag'; Name = '--top'; Help = 'With each token the K likeliest ones'; Kind = 'text'; Words = @()}
+        @{Of = 'score'; What = 'flag'; Name = '--plot'; Help = 'Draw surprisal, and probability by position: .svg, .png'; Kind = 'file'; Words = @()}
+        @{Of = 'score'; What = 'flag'; Name = '--json'; Help = 'One JSON document'; Kind = ''; Words = @()}
+        @{Of = 'score'; What = 'flag'; Name = '--jsonl'; Help = 'JSON events, one a line: token, text, choices, summary'; Kind = ''; Words = @()}
+        @{Of = 'score'; What = 'flag'; Name = '--output'; Help = 'Write to FILE, whole or not at all; - is stdout'; Kind = 'file'; Words = @()}
+        @{Of = 'score'; What = 'flag'; Name = '-o'; Help = 'Write to FILE, whole or not at all; - is stdout'; Kind = 'file'; Words = @()}
+        @{Of = 'score'; What = 'flag'; Name = '--no-resume'; Help = 'Begin a long file anew, not where a run was broken off'; Kind = ''; Words = @()}
+        @{Of = 'score'; What = 'flag'; Name = '--quiet'; Help = 'No notes and warnings on stderr'; Kind = ''; Words = @()}
+        @{Of = 'score'; What = 'flag'; Name = '-q'; Help = 'No notes and warnings on stderr'; Kind = ''; Words = @()}
+        @{Of = 'score'; What = 'flag'; Name = '--device'; Help = 'Where to run'; Kind = 'words'; Words = @('auto', 'cpu', 'cuda', 'mps')}
+        @{Of = 'score'; What = 'flag'; Name = '--precision'; Help = 'Of the weights; auto is the fastest without loss'; Kind = 'words'; Words = @('auto', 'fp32', 'fp16', 'bf16', 'int8', 'int4')}
+        @{Of = 'score'; What = 'flag'; Name = '--threads'; Help = 'CPU threads'; Kind = 'text'; Words = @()}
+        @{Of = 'score'; What = 'flag'; Name = '--batch-tokens'; Help = 'Tokens that are computed at once'; Kind = 'text'; Words = @()}
+        @{Of = 'score'; What = 'flag'; Name = '--debug'; Help = 'Show a traceback with an error'; Kind = ''; Words = @()}
+        @{Of = 'score'; What = 'flag'; Name = '--help'; Help = 'Show this message and exit'; Kind = ''; Words = @()}
+        @{Of = 'score'; What = 'flag'; Name = '-h'; Help = 'Show this message and exit'; Kind = ''; Words = @()}
+        @{Of = 'score'; What = '0+'; Name = 'TEXT'; Help = 'TEXT'; Kind = 'text'; Words = @()}
         @{Of = 'inspect'; What = 'flag'; Name = '--prompt'; Help = 'The text'; Kind = 'text'; Words = @()}
         @{Of = 'inspect'; What = 'flag'; Name = '-p'; Help = 'The text'; Kind = 'text'; Words = @()}
         @{Of = 'inspect'; What = 'flag'; Name = '--file'; Help = 'Read the text from FILE'; Kind = 'file'; Words = @()}
@@ -164,48 +243,6 @@ Register-ArgumentCompleter -Native -CommandName gpt2cli -ScriptBlock {
         @{Of = 'compare'; What = 'flag'; Name = '--help'; Help = 'Show this message and exit'; Kind = ''; Words = @()}
         @{Of = 'compare'; What = 'flag'; Name = '-h'; Help = 'Show this message and exit'; Kind = ''; Words = @()}
         @{Of = 'compare'; What = '0+'; Name = 'PROMPT'; Help = 'PROMPT'; Kind = 'text'; Words = @()}
-        @{Of = 'score'; What = 'flag'; Name = '--prompt'; Help = 'The text'; Kind = 'text'; Words = @()}
-        @{Of = 'score'; What = 'flag'; Name = '-p'; Help = 'The text'; Kind = 'text'; Words = @()}
-        @{Of = 'score'; What = 'flag'; Name = '--file'; Help = 'Read the text from FILE'; Kind = 'file'; Words = @()}
-        @{Of = 'score'; What = 'flag'; Name = '-f'; Help = 'Read the text from FILE'; Kind = 'file'; Words = @()}
-        @{Of = 'score'; What = 'flag'; Name = '--model'; Help = 'A model directory, or a name (gpt2, owner/name); one that is not on this disk is pulled'; Kind = 'model'; Words = @()}
-        @{Of = 'score'; What = 'flag'; Name = '-m'; Help = 'A model directory, or a name (gpt2, owner/name); one that is not on this disk is pulled'; Kind = 'model'; Words = @()}
-        @{Of = 'score'; What = 'flag'; Name = '--revision'; Help = 'A branch, tag or commit of the model'; Kind = 'text'; Words = @()}
-        @{Of = 'score'; What = 'flag'; Name = '--offline'; Help = 'Never use the network'; Kind = ''; Words = @()}
-        @{Of = 'score'; What = 'flag'; Name = '--allow-pickle'; Help = 'Read .bin checkpoints too, plain tensors only (weights_only)'; Kind = ''; Words = @()}
-        @{Of = 'score'; What = 'flag'; Name = '--lines'; Help = 'Each line is a text of its own'; Kind = ''; Words = @()}
-        @{Of = 'score'; What = 'flag'; Name = '--from-jsonl'; Help = 'Each line is a JSON object with a text; its id is kept'; Kind = ''; Words = @()}
-        @{Of = 'score'; What = 'flag'; Name = '--field'; Help = 'The field of the text'; Kind = 'text'; Words = @()}
-        @{Of = 'score'; What = 'flag'; Name = '--stride'; Help = 'Texts longer than a window are scored in windows that move on by N tokens, as in the Hugging Face perplexity guide; a small N is slow, and shows each token more of the text'; Kind = 'text'; Words = @()}
-        @{Of = 'score'; What = 'flag'; Name = '--window'; Help = 'Tokens of a window'; Kind = 'text'; Words = @()}
-        @{Of = 'score'; What = 'flag'; Name = '--bos'; Help = 'Put the model''s bos token before each text'; Kind = ''; Words = @()}
-        @{Of = 'score'; What = 'flag'; Name = '--eos'; Help = 'Score the end of each text too: the model''s eos token after it'; Kind = ''; Words = @()}
-        @{Of = 'score'; What = 'flag'; Name = '--keep-newline'; Help = 'Keep the final newline of a file or of stdin'; Kind = ''; Words = @()}
-        @{Of = 'score'; What = 'flag'; Name = '--special-tokens'; Help = 'Read <|endoftext|> in the prompt as the token, not as text'; Kind = ''; Words = @()}
-        @{Of = 'score'; What = 'flag'; Name = '--strict'; Help = 'Bad bytes in the prompt are an error, not replaced with a warning'; Kind = ''; Words = @()}
-        @{Of = 'score'; What = 'flag'; Name = '--choices'; Help = 'Rank continuations of the text, each exactly as it stands between commas: mind the space before a word'; Kind = 'text'; Words = @()}
-        @{Of = 'score'; What = 'flag'; Name = '--choice'; Help = 'One continuation; may be given several times'; Kind = 'text'; Words = @()}
-        @{Of = 'score'; What = 'flag'; Name = '--normalize'; Help = 'Rank by log-probability as it is, per token, or per byte'; Kind = 'words'; Words = @('none', 'tokens', 'bytes')}
-        @{Of = 'score'; What = 'flag'; Name = '--task'; Help = 'lambada: last-word accuracy and perplexity'; Kind = 'words'; Words = @('lambada', 'cloze')}
-        @{Of = 'score'; What = 'flag'; Name = '--limit'; Help = 'Only the first N records of a task'; Kind = 'text'; Words = @()}
-        @{Of = 'score'; What = 'flag'; Name = '--tokens'; Help = 'Each token with probability, rank and entropy'; Kind = ''; Words = @()}
-        @{Of = 'score'; What = 'flag'; Name = '--top'; Help = 'With each token the K likeliest ones'; Kind = 'text'; Words = @()}
-        @{Of = 'score'; What = 'flag'; Name = '--plot'; Help = 'Draw surprisal, and probability by position: .svg, .png'; Kind = 'file'; Words = @()}
-        @{Of = 'score'; What = 'flag'; Name = '--json'; Help = 'One JSON document'; Kind = ''; Words = @()}
-        @{Of = 'score'; What = 'flag'; Name = '--jsonl'; Help = 'JSON events, one a line: token, text, choices, summary'; Kind = ''; Words = @()}
-        @{Of = 'score'; What = 'flag'; Name = '--output'; Help = 'Write to FILE, whole or not at all; - is stdout'; Kind = 'file'; Words = @()}
-        @{Of = 'score'; What = 'flag'; Name = '-o'; Help = 'Write to FILE, whole or not at all; - is stdout'; Kind = 'file'; Words = @()}
-        @{Of = 'score'; What = 'flag'; Name = '--no-resume'; Help = 'Begin a long file anew, not where a run was broken off'; Kind = ''; Words = @()}
-        @{Of = 'score'; What = 'flag'; Name = '--quiet'; Help = 'No notes and warnings on stderr'; Kind = ''; Words = @()}
-        @{Of = 'score'; What = 'flag'; Name = '-q'; Help = 'No notes and warnings on stderr'; Kind = ''; Words = @()}
-        @{Of = 'score'; What = 'flag'; Name = '--device'; Help = 'Where to run'; Kind = 'words'; Words = @('auto', 'cpu', 'cuda', 'mps')}
-        @{Of = 'score'; What = 'flag'; Name = '--precision'; Help = 'Of the weights; auto is the fastest without loss'; Kind = 'words'; Words = @('auto', 'fp32', 'fp16', 'bf16', 'int8', 'int4')}
-        @{Of = 'score'; What = 'flag'; Name = '--threads'; Help = 'CPU threads'; Kind = 'text'; Words = @()}
-        @{Of = 'score'; What = 'flag'; Name = '--batch-tokens'; Help = 'Tokens that are computed at once'; Kind = 'text'; Words = @()}
-        @{Of = 'score'; What = 'flag'; Name = '--debug'; Help = 'Show a traceback with an error'; Kind = ''; Words = @()}
-        @{Of = 'score'; What = 'flag'; Name = '--help'; Help = 'Show this message and exit'; Kind = ''; Words = @()}
-        @{Of = 'score'; What = 'flag'; Name = '-h'; Help = 'Show this message and exit'; Kind = ''; Words = @()}
-        @{Of = 'score'; What = '0+'; Name = 'TEXT'; Help = 'TEXT'; Kind = 'text'; Words = @()}
         @{Of = 'features'; What = 'flag'; Name = '--prompt'; Help = 'The text'; Kind = 'text'; Words = @()}
         @{Of = 'features'; What = 'flag'; Name = '-p'; Help = 'The text'; Kind = 'text'; Words = @()}
         @{Of = 'features'; What = 'flag'; Name = '--file'; Help = 'Read the text from FILE'; Kind = 'file'; Words = @()}
