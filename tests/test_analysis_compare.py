@@ -9,7 +9,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from support import make_model, shared
+from support import load_fp32, make_model, shared
 from transformers import GPT2LMHeadModel
 
 from gpt2cli.analysis.compare import (
@@ -38,7 +38,7 @@ def directories(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
 @pytest.fixture(scope="module")
 def engines(directories: list[Path]) -> list[Engine]:
     """Two models of one vocabulary, and ``tiny`` with another."""
-    return [Engine.load(directory) for directory in [*directories, resolve("tiny").directory]]
+    return [load_fp32(directory) for directory in [*directories, resolve("tiny").directory]]
 
 
 def nll_of(directory: Path, ids: list[int], first: int) -> float:
@@ -100,7 +100,7 @@ def test_other_tokens_only_bits_per_byte(engines: list[Engine], directories: lis
 
 def test_no_opinion_is_said_and_why(engines: list[Engine], tmp_path: Path) -> None:
     """A text that does not fit; one that is no text; one with letters that the model has not."""
-    short = Engine.load(make_model(tmp_path / "short", n_positions=8))
+    short = load_fp32(make_model(tmp_path / "short", n_positions=8))
     three = [engines[0], short, engines[2]]
     run = next(iter(run_grid([engines[0]], ["ab"], [GIVEN], [1])))
     assert "context of 8" in str(opinion(three, "ab", run, 1).refused)
@@ -109,7 +109,7 @@ def test_no_opinion_is_said_and_why(engines: list[Engine], tmp_path: Path) -> No
     found = opinion(three, "ab", broken, 2)
     assert (found.logprob, found.bits_per_byte) == (None, None)
     assert "not whole" in str(found.refused)
-    characters = Engine.load(shared("models", "makemore_names_lmj9", "hf"))
+    characters = load_fp32(shared("models", "makemore_names_lmj9", "hf"))
     story = next(iter(run_grid([engines[2]], ["Once"], [GIVEN], [1])))
     assert "no token" in str(opinion([engines[2], characters], "Once", story, 1).refused)
 

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 import transformers
-from support import make_model
+from support import load_fp32, make_model
 from transformers import GPT2LMHeadModel
 from transformers.generation import logits_process as processors
 
@@ -45,7 +45,7 @@ def directory(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def engine(directory: Path) -> Engine:
-    return Engine.load(directory)
+    return load_fp32(directory)
 
 
 @pytest.fixture(scope="module")

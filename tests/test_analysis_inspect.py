@@ -10,7 +10,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from support import make_model
+from support import load_fp32, make_model
 from transformers import GPT2LMHeadModel
 
 from gpt2cli.analysis.inspect import Piece, Token, pieces_of, score_tokens, summarise
@@ -27,7 +27,7 @@ def directory(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def engine(directory: Path) -> Engine:
-    return Engine.load(directory)
+    return load_fp32(directory)
 
 
 @pytest.fixture(scope="module")

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from support import make_model
+from support import load_fp32, make_model
 from transformers import GPT2LMHeadModel
 
 from gpt2cli.analysis.nextword import FLOOR, NextWords, continuing_tokens
@@ -23,7 +23,7 @@ def directory(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def engine(directory: Path) -> Engine:
-    return Engine.load(directory)
+    return load_fp32(directory)
 
 
 @pytest.fixture(scope="module")
@@ -100,7 +100,7 @@ def test_a_word_by_the_chain_rule(engine: Engine, theirs: GPT2LMHeadModel, word:
 def test_all_words_together_are_one(tmp_path: Path) -> None:
     """Where words must be short: a context that leaves room for two tokens."""
     model = make_model(tmp_path / "m", std=0.2, seed=9, n_positions=3)
-    engine = Engine.load(model)
+    engine = load_fp32(model)
     found, finished = NextWords(engine, engine.encode("a")).likeliest(100_000)
     total = sum(word.probability for word in found)
     assert finished
@@ -120,13 +120,13 @@ def test_a_word_found_has_its_probability(tiny_words: NextWords) -> None:
 def tiny_words() -> NextWords:
     from gpt2cli.hub.resolve import resolve
 
-    engine = Engine.load(resolve("tiny").directory)
+    engine = load_fp32(resolve("tiny").directory)
     return NextWords(engine, engine.encode("Once upon a time there was a little"))
 
 
 def test_no_room_and_no_bytes(engine: Engine, tmp_path: Path) -> None:
     with pytest.raises(PromptTooLong):
         NextWords(engine, [1] * 64)
-    ids_only = Engine.load(make_model(tmp_path / "ids", tokenizer=None))
+    ids_only = load_fp32(make_model(tmp_path / "ids", tokenizer=None))
     with pytest.raises(UsageError, match="byte-level"):
         NextWords(ids_only, [1])

@@ -7,14 +7,13 @@ from pathlib import Path
 
 import pytest
 import torch
-from support import some_slow
+from support import load_fp32, some_slow
 from test_parity import ALL_CASES, CONTEXT, Pair, _ids, _write
 
 from gpt2cli.analysis.features import FeatureOptions, extract, extract_batch
 from gpt2cli.analysis.logprobs import score_ids, score_rows
 from gpt2cli.analysis.score import score_text
 from gpt2cli.analysis.windows import WindowOptions
-from gpt2cli.core.engine import Engine
 
 LOGPROB_TOLERANCE = 1e-4
 STATE_TOLERANCE = 1e-4
@@ -26,7 +25,7 @@ def pair(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
     directory: Path = tmp_path_factory.mktemp("analysis")
     theirs = _write(request.param, directory)
     theirs.set_attn_implementation("eager")
-    return Pair(request.param, Engine.load(directory), theirs)
+    return Pair(request.param, load_fp32(directory), theirs)
 
 
 def test_log_probabilities(pair: Pair) -> None:

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 import torch
-from support import make_model, shared
+from support import load_fp32, make_model, shared
 from test_analysis_parity import guide
 from transformers import GPT2LMHeadModel
 
@@ -28,7 +28,7 @@ from gpt2cli.hub.resolve import resolve
 
 @pytest.fixture(scope="module")
 def tiny(tiny_model: Path) -> Engine:
-    return Engine.load(tiny_model)
+    return load_fp32(tiny_model)
 
 
 def brute_force(engine: Engine, context: list[int], ids: list[int]) -> float:
@@ -45,7 +45,7 @@ def brute_force(engine: Engine, context: list[int], ids: list[int]) -> float:
 @pytest.mark.parametrize("stride", [512, 256])
 def test_wikitext_by_the_built_in_model(stride: int) -> None:
     """A tenth of WikiText-2's test text, by the guide's own loop over transformers."""
-    engine = Engine.load(resolve(None).directory)
+    engine = load_fp32(resolve(None).directory)
     text = shared("texts", "wiki.test.raw").read_text("utf-8")[:130_000]
     ids = engine.encode(text)
     theirs = GPT2LMHeadModel.from_pretrained(engine.checkpoint.directory, dtype=torch.float32).eval()
@@ -57,7 +57,7 @@ def test_wikitext_by_the_built_in_model(stride: int) -> None:
 
 
 def test_slm_mean_nll() -> None:
-    engine = Engine.load(shared("models", "slm_4096_kunal", "hf"))
+    engine = load_fp32(shared("models", "slm_4096_kunal", "hf"))
     expected = json.loads(shared("models", "slm_4096_kunal", "expected.json").read_text())
     ids = engine.encode(shared("models", "slm_4096_kunal", "source", "corpus.txt").read_text("utf-8"))
     found = score_text(engine, ids, WindowOptions.of(128, 129, 128))
@@ -69,7 +69,7 @@ def test_slm_mean_nll() -> None:
 
 def test_makemore_names() -> None:
     """Some thousand names with their beginning and end; all of them by the command, in the slow run."""
-    engine = Engine.load(shared("models", "makemore_names_lmj9", "hf"))
+    engine = load_fp32(shared("models", "makemore_names_lmj9", "hf"))
     expected = json.loads(shared("models", "makemore_names_lmj9", "expected.json").read_text())
     names = shared("models", "makemore_names_lmj9", "source", "names.txt").read_text().split()[:3000]
     found: dict[str, float] = {}
@@ -98,7 +98,7 @@ def test_sums_do_not_depend_on_batches(tiny: Engine) -> None:
 
 def test_words_and_bytes() -> None:
     """Words are counted where they begin in a scored token, however the text is cut into windows."""
-    engine = Engine.load(resolve(None).directory)
+    engine = load_fp32(resolve(None).directory)
     text = "  One  upon a time,\n\n there was\ta Überraschung — and it's gone. "
     ids = engine.encode(text)
     units = TokenUnits(engine.tokenizer, engine.config.vocab_size, {4095})
@@ -138,7 +138,7 @@ def test_length_normalised(tiny: Engine, normalize: Any, length: Any) -> None:
 
 def test_an_exhaustive_set_sums_to_one(tmp_path: Path) -> None:
     """All first tokens, and all pairs of tokens."""
-    engine = Engine.load(make_model(tmp_path, tokenizer=None, vocab_size=23))
+    engine = load_fp32(make_model(tmp_path, tokenizer=None, vocab_size=23))
     singles = [[n] for n in range(23)]
     pairs = [list(pair) for pair in itertools.product(range(23), repeat=2)]
     for followers in (singles, pairs):

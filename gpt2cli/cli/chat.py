@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
@@ -14,6 +14,7 @@ from gpt2cli.cli import params
 from gpt2cli.cli.prompt import read_lines
 from gpt2cli.cli.pull import is_offline, resolve_or_pull
 from gpt2cli.errors import Gpt2cliError, ModelNotFound, UsageError
+from gpt2cli.hub.converted import converted_stem
 from gpt2cli.hub.resolve import ResolvedModel, resolve
 from gpt2cli.hub.usage import mark_used
 from gpt2cli.options import GenerateOptions, LoadOptions, shown
@@ -211,7 +212,7 @@ def _read_request(terminal: Terminal, flags: Mapping[str, Any]) -> Request:
             system=(saved.system if saved else "") if system is None else system,
             given=given,
             seed=flags["seed"] if flags["seed"] is not None or not saved else saved.seed,
-            load=load,
+            load=replace(load, converted=converted_stem(model)),
             session=session,
             saved=saved,
             interactive=interactive,
@@ -321,7 +322,8 @@ def _run_on_terminal(request: Request) -> int:
         from gpt2cli.core.engine import Engine
 
         model = resolve(name, offline=True)
-        engine = Engine.load(model.directory, request.load)
+        load = replace(request.load, converted=converted_stem(model))
+        engine = Engine.load(model.directory, load)
         if model.stored is not None:
             mark_used(model.stored)
         return engine, _name(model), model.revision

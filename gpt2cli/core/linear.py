@@ -142,8 +142,9 @@ class FbgemmFp16Linear:
             self._weight = None
 
     def __call__(self, x: Tensor) -> Tensor:
-        if self._weight is not None:
-            return self._cold(x, self._weight)
+        weight = self._weight
+        if weight is not None:
+            return self._cold(x, weight)
         y: Tensor = self._multiply(x, self._packed)
         return y
 

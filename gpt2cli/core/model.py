@@ -43,6 +43,7 @@ class GPT2:
         self.governor: Governor | None = None
         """Watches the threads of decode steps, where it is its to choose them."""
         self.activation = _ACTIVATIONS[config.activation_function]
+        self._width, self._epsilon = (config.n_embd,), config.layer_norm_epsilon
         self._scales = [config.attention_scale(layer) for layer in range(config.n_layer)]
 
     def new_cache(self, rows: int = 1, capacity: int = 64) -> KVCache:
@@ -117,8 +118,8 @@ class GPT2:
         qkv = see("attn.c_attn", block.c_attn(see("ln_1", self.norm(x, block.ln_1))))
         # [3, B, H, T, Dh]
         qkv = qkv.view(rows, tokens, 3, self.config.n_head, -1).permute(2, 0, 3, 1, 4)
-        q = qkv[0]
-        keys, values = cache.write(plan, layer, qkv[1:])
+        q = qkv.select(0, 0)
+        keys, values = cache.write(plan, layer, qkv.narrow(0, 1, 2))
         if observe:
             see("attn.weights", attention_weights(q, keys, plan, self._scales[layer]))
         attended = F.scaled_dot_product_attention(
@@ -132,7 +133,7 @@ class GPT2:
 
     def norm(self, x: Tensor, norm: Norm) -> Tensor:
         """x: [..., D], each vector normalised."""
-        return F.layer_norm(x, (x.shape[-1],), norm.weight, norm.bias, self.config.layer_norm_epsilon)
+        return torch.layer_norm(x, self._width, norm.weight, norm.bias, self._epsilon)
 
 
 def attention_weights(q: Tensor, keys: Tensor, plan: Plan, scale: float) -> Tensor:

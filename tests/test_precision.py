@@ -1,0 +1,48 @@
+"""What the faster precisions cost: perplexity of the built-in model on texts that it has never read."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+
+import pytest
+import torch
+from support import shared, some_slow
+
+import gpt2cli
+from gpt2cli.core.engine import Engine
+from gpt2cli.options import LoadOptions
+
+BUILTIN = Path(gpt2cli.__file__).parent / "builtin"
+HOLDOUT = [
+    "tinystories_a-valid-sample_tail.txt",
+    "fairy_the-grey-fairy-book_pg6746.txt",
+    "classic_black-beauty_anna-sewell.txt",
+]
+CHARACTERS = 60_000
+LARGEST_CHANGE = {"auto": 0.001, "fp16": 0.001, "bf16": 0.005, "int8": 0.01, "int4": 0.05}
+
+
+def _perplexity(text: str, precision: str) -> float:
+    """In windows of the whole context, side by side."""
+    engine = Engine.load(BUILTIN, LoadOptions(precision=precision))  # type: ignore[arg-type]
+    engine.model.weights.pack()
+    ids, context = engine.encode(text), engine.config.n_positions
+    total, count = 0.0, 0
+    for start in range(0, len(ids) - 1, context):
+        window = torch.tensor([ids[start : start + context + 1]])
+        cache = engine.model.new_cache(capacity=context)
+        logits = engine.model.forward(window[:, :-1], cache, all_positions=True)
+        total += float(torch.nn.functional.cross_entropy(logits[0], window[0, 1:], reduction="sum"))
+        count += window.shape[1] - 1
+    return math.exp(total / count)
+
+
+@pytest.mark.parametrize("name", some_slow(HOLDOUT, 1))
+def test_perplexity(name: str, record_property: pytest.RecordProperty) -> None:
+    text = shared("corpus", "holdout", name).read_text("utf-8")[:CHARACTERS]
+    exact = _perplexity(text, "fp32")
+    for precision, largest in LARGEST_CHANGE.items():
+        change = _perplexity(text, precision) / exact - 1
+        record_property(f"{precision} %", round(100 * change, 4))
+        assert abs(change) < largest, precision
