@@ -13,16 +13,17 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
-    from gpt2cli.core.engine import Choice, Chunk, Engine, Result, Stats
+    from gpt2cli.core.engine import Engine
+    from gpt2cli.core.results import Choice, Chunk, Result, Stats
     from gpt2cli.errors import Gpt2cliError
     from gpt2cli.options import GenerateOptions, LoadOptions, SamplingOptions
 
 _HOME_OF = {
     "Engine": "gpt2cli.core.engine",
-    "Chunk": "gpt2cli.core.engine",
-    "Choice": "gpt2cli.core.engine",
-    "Result": "gpt2cli.core.engine",
-    "Stats": "gpt2cli.core.engine",
+    "Chunk": "gpt2cli.core.results",
+    "Choice": "gpt2cli.core.results",
+    "Result": "gpt2cli.core.results",
+    "Stats": "gpt2cli.core.results",
     "GenerateOptions": "gpt2cli.options",
     "LoadOptions": "gpt2cli.options",
     "SamplingOptions": "gpt2cli.options",

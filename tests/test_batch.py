@@ -10,7 +10,8 @@ import torch
 from support import make_model, some_slow
 
 from gpt2cli.core import batch as batch_module
-from gpt2cli.core.engine import Engine, Result
+from gpt2cli.core.engine import Engine
+from gpt2cli.core.results import Result
 from gpt2cli.errors import Gpt2cliError, PromptTooLong, UsageError
 from gpt2cli.options import GenerateOptions, LoadOptions
 

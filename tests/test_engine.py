@@ -10,8 +10,9 @@ import pytest
 import torch
 from support import END_OF_TEXT_ID, make_model
 
-from gpt2cli.core.engine import Chunk, Engine, new_choices
+from gpt2cli.core.engine import Engine
 from gpt2cli.core.linear import has_fbgemm
+from gpt2cli.core.results import Chunk, new_choices
 from gpt2cli.errors import InvalidOption, ModelFileError, PromptTooLong, UsageError
 from gpt2cli.options import GenerateOptions, LoadOptions
 

@@ -12,7 +12,8 @@ from typing import Any
 
 from gpt2cli.analysis.logprobs import score_rows
 from gpt2cli.analysis.nextword import NextWords, Path, continuing_tokens
-from gpt2cli.core.engine import Choice, Engine
+from gpt2cli.core.engine import Engine
+from gpt2cli.core.results import Choice
 from gpt2cli.errors import UsageError
 from gpt2cli.options import GenerateOptions
 

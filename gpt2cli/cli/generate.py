@@ -26,7 +26,8 @@ from gpt2cli.terminal.streams import Terminal
 from gpt2cli.text.sanitize import Sanitizer
 
 if TYPE_CHECKING:
-    from gpt2cli.core.engine import Choice, Engine, Stats
+    from gpt2cli.core.engine import Engine
+    from gpt2cli.core.results import Choice, Stats
 
 EXAMPLES = """Examples:
 
@@ -182,7 +183,8 @@ def _run(request: Request) -> None:
     terminal, options = request.terminal, request.options
     started = time.perf_counter()
     with terminal.signals.deferred():
-        from gpt2cli.core.engine import Engine, new_choices
+        from gpt2cli.core.engine import Engine
+        from gpt2cli.core.results import new_choices
 
     import_s = time.perf_counter() - started
     engine = Engine.from_checkpoint(request.checkpoint, request.load)

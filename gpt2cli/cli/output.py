@@ -15,7 +15,7 @@ from gpt2cli.terminal.streams import Terminal
 from gpt2cli.text.sanitize import sanitize
 
 if TYPE_CHECKING:
-    from gpt2cli.core.engine import Choice, Chunk
+    from gpt2cli.core.results import Choice, Chunk
     from gpt2cli.core.sampling import TokenLogprobs
     from gpt2cli.options import GenerateOptions
     from gpt2cli.text.tokenizer import Tokenizer

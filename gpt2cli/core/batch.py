@@ -9,7 +9,8 @@ import torch
 
 from gpt2cli.core.cache import KVCache
 from gpt2cli.core.decode import decode, prefill
-from gpt2cli.core.engine import Engine, Result, Stats, TextOf, new_choices
+from gpt2cli.core.engine import Engine
+from gpt2cli.core.results import Result, Stats, TextOf, new_choices
 from gpt2cli.core.sampling import SequenceState
 from gpt2cli.core.weights import check_cache_memory
 from gpt2cli.options import GenerateOptions

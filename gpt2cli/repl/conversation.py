@@ -18,7 +18,8 @@ from gpt2cli.repl.sessions import Saved, Session, turn_event
 from gpt2cli.repl.tree import Tree, Turn
 
 if TYPE_CHECKING:
-    from gpt2cli.core.engine import Choice, Chunk, Engine, Stats
+    from gpt2cli.core.engine import Engine
+    from gpt2cli.core.results import Choice, Chunk, Stats
 
 
 class Conversation:
@@ -265,7 +266,7 @@ class Conversation:
         return self._stream(plan, self.engine.stream(plan.context.ids, plan.options))
 
     def _stream(self, plan: Draw, chunks: Generator[Chunk, None, None]) -> Generator[Chunk, None, None]:
-        from gpt2cli.core.engine import new_choices
+        from gpt2cli.core.results import new_choices
 
         choices = new_choices(plan.options)
         engine, format, stats = self.engine, self.format, None

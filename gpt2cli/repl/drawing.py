@@ -10,7 +10,7 @@ from gpt2cli.repl.context import Context
 from gpt2cli.repl.tree import Turn
 
 if TYPE_CHECKING:
-    from gpt2cli.core.engine import Stats
+    from gpt2cli.core.results import Stats
 
 DRAW_STRIDE = 0x9E3779B1
 """Between the seeds of two draws of the same turn (2**32 over the golden ratio, so that they spread)."""

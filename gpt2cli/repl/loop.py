@@ -19,7 +19,8 @@ from gpt2cli.repl.view import BOLD, View
 from gpt2cli.terminal.streams import Terminal, flush_standard_streams
 
 if TYPE_CHECKING:
-    from gpt2cli.core.engine import Chunk, Engine
+    from gpt2cli.core.engine import Engine
+    from gpt2cli.core.results import Chunk
     from gpt2cli.repl.conversation import Conversation
 
 T = TypeVar("T")
