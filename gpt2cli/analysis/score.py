@@ -20,8 +20,8 @@ from gpt2cli.core.model import GPT2
 
 BATCH_TOKENS = {"cpu": 2048, "cuda": 16384, "mps": 4096}
 """Tokens that go through the model at once, padding included; one window always does."""
-PACK_S = 0.5
-"""How long each batch after the first may pack weights for those to come."""
+PACK_AT_ONCE = 40_000_000
+"""How many weights each batch after the first packs for those to come: about half a second."""
 GROUP_TOKENS = 4
 """Windows are gathered, and sorted by length, in groups of so many batches."""
 
@@ -49,7 +49,8 @@ class Batcher:
         """`score_rows` in one batch. Raises what that raises."""
         longest = max(map(len, rows)) - 1
         # A long text pays for the packing, one batch does not.
-        self._model.weights.pack(PACK_S if self._cache is not None else 0.0)
+        if self._cache is not None:
+            self._model.weights.pack(PACK_AT_ONCE)
         cache = self._cache
         if cache is None or cache.rows != len(rows) or not longest <= cache.capacity <= 2 * longest:
             self._cache = None

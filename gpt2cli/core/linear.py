@@ -131,6 +131,11 @@ class FbgemmFp16Linear:
         self._multiply = torch.ops.quantized.linear_dynamic_fp16.default
 
     @property
+    def weights(self) -> int:
+        """How many there are."""
+        return self._shape.numel()
+
+    @property
     def packed(self) -> bool:
         """Whether `pack` was called."""
         return self._weight is None

@@ -17,6 +17,8 @@ import torch
 TRIAL_STEPS = 4
 _SLOW = 1.3
 _COLLAPSED = 1.8
+_EARLY_STEPS = 3 * TRIAL_STEPS
+_CROWDED_SHARE = 0.65
 _FASTER = 0.93
 _FIRST_WAIT_S = 0.5
 _LONGEST_WAIT_S = 4.0
@@ -47,8 +49,9 @@ def _quota() -> int | None:
 class Governor:
     """Chooses between ``most`` threads and one fewer, half and one, by the time that decode steps take.
 
-    Fewer are tried early on, and whenever steps have become slow; more again from time to time. A trial
-    is a few steps; what was faster stays. With ``most`` 1 it does nothing.
+    Fewer are tried where the threads of this process do not get the processors at the beginning, and where
+    steps become slow; more again from time to time. A trial is a few steps; what was faster stays. With
+    ``most`` 1 it does nothing.
     """
 
     def __init__(self, most: int) -> None:
@@ -57,6 +60,7 @@ class Governor:
         self._level = 0
         self._before = 0
         self._recent: deque[float] = deque(maxlen=TRIAL_STEPS)
+        self._shares: deque[float] = deque(maxlen=TRIAL_STEPS)
         self._rival: float | None = None
         self._fastest = float("inf")
         self._since = 0.0
@@ -75,13 +79,17 @@ class Governor:
         self._fastest = float("inf")
         self._move(self._level)
 
-    def step(self, seconds: float) -> None:
-        """Take in how long a decode step took, and choose for the next."""
+    def step(self, seconds: float, share: float = 1.0) -> None:
+        """Take in how long a decode step took, and choose for the next.
+
+        ``share`` is the processor time of all threads over what so many threads could have had.
+        """
         if len(self._levels) == 1:
             return
         self._steps += 1
         self._since += seconds
         self._recent.append(seconds)
+        self._shares.append(share)
         if len(self._recent) < TRIAL_STEPS:
             return
         # The mean: on a busy machine most steps are quick, and some take ten times as long.
@@ -92,7 +100,8 @@ class Governor:
             slower = usual / self._fastest
             self._fastest = min(self._fastest, usual)
             wait = 0.0 if slower > _COLLAPSED else self._wait
-            if (slower > _SLOW and self._since > wait) or self._steps == TRIAL_STEPS + 1:
+            crowded = self._steps <= _EARLY_STEPS and statistics.fmean(self._shares) < _CROWDED_SHARE
+            if (slower > _SLOW and self._since > wait) or crowded:
                 self._try(1, usual)
         elif self._since > self._wait:
             self._try(self._level - 1, usual)
