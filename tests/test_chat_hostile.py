@@ -52,6 +52,7 @@ def test_history_file(home: Path) -> None:
         check(screen)
 
 
+@pytest.mark.slow
 def test_session_file(home: Path) -> None:
     """Everything that a session's file can bring to the screen."""
     saved = run("chat", "--save", "evil", *SHORT, stdin=b"Once upon a time\nThen\n")
@@ -161,6 +162,7 @@ def _interrupted(times: int) -> list[float]:
     return found
 
 
+@pytest.mark.slow
 def test_ctrl_c_comes_back_to_the_prompt() -> None:
     assert max(_interrupted(5)) < 10
 

@@ -140,6 +140,7 @@ def test_regen_and_continue(fresh: ChatScreen) -> None:
     assert "".join((first + more).split()) in "".join(context.split())
 
 
+@pytest.mark.slow
 def test_branch_side_by_side(fresh: ChatScreen) -> None:
     ask(fresh, "Once upon a time")
     fresh.send("/branch 2" + ENTER)
@@ -183,6 +184,7 @@ def test_context_is_what_the_model_sees(fresh: ChatScreen) -> None:
     assert ask(fresh, "/system") == "A story."
 
 
+@pytest.mark.slow
 def test_formats(fresh: ChatScreen) -> None:
     ask(fresh, "/format transcript")
     assert "transcript" in fresh.bar
@@ -296,6 +298,7 @@ def test_menus_for_commands_and_arguments(fresh: ChatScreen) -> None:
     fresh.settle()
 
 
+@pytest.mark.slow
 def test_history_search_and_suggestion(fresh: ChatScreen) -> None:
     ask(fresh, "The quick brown fox")
     ask(fresh, "/clear")
@@ -316,6 +319,7 @@ def test_history_search_and_suggestion(fresh: ChatScreen) -> None:
     fresh.settle()
 
 
+@pytest.mark.slow
 def test_vi_keys(fresh: ChatScreen) -> None:
     ask(fresh, "/set editing_mode=vi")
     fresh.send("abc def")
@@ -366,6 +370,7 @@ def test_leaving(keys: str) -> None:
         assert screen.leave(keys) == 0
 
 
+@pytest.mark.slow
 def test_editor(tmp_path: Path) -> None:
     """/edit hands over the terminal, and what comes back can be sent."""
     editor = tmp_path / "editor.sh"
@@ -400,6 +405,7 @@ def test_ctrl_c_stops_the_answer_and_keeps_it() -> None:
         assert "Once upon a time" in shown and len(shown.split()) > 30
 
 
+@pytest.mark.slow
 def test_ctrl_c_while_the_model_loads() -> None:
     """Nobody has to wait: the message comes back to the prompt, and can be sent again."""
     with chat(*SHORT, ready=False) as screen:
@@ -444,6 +450,7 @@ def shell() -> Iterator[ChatScreen]:
         screen.child.close(force=True)
 
 
+@pytest.mark.slow
 def test_resizing_while_it_streams() -> None:
     """The terminal changes its width in the middle of an answer; the text is whole, the bar fits."""
     with chat("--seed", "42", "--max-new-tokens", "200", "--ignore-eos", columns=100) as screen:
@@ -500,6 +507,7 @@ def test_dumb_terminal() -> None:
         assert b"\x1b" not in screen.raw
 
 
+@pytest.mark.slow
 def test_no_color() -> None:
     """No colour is set, at the prompt or in answers; /tokens is readable all the same."""
     with chat(*SHORT, NO_COLOR="1") as screen:
@@ -516,6 +524,7 @@ def tmux(*arguments: str) -> str:
     return subprocess.run(command, capture_output=True, text=True, check=True, timeout=60).stdout
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(shutil.which("tmux") is None, reason="there is no tmux here")
 def test_in_tmux() -> None:
     """A terminal between the terminal and us: the bar, Ctrl-C, a resize, the way out."""
@@ -573,6 +582,7 @@ def test_signals_to_end(ending: tuple[signal.Signals, str]) -> None:
         assert screen.raw.rfind(b"\x1b[?25h") > screen.raw.rfind(b"\x1b[?25l")
 
 
+@pytest.mark.slow
 def test_interrupt_from_outside_does_not_leave() -> None:
     with chat(*SHORT) as screen:
         screen.kill(signal.SIGINT)
@@ -592,6 +602,7 @@ def test_a_model_that_cannot_be_loaded_ends_it_with_its_code(tmp_path: Path) -> 
     assert "error: " in screen.text and "Traceback" not in screen.text
 
 
+@pytest.mark.slow
 def test_attributes_of_the_terminal_are_restored(tmp_path: Path) -> None:
     """``stty -a`` says the same before and after: left, interrupted, terminated."""
     script = tmp_path / "around.sh"

@@ -85,6 +85,7 @@ def test_every_kind_of_damage_is_tried() -> None:
     assert len(damage.DAMAGES) <= 300 / 10
 
 
+@pytest.mark.slow
 def test_all_in_one_process_take_no_memory(base: Path) -> None:
     """A size that a file claims must not be taken at its word."""
     command = [sys.executable, damage.__file__, str(base), "300"]

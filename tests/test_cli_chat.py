@@ -55,6 +55,7 @@ def test_a_line_in_is_a_line_out(model: Path, format: str) -> None:
     assert plain.out.split("\n") == [*shown, ""]
 
 
+@pytest.mark.slow
 def test_an_answer_is_one_line(tmp_path: Path) -> None:
     """A model that says almost nothing but line breaks."""
     model = make_model(tmp_path / "m", n_positions=512)
@@ -88,6 +89,7 @@ def test_json(model: Path) -> None:
     assert turns[1]["usage"]["cached_tokens"] > 0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("line", "code"),
     [

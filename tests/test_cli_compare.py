@@ -215,6 +215,7 @@ flags = st.one_of(
 )
 
 
+@pytest.mark.slow
 @thorough(40)
 @given(given_flags=st.lists(flags, max_size=5), text=texts)
 def test_any_command_line(tiny_model: Path, given_flags: list[tuple[str, ...]], text: str) -> None:

@@ -256,6 +256,7 @@ flags = st.one_of(
 )
 
 
+@pytest.mark.slow
 @thorough(60)
 @given(given_flags=st.lists(flags, max_size=4), text=texts)
 def test_any_command_line(tiny_model: Path, given_flags: list[tuple[str, ...]], text: str) -> None:

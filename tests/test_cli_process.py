@@ -108,6 +108,7 @@ def test_ten_megabytes_of_binary_on_stdin(tiny_model: Path) -> None:
     assert run("generate", "-m", tiny_model, "--strict", stdin=data).code == 2
 
 
+@pytest.mark.slow
 def test_megabytes_of_which_the_end_is_kept(tiny_model: Path) -> None:
     data = bytes(range(256)) * (2**20 // 256)
     outcome = run("generate", "-m", tiny_model, "--json", "--overflow", "truncate", stdin=data)
@@ -138,6 +139,7 @@ def test_signal_keeps_the_text_so_far(slow_model: Path, number: signal.Signals, 
     assert "seed 1" in err.decode() and "Traceback" not in err.decode()
 
 
+@pytest.mark.slow
 def test_interrupted_documents_are_complete(slow_model: Path, tmp_path: Path) -> None:
     """JSON, events and files hold the text so far too."""
     arguments = ("generate", "-m", slow_model, "--seed", "1", "-n", "2", "--max-new-tokens", "8000", "ab")

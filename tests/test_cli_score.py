@@ -32,6 +32,7 @@ def test_figures_of_a_text() -> None:
     assert total["unscored_tokens"] == 1 and document["model"] == "tiny"
 
 
+@pytest.mark.slow
 def test_sources_are_one(tmp_path: Path) -> None:
     """Words, a flag, a file, stdin and a dash read the same text; a final newline of a file is dropped."""
     file = tmp_path / "text.txt"
@@ -148,6 +149,7 @@ def test_slm_by_the_command() -> None:
     assert math.fsum(c["probability"] for c in found) == pytest.approx(1, abs=1e-5)
 
 
+@pytest.mark.slow
 def test_choices() -> None:
     arguments = (
         "--choices",
@@ -255,12 +257,14 @@ def test_a_file_is_whole_or_not_there(tmp_path: Path) -> None:
     assert call("score", "-o", "/dev/null", "a b c").code == 0
 
 
+@pytest.mark.slow
 def test_plot(tmp_path: Path) -> None:
     for name in ("p.svg", "p.png"):
         assert call("score", "--plot", tmp_path / name, TEXT).code == 0
         assert (tmp_path / name).stat().st_size > 5000
 
 
+@pytest.mark.slow
 def test_reader_that_goes_away() -> None:
     outcome = shell("yes 'a b c' | head -3000 | $G score --lines | head -1; echo ${PIPESTATUS[2]}")
     assert outcome.out.splitlines()[-1] in ("141", "0")
@@ -331,6 +335,7 @@ def test_killed_and_resumed(long: tuple[str, ...], tmp_path: Path, kind: str) ->
     assert last["total"] == wanted["total"]
 
 
+@pytest.mark.slow
 def test_interrupted_and_resumed(long: tuple[str, ...], tmp_path: Path) -> None:
     """SIGINT keeps the state too, and exits 130; the plot goes on as well."""
     plots = [tmp_path / name for name in ("ours.svg", "theirs.svg")]
@@ -348,6 +353,7 @@ def test_interrupted_and_resumed(long: tuple[str, ...], tmp_path: Path) -> None:
     assert plots[0].read_bytes() == plots[1].read_bytes()
 
 
+@pytest.mark.slow
 def test_interrupted_while_rows_are_written(long: tuple[str, ...], tmp_path: Path) -> None:
     """What is kept on the way out needs the file of rows, which must not be closed by then."""
     arguments = (*long, "--jsonl", "--tokens", "-o", str(tmp_path / "out.jsonl"))
@@ -358,6 +364,7 @@ def test_interrupted_while_rows_are_written(long: tuple[str, ...], tmp_path: Pat
     assert events[-1]["resumed"] and events[-1]["total"]["tokens"] == len(events) - 1
 
 
+@pytest.mark.slow
 def test_a_changed_file_begins_anew(long: tuple[str, ...], tmp_path: Path) -> None:
     file = tmp_path / "changed.txt"
     file.write_bytes(Path(long[4]).read_bytes())

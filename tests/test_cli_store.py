@@ -407,6 +407,7 @@ def test_list_says_what_gc_would_free(tiny_model: Path) -> None:
 # A store that cannot be written, and manifests of any kind
 
 
+@pytest.mark.slow
 def test_a_read_only_store(tiny_model: Path, tmp_path: Path) -> None:
     """Root writes where it likes: only a mount is read-only for all."""
     store_model(tiny_model, "my-stories")

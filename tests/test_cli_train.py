@@ -130,6 +130,7 @@ def test_the_figures_are_those_of_the_saved_weights(text: Path, tmp_path: Path) 
     assert end["tests"][0]["bits_per_byte"] == pytest.approx(nats / math.log(2) / len(content), abs=1e-5)
 
 
+@pytest.mark.slow
 def test_the_same_seed_gives_the_same_losses(text: Path, tmp_path: Path) -> None:
     losses = []
     for name, seed in (("a", "1"), ("b", "1"), ("c", "2")):
@@ -259,6 +260,7 @@ def test_a_plot_is_drawn(text: Path, tmp_path: Path) -> None:
     assert not (tmp_path / "other").exists()
 
 
+@pytest.mark.slow
 def test_stdin_is_data(tmp_path: Path) -> None:
     made = call("train", *SMALL, "--steps", "2", "--output", tmp_path / "a", "-", stdin=make_text().encode())
     assert made.code == 0, made.err
@@ -300,6 +302,7 @@ def test_finetune_lowers_the_loss(base: Path, tmp_path: Path) -> None:
     assert call("generate", "-m", tmp_path / "tuned", "-q", "--max-new-tokens", "2", "1 dogs").code == 0
 
 
+@pytest.mark.slow
 def test_lora_trains_few_weights_and_is_merged(base: Path, tmp_path: Path) -> None:
     """The result is a plain model; what is untouched by adapters is as it was."""
     from safetensors.torch import load_file

@@ -73,7 +73,7 @@ REFUSED: dict[str, list[Any]] = {
     "threads": [0, 1025, 1.0, -1],
 }
 NUMBERS = ("temperature", "top_p", "min_p", "typical_p", "repetition_penalty")
-SWITCHES = {"ignore_eos", "special_tokens", "allow_pickle"}
+SWITCHES = {"ignore_eos", "special_tokens", "allow_pickle", "converted"}
 FOR_LOADING = {field.name for field in dataclasses.fields(LoadOptions)}
 
 

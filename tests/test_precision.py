@@ -19,7 +19,7 @@ HOLDOUT = [
     "fairy_the-grey-fairy-book_pg6746.txt",
     "classic_black-beauty_anna-sewell.txt",
 ]
-CHARACTERS = 60_000
+CHARACTERS = 20_000
 LARGEST_CHANGE = {"auto": 0.001, "fp16": 0.001, "bf16": 0.005, "int8": 0.01, "int4": 0.05}
 
 

@@ -119,6 +119,7 @@ def makemore_expected() -> Any:
     return _expected("makemore_names_lmj9")
 
 
+@pytest.mark.slow
 def test_makemore_nll_of_all_names(makemore: Engine, makemore_expected: Any) -> None:
     """32,033 rows through the ragged forward pass; roughly by length, since padding costs time."""
     text = shared("models", "makemore_names_lmj9", "source", "names.txt").read_text("utf-8")

@@ -422,6 +422,7 @@ while len(tree) < last:
 """
 
 
+@pytest.mark.slow
 def test_two_sessions_at_once_and_twenty_kills() -> None:
     """1,000 turns each, kill -9 at any moment: what was done is there, and nothing is torn or twice."""
     typed: dict[str, set[int]] = {"left": set(), "right": set()}

@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 import json as json_module
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -138,9 +138,6 @@ def features(
         raise UsageError("--lines and --from-jsonl do not go together")
     with open_source(terminal, words or (), prompt, file, strict=strict) as source:
         found = find_model(terminal, settings, ctx.params)
-        if found.load.precision == "auto":
-            # Features are compared with other libraries' to the last digits.
-            found = replace(found, load=replace(found.load, precision="fp32"))
         run = _Run(terminal, ctx.params, source, found, load_engine(terminal, found), output)
         run.run()
 

@@ -47,6 +47,9 @@ def find_model(terminal: Terminal, settings: Settings, flags: Mapping[str, Any])
         **settings.over({name: flags[name] for name in ("device", "precision", "threads")}),
         allow_pickle=bool(flags["allow_pickle"]),
     )
+    if load.precision == "auto":
+        # What is measured is compared with other libraries' figures, to the last digits.
+        load = replace(load, precision="fp32")
     wanted = settings.over({"model": flags["model"]}).get("model")
     resolved = resolve_or_pull(
         terminal,

@@ -72,9 +72,11 @@ class Engine:
 
     @property
     def info(self) -> EngineInfo:
-        """Device, precision, kernels and threads in use."""
+        """Device, precision, kernels and threads."""
         weights = self.model.weights
-        return EngineInfo(self.model.device.type, weights.precision, weights.kernels, torch.get_num_threads())
+        governor = self.model.governor
+        threads = torch.get_num_threads() if governor is None else governor.most
+        return EngineInfo(self.model.device.type, weights.precision, weights.kernels, threads)
 
     def options(self, **given: Any) -> GenerateOptions:
         """`GenerateOptions` with the model's own sampling defaults under what is ``given``."""

@@ -98,6 +98,7 @@ class EngineInfo:
     precision: str
     kernels: tuple[str, ...]
     threads: int
+    """The most that compute at once; fewer do while the machine is busy."""
 
 
 class TextOf:
