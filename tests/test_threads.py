@@ -41,7 +41,7 @@ def test_a_machine_that_is_busy_from_the_start() -> None:
     governor, used = Governor(2), []
     for _ in range(200):
         used.append(governor.threads)
-        governor.step(0.05 if governor.threads == 2 else 0.016, share=0.4)
+        governor.step(0.05 if governor.threads == 2 else 0.016, share=0.8)
     assert used[:10].count(1) > 0 and used.count(1) > 150
 
 

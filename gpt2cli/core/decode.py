@@ -94,7 +94,7 @@ def _timed_step(model: GPT2, cache: KVCache, states: Sequence[SequenceState]) ->
     started, used = time.perf_counter(), time.process_time()
     logits = decode_one_token(model, cache, states)
     took = time.perf_counter() - started
-    model.governor.step(took, (time.process_time() - used) / (took * model.governor.threads))
+    model.governor.step(took, (time.process_time() - used) / took)
     return logits
 
 

@@ -18,7 +18,7 @@ TRIAL_STEPS = 4
 _SLOW = 1.3
 _COLLAPSED = 1.8
 _EARLY_STEPS = 3 * TRIAL_STEPS
-_CROWDED_SHARE = 0.65
+_CROWDED_SHARE = 0.93
 _FASTER = 0.93
 _FIRST_WAIT_S = 0.5
 _LONGEST_WAIT_S = 4.0
@@ -82,7 +82,8 @@ class Governor:
     def step(self, seconds: float, share: float = 1.0) -> None:
         """Take in how long a decode step took, and choose for the next.
 
-        ``share`` is the processor time of all threads over what so many threads could have had.
+        ``share`` is the processor time of all threads together over that: below 1 even a single thread had to
+        wait for a processor.
         """
         if len(self._levels) == 1:
             return
