@@ -131,7 +131,7 @@ class _Ours:
         self.contender = Contender(precision, self._engine.info.kernels)
         self.contender.add("load_s", time.perf_counter() - started)
         self._model = self._engine.model
-        self._model.weights.pack()
+        self._model.settle()
 
     def _use_threads(self) -> None:
         governor = self._model.governor

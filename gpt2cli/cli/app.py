@@ -140,4 +140,4 @@ def _usage_hint(error: typer.TyperException) -> str:
 def prepare_environment() -> None:
     """Set what OpenMP reads when torch loads, unless the user did: long spins cost a busy machine much."""
     if "OMP_WAIT_POLICY" not in os.environ:
-        os.environ.setdefault("GOMP_SPINCOUNT", "10000")
+        os.environ.setdefault("GOMP_SPINCOUNT", "50000")

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from gpt2cli.checkpoint import ModelConfig
 from gpt2cli.core.cache import KVCache, Plan
+from gpt2cli.core.pages import HugePages
 from gpt2cli.core.threads import Governor
 from gpt2cli.core.weights import Block, Norm, Weights
 
@@ -42,6 +43,9 @@ class GPT2:
         self.device = weights.wpe.device
         self.governor: Governor | None = None
         """Watches the threads of decode steps, where it is its to choose them."""
+        self.steps = 0
+        """Decode steps so far."""
+        self.pages = HugePages()
         self.activation = _ACTIVATIONS[config.activation_function]
         self._width, self._epsilon = (config.n_embd,), config.layer_norm_epsilon
         self._scales = [config.attention_scale(layer) for layer in range(config.n_layer)]
@@ -49,6 +53,15 @@ class GPT2:
     def new_cache(self, rows: int = 1, capacity: int = 64) -> KVCache:
         """An empty cache for this model."""
         return KVCache.empty(self.config, rows, capacity, self.device)
+
+    def settle(self) -> None:
+        """Do at once what long runs do by and by, for faster steps: pack all weights, join all pages.
+
+        What is computed stays the same, but for the last bit of sums.
+        """
+        self.weights.pack()
+        if self.device.type == "cpu":
+            self.pages.join()
 
     @torch.inference_mode()
     def forward(
