@@ -305,7 +305,7 @@ def _measure_cold(
     for number in range(rounds):
         report(f"first token of a new process, {number + 1} of {rounds}")
         started = time.perf_counter()
-        _child([sys.executable, "-c", "import torch"])
+        subprocess.run([sys.executable, "-c", "import torch"], stdin=subprocess.DEVNULL, check=True)
         result.import_torch.append(time.perf_counter() - started)
         for contender, precision in zip(result.contenders, precisions, strict=False):
             output, peak = _child(_one_shot(checkpoint, load, precision))
@@ -323,21 +323,27 @@ def _one_shot(checkpoint: Checkpoint, load: LoadOptions, precision: Precision) -
     return [*command, "The future of AI is"]
 
 
+_LAUNCHER = """
+import os, subprocess, sys
+child = subprocess.Popen(sys.argv[1:], stdin=subprocess.DEVNULL)
+_, status, usage = os.wait4(child.pid, 0)
+print(os.waitstatus_to_exitcode(status), usage.ru_maxrss, file=sys.stderr)
+"""
+"""Starts a command from a small process: a child's peak memory is never below that of who started it."""
+
+
 def _child(command: Sequence[str]) -> tuple[bytes, int | None]:
     """A process's output and its peak memory in bytes (None where the system does not say)."""
-    process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE)
-    assert process.stdout is not None
-    output = process.stdout.read()
-    if not hasattr(os, "wait4"):
-        code, peak = process.wait(), None
-    else:
-        _, status, usage = os.wait4(process.pid, 0)
-        code = process.returncode = os.waitstatus_to_exitcode(status)
+    launcher = [sys.executable, "-c", _LAUNCHER] if hasattr(os, "wait4") else []
+    done = subprocess.run([*launcher, *command], stdin=subprocess.DEVNULL, capture_output=True, check=False)
+    code, peak = done.returncode, None
+    if launcher:
+        code, peak = map(int, done.stderr.split()[-2:])
         # Kilobytes on Linux, bytes on macOS.
-        peak = usage.ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+        peak *= 1 if sys.platform == "darwin" else 1024
     if code != 0:
         raise Gpt2cliError(f"{' '.join(command[1:4])} … ended with {code}")
-    return output, peak
+    return done.stdout, peak
 
 
 def _ids(config: ModelConfig, tokens: int) -> list[int]:

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from gpt2cli.checkpoint import ModelConfig
+from gpt2cli.core.pages import on_huge_pages
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,7 +53,7 @@ class KVCache:
         """A cache with nothing in it; ``capacity`` is in tokens."""
         capacity = min(max(capacity, 1), config.n_positions)
         shape = (config.n_layer, 2, rows, config.n_head, capacity, config.head_dim)
-        return cls(torch.zeros(shape, device=device), [0] * rows, config.n_positions)
+        return cls(_zeros(shape, device), [0] * rows, config.n_positions)
 
     @property
     def rows(self) -> int:
@@ -72,7 +73,7 @@ class KVCache:
             raise ValueError(f"{tokens} tokens are more than the model's {self._limit} positions")
         old, present = self.buffer, max(self.lengths)
         capacity = min(max(tokens, 2 * self.capacity), self._limit)
-        self.buffer = old.new_zeros((*old.shape[:4], capacity, old.shape[5]))
+        self.buffer = _zeros((*old.shape[:4], capacity, old.shape[5]), old.device)
         self.buffer[..., :present, :] = old[..., :present, :]
 
     def plan(self, tokens: int, counts: Sequence[int] | None = None) -> Plan:
@@ -120,7 +121,8 @@ class KVCache:
 
     def expand(self, rows: int) -> KVCache:
         """A copy of this one-row cache with ``rows`` rows."""
-        buffer = self.buffer.expand(-1, -1, rows, -1, -1, -1).contiguous()
+        shape = (*self.buffer.shape[:2], rows, *self.buffer.shape[3:])
+        buffer = _zeros(shape, self.buffer.device).copy_(self.buffer)
         return KVCache(buffer, self.lengths * rows, self._limit)
 
     def select(self, rows: Sequence[int]) -> KVCache:
@@ -136,7 +138,14 @@ class KVCache:
     def join(cls, caches: Sequence[KVCache], capacity: int) -> KVCache:
         """The rows of ``caches``, each of one row, as one batch with room for ``capacity`` tokens."""
         one = caches[0].buffer
-        joined = one.new_zeros((*one.shape[:2], len(caches), one.shape[3], capacity, one.shape[5]))
+        joined = _zeros((*one.shape[:2], len(caches), one.shape[3], capacity, one.shape[5]), one.device)
         for row, cache in enumerate(caches):
             joined[:, :, row, :, : cache.lengths[0]] = cache.buffer[:, :, 0, :, : cache.lengths[0]]
         return cls(joined, [cache.lengths[0] for cache in caches], caches[0]._limit)
+
+
+def _zeros(shape: tuple[int, ...], device: torch.device | None) -> Tensor:
+    buffer = torch.empty(shape, device=device)
+    if buffer.device.type == "cpu":
+        on_huge_pages(buffer.data_ptr(), buffer.nbytes)
+    return buffer.zero_()

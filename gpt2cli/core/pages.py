@@ -10,11 +10,25 @@ from __future__ import annotations
 import ctypes
 import sys
 from pathlib import Path
+from typing import Any
 
 HUGE_PAGE = 2 * 2**20
 _MADV_HUGEPAGE = 14
 _MADV_COLLAPSE = 25
 _LEAST = 8 * HUGE_PAGE
+
+
+def on_huge_pages(start: int, size: int) -> None:
+    """Ask for huge pages for memory that nothing was written to yet: ``size`` bytes from ``start`` on."""
+    first, last = -(-start // HUGE_PAGE) * HUGE_PAGE, (start + size) // HUGE_PAGE * HUGE_PAGE
+    if sys.platform == "linux" and last > first:
+        _advise()(first, last - first, _MADV_HUGEPAGE)
+
+
+def _advise() -> Any:
+    advise = ctypes.CDLL(None).madvise
+    advise.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int]
+    return advise
 
 
 class HugePages:
@@ -34,9 +48,7 @@ class HugePages:
             self._left = _large_mappings()
         if not self._left:
             return
-        advise = ctypes.CDLL(None).madvise
-        advise.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int]
-        joined = 0
+        advise, joined = _advise(), 0
         while self._left and (at_least is None or joined < at_least):
             start, length = self._left.pop()
             if advise(start, length, _MADV_HUGEPAGE) == 0:
