@@ -23,7 +23,7 @@ PRECISIONS = ("fp32", "fp16", "bf16", "int8", "int4")
 LARGEST_ERROR = {"fp32": 1e-6, "fp16": 5e-4, "bf16": 8e-3, "int8": 1.5e-2, "int4": 0.15}
 
 # [out, in]: an odd vocabulary, what fills no group, no block of 16, a single output, a real head's width.
-SHAPES = [(257, 32), (96, 128), (64, 192), (30, 30), (48, 24), (17, 64), (1, 64), (701, 128)]
+SHAPES = [(257, 32), (96, 128), (64, 192), (30, 30), (48, 24), (17, 64), (1, 64), (701, 128), (5, 2)]
 
 
 def make_linear(weight: Tensor, bias: Tensor | None, precision: str) -> Linear:

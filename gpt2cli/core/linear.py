@@ -22,8 +22,6 @@ from gpt2cli.core.quantise import INT4_GROUP, Matrix, unpack_int4
 
 COLD_WEIGHTS = 1024 * 768
 """Weights that a product with unpacked fp16 widens at a time: what fits a core's cache."""
-
-
 _SMALLEST_STEP = 6.1e-5
 """Of rounded activations: fbgemm's own bound."""
 
@@ -54,7 +52,7 @@ def make_linear(matrix: Matrix, bias: Tensor | None, floor: float | None = None)
         return _make_plain(values.float(), bias, "weights rounded to fp16")
     assert matrix.scales is not None
     if matrix.kind == "int8":
-        if on_cpu and has_fbgemm() and torch.cpu._is_vnni_supported():
+        if on_cpu and has_fbgemm() and torch.cpu._is_vnni_supported() and values.shape[1] > 1:
             return FbgemmInt8Linear(values, matrix.scales, bias, floor)
         if on_cpu and values.shape[1] % 16 == 0:
             return Int8Linear(values, matrix.scales, bias)
