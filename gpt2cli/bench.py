@@ -25,6 +25,7 @@ from gpt2cli.checkpoint import Checkpoint, ModelConfig
 from gpt2cli.core.decode import decode, prefill
 from gpt2cli.core.engine import Engine
 from gpt2cli.core.sampling import SequenceState
+from gpt2cli.core.threads import default_threads
 from gpt2cli.errors import Gpt2cliError
 from gpt2cli.options import GenerateOptions, LoadOptions, Precision
 
@@ -222,7 +223,7 @@ def run_bench(
 ) -> Report:
     """Measure the model; ``report`` is told what is being done. Raises `Gpt2cliError`."""
     runners: list[_Runner] = [_Ours(checkpoint, load, precision) for precision in precisions]
-    threads = load.threads or torch.get_num_threads()
+    threads = load.threads or default_threads()
     result = Report(_machine(threads), [runner.contender for runner in runners])
     for runner in runners:
         name = runner.contender.name

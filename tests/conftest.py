@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+from collections import Counter
 from pathlib import Path
 
 import pytest
@@ -19,6 +20,23 @@ settings.load_profile("tests")
 
 # A GPU is left out unless it is named: expected numbers and kernels are those of the CPU.
 os.environ.setdefault("CUDA_VISIBLE_DEVICES", "")
+
+# Of these files' long series every so-manieth case runs by default; the slow run has the others.
+THINNED = {
+    "test_analysis_explain": 3,
+    "test_analysis_parity": 2,
+    "test_chat_hostile": 2,
+    "test_checkpoint": 3,
+    "test_cli_chat": 2,
+    "test_cli_fuzz": 2,
+    "test_cli_process": 2,
+    "test_cli_score": 2,
+    "test_cli_store": 2,
+    "test_cli_train": 2,
+    "test_completions": 2,
+    "test_parity": 2,
+    "test_pull": 3,
+}
 
 KEPT = ("GPT2CLI_SHARED", "GPT2CLI_REQUIRE_SHARED")
 
@@ -41,6 +59,19 @@ def _isolated(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.Monk
         monkeypatch.setattr(constants, "HF_HOME", str(huggingface))
         monkeypatch.setattr(constants, "HF_HUB_CACHE", str(hub))
         monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Leave what `THINNED` says to the slow run."""
+    seen: Counter[tuple[str, str]] = Counter()
+    for item in items:
+        every = THINNED.get(item.path.stem, 1)
+        if every > 1 and isinstance(item, pytest.Function) and hasattr(item, "callspec"):
+            series = (item.path.stem, item.originalname)
+            if seen[series] % every:
+                item.add_marker(pytest.mark.slow)
+            seen[series] += 1
 
 
 @pytest.fixture

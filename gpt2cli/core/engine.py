@@ -16,7 +16,7 @@ from gpt2cli.core.model import GPT2
 from gpt2cli.core.quantise import Kind
 from gpt2cli.core.results import Chunk, EngineInfo, Result, Stats, TextOf, new_choices
 from gpt2cli.core.sampling import SequenceState
-from gpt2cli.core.threads import Governor, physical_cores
+from gpt2cli.core.threads import Governor, default_threads
 from gpt2cli.core.weights import check_cache_memory, check_memory, load_weights
 from gpt2cli.errors import InvalidOption, ModelFileError, PromptTooLong, UsageError
 from gpt2cli.options import GenerateOptions, LoadOptions, Precision
@@ -60,7 +60,7 @@ class Engine:
         started = time.perf_counter()
         options = options or LoadOptions()
         device = _choose_device(options.device)
-        threads = options.threads or physical_cores()
+        threads = options.threads or default_threads()
         torch.set_num_threads(threads)
         precision = _choose_precision(options.precision, device)
         check_memory(checkpoint, precision)

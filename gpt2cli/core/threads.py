@@ -37,6 +37,12 @@ def physical_cores() -> int:
     return max(1, min(len(cores), _quota() or len(cores)))
 
 
+def default_threads() -> int:
+    """The physical cores, unless the user's ``OMP_NUM_THREADS`` says otherwise."""
+    asked = os.environ.get("OMP_NUM_THREADS", "")
+    return int(asked) if asked.isdecimal() and int(asked) > 0 else physical_cores()
+
+
 def _quota() -> int | None:
     """The CPUs that a container's limit allows, rounded up; None without one."""
     try:
