@@ -23,19 +23,25 @@ os.environ.setdefault("CUDA_VISIBLE_DEVICES", "")
 
 # Of these files' long series every so-manieth case runs by default; the slow run has the others.
 THINNED = {
-    "test_analysis_explain": 3,
-    "test_analysis_parity": 2,
-    "test_chat_hostile": 2,
+    "test_analysis_explain": 4,
+    "test_analysis_parity": 3,
+    "test_chat_hostile": 3,
+    "test_chat_parts": 3,
     "test_checkpoint": 3,
-    "test_cli_chat": 2,
-    "test_cli_fuzz": 2,
-    "test_cli_process": 2,
-    "test_cli_score": 2,
-    "test_cli_store": 2,
-    "test_cli_train": 2,
-    "test_completions": 2,
-    "test_parity": 2,
-    "test_pull": 3,
+    "test_cli_chat": 3,
+    "test_cli_compare": 3,
+    "test_cli_features": 2,
+    "test_cli_fuzz": 4,
+    "test_cli_generate": 2,
+    "test_cli_inspect": 3,
+    "test_cli_process": 3,
+    "test_cli_score": 3,
+    "test_cli_store": 3,
+    "test_cli_train": 3,
+    "test_completions": 3,
+    "test_parity": 3,
+    "test_pull": 4,
+    "test_repl_sessions": 3,
 }
 
 KEPT = ("GPT2CLI_SHARED", "GPT2CLI_REQUIRE_SHARED")
