@@ -70,7 +70,7 @@ Register-ArgumentCompleter -Native -CommandName gpt2cli -ScriptBlock {
         @{Of = 'generate'; What = 'flag'; Name = '--quiet'; Help = 'No notes and warnings on stderr'; Kind = ''; Words = @()}
         @{Of = 'generate'; What = 'flag'; Name = '-q'; Help = 'No notes and warnings on stderr'; Kind = ''; Words = @()}
         @{Of = 'generate'; What = 'flag'; Name = '--device'; Help = 'Where to run'; Kind = 'words'; Words = @('auto', 'cpu', 'cuda', 'mps')}
-        @{Of = 'generate'; What = 'flag'; Name = '--precision'; Help = 'Of the weights; auto is the fastest without loss'; Kind = 'words'; Words = @('auto', 'fp32', 'fp16', 'bf16', 'int8', 'int4')}
+        @{Of = 'generate'; What = 'flag'; Name = '--precision'; Help = 'Of the weights; auto is lossless in practice'; Kind = 'words'; Words = @('auto', 'fp32', 'fp16', 'bf16', 'int8', 'int4')}
         @{Of = 'generate'; What = 'flag'; Name = '--threads'; Help = 'CPU threads'; Kind = 'text'; Words = @()}
         @{Of = 'generate'; What = 'flag'; Name = '--debug'; Help = 'Show a traceback with an error'; Kind = ''; Words = @()}
         @{Of = 'generate'; What = 'flag'; Name = '--help'; Help = 'Show this message and exit'; Kind = ''; Words = @()}
@@ -106,7 +106,7 @@ Register-ArgumentCompleter -Native -CommandName gpt2cli -ScriptBlock {
         @{Of = 'chat'; What = 'flag'; Name = '--quiet'; Help = 'No notes and warnings on stderr'; Kind = ''; Words = @()}
         @{Of = 'chat'; What = 'flag'; Name = '-q'; Help = 'No notes and warnings on stderr'; Kind = ''; Words = @()}
         @{Of = 'chat'; What = 'flag'; Name = '--device'; Help = 'Where to run'; Kind = 'words'; Words = @('auto', 'cpu', 'cuda', 'mps')}
-        @{Of = 'chat'; What = 'flag'; Name = '--precision'; Help = 'Of the weights; auto is the fastest without loss'; Kind = 'words'; Words = @('auto', 'fp32', 'fp16', 'bf16', 'int8', 'int4')}
+        @{Of = 'chat'; What = 'flag'; Name = '--precision'; Help = 'Of the weights; auto is lossless in practice'; Kind = 'words'; Words = @('auto', 'fp32', 'fp16', 'bf16', 'int8', 'int4')}
         @{Of = 'chat'; What = 'flag'; Name = '--threads'; Help = 'CPU threads'; Kind = 'text'; Words = @()}
         @{Of = 'chat'; What = 'flag'; Name = '--debug'; Help = 'Show a traceback with an error'; Kind = ''; Words = @()}
         @{Of = 'chat'; What = 'flag'; Name = '--help'; Help = 'Show this message and exit'; Kind = ''; Words = @()}
@@ -147,7 +147,7 @@ Register-ArgumentCompleter -Native -CommandName gpt2cli -ScriptBlock {
         @{Of = 'score'; What = 'flag'; Name = '--quiet'; Help = 'No notes and warnings on stderr'; Kind = ''; Words = @()}
         @{Of = 'score'; What = 'flag'; Name = '-q'; Help = 'No notes and warnings on stderr'; Kind = ''; Words = @()}
         @{Of = 'score'; What = 'flag'; Name = '--device'; Help = 'Where to run'; Kind = 'words'; Words = @('auto', 'cpu', 'cuda', 'mps')}
-        @{Of = 'score'; What = 'flag'; Name = '--precision'; Help = 'Of the weights; auto is the fastest without loss'; Kind = 'words'; Words = @('auto', 'fp32', 'fp16', 'bf16', 'int8', 'int4')}
+        @{Of = 'score'; What = 'flag'; Name = '--precision'; Help = 'Of the weights; auto is lossless in practice'; Kind = 'words'; Words = @('auto', 'fp32', 'fp16', 'bf16', 'int8', 'int4')}
         @{Of = 'score'; What = 'flag'; Name = '--threads'; Help = 'CPU threads'; Kind = 'text'; Words = @()}
         @{Of = 'score'; What = 'flag'; Name = '--batch-tokens'; Help = 'Tokens that are computed at once'; Kind = 'text'; Words = @()}
         @{Of = 'score'; What = 'flag'; Name = '--debug'; Help = 'Show a traceback with an error'; Kind = ''; Words = @()}
@@ -194,7 +194,7 @@ Register-ArgumentCompleter -Native -CommandName gpt2cli -ScriptBlock {
         @{Of = 'inspect'; What = 'flag'; Name = '--quiet'; Help = 'No notes and warnings on stderr'; Kind = ''; Words = @()}
         @{Of = 'inspect'; What = 'flag'; Name = '-q'; Help = 'No notes and warnings on stderr'; Kind = ''; Words = @()}
         @{Of = 'inspect'; What = 'flag'; Name = '--device'; Help = 'Where to run'; Kind = 'words'; Words = @('auto', 'cpu', 'cuda', 'mps')}
-        @{Of = 'inspect'; What = 'flag'; Name = '--precision'; Help = 'Of the weights; auto is the fastest without loss'; Kind = 'words'; Words = @('auto', 'fp32', 'fp16', 'bf16', 'int8', 'int4')}
+        @{Of = 'inspect'; What = 'flag'; Name = '--precision'; Help = 'Of the weights; auto is lossless in practice'; Kind = 'words'; Words = @('auto', 'fp32', 'fp16', 'bf16', 'int8', 'int4')}
         @{Of = 'inspect'; What = 'flag'; Name = '--threads'; Help = 'CPU threads'; Kind = 'text'; Words = @()}
         @{Of = 'inspect'; What = 'flag'; Name = '--debug'; Help = 'Show a traceback with an error'; Kind = ''; Words = @()}
         @{Of = 'inspect'; What = 'flag'; Name = '--help'; Help = 'Show this message and exit'; Kind = ''; Words = @()}
@@ -237,7 +237,7 @@ Register-ArgumentCompleter -Native -CommandName gpt2cli -ScriptBlock {
         @{Of = 'compare'; What = 'flag'; Name = '--quiet'; Help = 'No notes and warnings on stderr'; Kind = ''; Words = @()}
         @{Of = 'compare'; What = 'flag'; Name = '-q'; Help = 'No notes and warnings on stderr'; Kind = ''; Words = @()}
         @{Of = 'compare'; What = 'flag'; Name = '--device'; Help = 'Where to run'; Kind = 'words'; Words = @('auto', 'cpu', 'cuda', 'mps')}
-        @{Of = 'compare'; What = 'flag'; Name = '--precision'; Help = 'Of the weights; auto is the fastest without loss'; Kind = 'words'; Words = @('auto', 'fp32', 'fp16', 'bf16', 'int8', 'int4')}
+        @{Of = 'compare'; What = 'flag'; Name = '--precision'; Help = 'Of the weights; auto is lossless in practice'; Kind = 'words'; Words = @('auto', 'fp32', 'fp16', 'bf16', 'int8', 'int4')}
         @{Of = 'compare'; What = 'flag'; Name = '--threads'; Help = 'CPU threads'; Kind = 'text'; Words = @()}
         @{Of = 'compare'; What = 'flag'; Name = '--debug'; Help = 'Show a traceback with an error'; Kind = ''; Words = @()}
         @{Of = 'compare'; What = 'flag'; Name = '--help'; Help = 'Show this message and exit'; Kind = ''; Words = @()}
@@ -268,7 +268,7 @@ Register-ArgumentCompleter -Native -CommandName gpt2cli -ScriptBlock {
         @{Of = 'features'; What = 'flag'; Name = '--quiet'; Help = 'No notes and warnings on stderr'; Kind = ''; Words = @()}
         @{Of = 'features'; What = 'flag'; Name = '-q'; Help = 'No notes and warnings on stderr'; Kind = ''; Words = @()}
         @{Of = 'features'; What = 'flag'; Name = '--device'; Help = 'Where to run'; Kind = 'words'; Words = @('auto', 'cpu', 'cuda', 'mps')}
-        @{Of = 'features'; What = 'flag'; Name = '--precision'; Help = 'Of the weights; auto is the fastest without loss'; Kind = 'words'; Words = @('auto', 'fp32', 'fp16', 'bf16', 'int8', 'int4')}
+        @{Of = 'features'; What = 'flag'; Name = '--precision'; Help = 'Of the weights; auto is lossless in practice'; Kind = 'words'; Words = @('auto', 'fp32', 'fp16', 'bf16', 'int8', 'int4')}
         @{Of = 'features'; What = 'flag'; Name = '--threads'; Help = 'CPU threads'; Kind = 'text'; Words = @()}
         @{Of = 'features'; What = 'flag'; Name = '--batch-tokens'; Help = 'Tokens that are computed at once'; Kind = 'text'; Words = @()}
         @{Of = 'features'; What = 'flag'; Name = '--debug'; Help = 'Show a traceback with an error'; Kind = ''; Words = @()}

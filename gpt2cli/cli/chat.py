@@ -11,8 +11,8 @@ import typer
 
 from gpt2cli.checkpoint import Checkpoint, open_checkpoint
 from gpt2cli.cli import params
+from gpt2cli.cli.loading import resolve_model
 from gpt2cli.cli.prompt import read_lines
-from gpt2cli.cli.pull import is_offline, resolve_or_pull
 from gpt2cli.errors import Gpt2cliError, ModelNotFound, UsageError
 from gpt2cli.hub.converted import converted_stem
 from gpt2cli.hub.resolve import ResolvedModel, resolve
@@ -238,18 +238,7 @@ def _model(
                 f"the session was held with {shown(saved.model)}, which is not on this disk",
                 hint="go on with another model: -m NAME; or pull this one",
             ) from None
-    wanted = flags["model"] or settings.value("model")
-    model = resolve_or_pull(
-        terminal,
-        wanted,
-        flags["revision"],
-        is_offline(terminal, settings, flags["offline"]),
-        settings=settings,
-        allow_pickle=load.allow_pickle,
-    )
-    if wanted is None and terminal.stderr_is_terminal:
-        terminal.note(f"{model.name}: the built-in story-teller; for GPT-2: gpt2cli pull distilgpt2")
-    return model
+    return resolve_model(terminal, settings, flags, load)
 
 
 def _given_options(settings: Settings, flags: Mapping[str, Any]) -> dict[str, Any]:

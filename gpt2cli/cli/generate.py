@@ -13,9 +13,9 @@ import typer
 from gpt2cli.checkpoint import Checkpoint, open_checkpoint
 from gpt2cli.cli import params
 from gpt2cli.cli.clock import process_age
+from gpt2cli.cli.loading import resolve_model
 from gpt2cli.cli.output import OutputOptions, Run, make_sink
 from gpt2cli.cli.prompt import read_prompt
-from gpt2cli.cli.pull import is_offline, resolve_or_pull
 from gpt2cli.errors import UsageError
 from gpt2cli.hub.converted import converted_stem
 from gpt2cli.hub.resolve import ResolvedModel
@@ -129,17 +129,7 @@ def _read_request(terminal: Terminal, flags: Mapping[str, Any]) -> Request:
     prompt = read_prompt(
         terminal, flags["words"] or (), flags["prompt"], flags["file"], strict=flags["strict"]
     )
-    wanted = settings.over({"model": flags["model"]}).get("model")
-    model = resolve_or_pull(
-        terminal,
-        wanted,
-        flags["revision"],
-        is_offline(terminal, settings, flags["offline"]),
-        settings=settings,
-        allow_pickle=load.allow_pickle,
-    )
-    if wanted is None and terminal.stderr_is_terminal:
-        terminal.note(f"{model.name}: the built-in story-teller; for GPT-2: gpt2cli pull distilgpt2")
+    model = resolve_model(terminal, settings, flags, load)
     checkpoint = open_checkpoint(model.directory, allow_pickle=load.allow_pickle)
     options = checkpoint.generate_options(given).settled()
     if options.rng == "transformers" and load.precision == "auto":

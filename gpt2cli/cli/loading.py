@@ -41,15 +41,13 @@ def start(terminal: Terminal, flags: Mapping[str, Any]) -> Settings:
     return settings
 
 
-def find_model(terminal: Terminal, settings: Settings, flags: Mapping[str, Any]) -> FoundModel:
-    """The model that the shared flags name, pulled where it is not on this disk. Raises `Gpt2cliError`."""
-    load = LoadOptions(
-        **settings.over({name: flags[name] for name in ("device", "precision", "threads")}),
-        allow_pickle=bool(flags["allow_pickle"]),
-    )
-    if load.precision == "auto":
-        # What is measured is compared with other libraries' figures, to the last digits.
-        load = replace(load, precision="fp32")
+def resolve_model(
+    terminal: Terminal, settings: Settings, flags: Mapping[str, Any], load: LoadOptions
+) -> ResolvedModel:
+    """The model of the flags or the settings, pulled where it is not on this disk. Raises `Gpt2cliError`.
+
+    A person who named none is told which one it is.
+    """
     wanted = settings.over({"model": flags["model"]}).get("model")
     resolved = resolve_or_pull(
         terminal,
@@ -61,6 +59,19 @@ def find_model(terminal: Terminal, settings: Settings, flags: Mapping[str, Any])
     )
     if wanted is None and terminal.stderr_is_terminal:
         terminal.note(f"{resolved.name}: the built-in story-teller; for GPT-2: gpt2cli pull distilgpt2")
+    return resolved
+
+
+def find_model(terminal: Terminal, settings: Settings, flags: Mapping[str, Any]) -> FoundModel:
+    """The model that the shared flags name, pulled where it is not on this disk. Raises `Gpt2cliError`."""
+    load = LoadOptions(
+        **settings.over({name: flags[name] for name in ("device", "precision", "threads")}),
+        allow_pickle=bool(flags["allow_pickle"]),
+    )
+    if load.precision == "auto":
+        # What is measured is compared with other libraries' figures, to the last digits.
+        load = replace(load, precision="fp32")
+    resolved = resolve_model(terminal, settings, flags, load)
     checkpoint = open_checkpoint(resolved.directory, allow_pickle=load.allow_pickle)
     return FoundModel(resolved, checkpoint, replace(load, converted=converted_stem(resolved)))
 

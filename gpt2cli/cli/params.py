@@ -260,7 +260,7 @@ PrecisionName = Annotated[
     _option(
         _ENGINE,
         "--precision",
-        help="Of the weights; auto is the fastest without loss.",
+        help="Of the weights; auto is lossless in practice.",
         default_of="precision",
     ),
 ]

@@ -48,11 +48,12 @@ def find_converted(path: Path, shapes: dict[str, tuple[int, int]]) -> dict[str, 
         table = read_header(path)
         for name, shape in shapes.items():
             _check_entry(table, name, shape)
-        # The last use, for `gc`.
-        for used in (path, _sidecar(path)):
-            os.utime(used)
     except (ModelFileError, OSError, KeyError):
         return None
+    # The last use, for `gc`; a cache that is only readable serves all the same.
+    with contextlib.suppress(OSError):
+        for used in (path, _sidecar(path)):
+            os.utime(used)
     return table
 
 
@@ -79,8 +80,7 @@ def write_converted(path: Path, matrices: Iterable[tuple[str, Matrix]], size: in
     """Write ``matrices``, one at a time, whole or not at all; whether it was done.
 
     ``size`` is what they take in bytes, about. A disk that is full or cannot be written to is no error:
-    the conversion is then paid for each time. What other conversions of the same model in the same
-    precision left there goes.
+    the conversion is then paid for each time.
     """
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
