@@ -34,7 +34,7 @@ THINNED = {
     "test_cli_fuzz": 4,
     "test_cli_generate": 2,
     "test_cli_inspect": 3,
-    "test_cli_process": 3,
+    "test_cli_process": 6,
     "test_cli_score": 3,
     "test_cli_store": 3,
     "test_cli_train": 3,

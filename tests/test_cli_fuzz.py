@@ -86,7 +86,7 @@ def check_command_line(model: Path, flags: list[tuple[str, ...]], prompt: list[s
     check(call("generate", "-m", model, *arguments, *prompt, stdin=data))
 
 
-@thorough(200)
+@thorough(60)
 @given(flags=flags, prompt=prompts, data=stdin)
 def test_any_command_line(
     tiny_model: Path, flags: list[tuple[str, ...]], prompt: list[str], data: bytes

@@ -15,7 +15,7 @@ import jsonschema
 import pytest
 from cli import run, shell, start
 from schema import DOCUMENT, EVENTS
-from support import make_model
+from support import make_model, some_slow
 
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="POSIX signals and descriptors")
 
@@ -197,7 +197,7 @@ def test_signal_while_nobody_reads(tiny_model: Path, number: signal.Signals, cod
     """``timeout`` must be able to end a program whose pipe is stuck."""
     flags = ("--overflow", "slide", "--ignore-eos", "--max-new-tokens", "100000", "--jsonl")
     process = start("generate", "-m", tiny_model, *flags, "ab", stdin=DEVNULL)
-    time.sleep(4)
+    time.sleep(3)
     assert process.poll() is None
     process.send_signal(number)
     assert process.wait(timeout=10) == code
@@ -280,22 +280,20 @@ def test_nothing_but_the_continuation_in_a_pipe(tiny_model: Path) -> None:
     assert outcome.out == text + ("" if text.endswith("\n") else "\n")
 
 
-def test_real_terminal(tiny_model: Path) -> None:
+@pytest.mark.parametrize("seed", some_slow(range(6), 1))
+def test_real_terminal(tiny_model: Path, seed: int) -> None:
     """On a pty: prompt, text and summary; a drawn ESC, title or cursor movement changes nothing."""
     pexpect = pytest.importorskip("pexpect")
     pyte = pytest.importorskip("pyte")
-    for seed in range(6):
-        flags = ["--seed", str(seed), "--top-k", "0", "--max-new-tokens", "30"]
-        command = ["-m", "gpt2cli", "generate", "-m", str(tiny_model), *flags]
-        child = pexpect.spawn(
-            sys.executable, [*command, "\x1b]0;title\x07 Hi"], dimensions=(24, 80), timeout=60
-        )
-        data = child.read()
-        child.close()
-        assert child.exitstatus == 0
-        screen = pyte.Screen(80, 24)
-        stream = pyte.ByteStream(screen)
-        stream.feed(data)
-        assert screen.title == ""
-        assert data.count(b"\x1b") == 4, "the dim prompt and the dim summary, each switched on and off"
-        assert any(f"seed {seed}" in line for line in screen.display)
+    flags = ["--seed", str(seed), "--top-k", "0", "--max-new-tokens", "30"]
+    command = ["-m", "gpt2cli", "generate", "-m", str(tiny_model), *flags]
+    child = pexpect.spawn(sys.executable, [*command, "\x1b]0;title\x07 Hi"], dimensions=(24, 80), timeout=60)
+    data = child.read()
+    child.close()
+    assert child.exitstatus == 0
+    screen = pyte.Screen(80, 24)
+    stream = pyte.ByteStream(screen)
+    stream.feed(data)
+    assert screen.title == ""
+    assert data.count(b"\x1b") == 4, "the dim prompt and the dim summary, each switched on and off"
+    assert any(f"seed {seed}" in line for line in screen.display)

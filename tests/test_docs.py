@@ -6,6 +6,7 @@ import os
 import re
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -48,11 +49,13 @@ def help_page(path: tuple[str, ...]) -> str:
 
 def test_help_pages_are_current() -> None:
     """Renew them with ``GPT2CLI_UPDATE=1 pytest tests/test_docs.py``."""
-    pages = "".join(
-        f"<details><summary><code>gpt2cli {' '.join(path)} --help</code></summary>\n\n"
-        f"```text\n{help_page(path)}\n```\n\n</details>\n"
-        for path in leaf_commands()
-    )
+    paths = list(leaf_commands())
+    with ThreadPoolExecutor() as pool:
+        pages = "".join(
+            f"<details><summary><code>gpt2cli {' '.join(path)} --help</code></summary>\n\n"
+            f"```text\n{page}\n```\n\n</details>\n"
+            for path, page in zip(paths, pool.map(help_page, paths), strict=True)
+        )
     text = README.read_text("utf-8")
     current = MARK.search(text)
     assert current is not None

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 import typer
-from support import REPOSITORY
+from support import REPOSITORY, some_slow
 
 from gpt2cli.cli.app import app
 
@@ -141,7 +141,7 @@ def modules_loaded_by(*arguments: str | Path, stdin: str = "") -> set[str]:
     return set(done.stderr.rpartition("LOADED ")[2].split())
 
 
-@pytest.mark.parametrize("path", list(command_paths()), ids=lambda path: " ".join(path) or "gpt2cli")
+@pytest.mark.parametrize("path", some_slow(command_paths(), 8), ids=lambda path: " ".join(path) or "gpt2cli")
 def test_help_loads_nothing_heavy(path: tuple[str, ...]) -> None:
     """Help answers at once."""
     loaded = modules_loaded_by(*path, "--help")

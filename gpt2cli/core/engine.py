@@ -13,6 +13,7 @@ from gpt2cli.checkpoint import Checkpoint, open_checkpoint
 from gpt2cli.core.decode import Step, decode, prefill_chunks
 from gpt2cli.core.linear import has_fbgemm
 from gpt2cli.core.model import GPT2
+from gpt2cli.core.pages import keep_freed_memory
 from gpt2cli.core.quantise import Kind
 from gpt2cli.core.results import Chunk, EngineInfo, Result, Stats, TextOf, new_choices
 from gpt2cli.core.sampling import SequenceState
@@ -66,6 +67,8 @@ class Engine:
         check_memory(checkpoint, precision)
         tokenizer = Tokenizer.from_directory(checkpoint.directory)
         model = GPT2(checkpoint.config, load_weights(checkpoint, precision, device, options.converted))
+        if device.type == "cpu":
+            keep_freed_memory()
         if options.threads is None and device.type == "cpu":
             model.governor = Governor(threads)
         return cls(checkpoint, model, tokenizer, time.perf_counter() - started)

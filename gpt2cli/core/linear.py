@@ -210,7 +210,8 @@ class FbgemmInt8Linear:
             torch.mul(x, step.reciprocal(), out=whole[:-1])
         else:
             step = step.sub_(self._floor).div_(255).clamp_(min=_SMALLEST_STEP)
-            torch.mul(x.sub(self._floor), step.reciprocal(), out=whole[:-1])
+            inverse = step.reciprocal()
+            torch.addcmul(inverse * -self._floor, x, inverse, out=whole[:-1])
         product = self._multiply(whole, self._packed)[:-1]
         return torch.addcmul(self._added, product, step)
 

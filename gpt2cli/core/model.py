@@ -6,6 +6,7 @@ D embedding width, V vocabulary.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 
 import torch
@@ -13,6 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from gpt2cli.checkpoint import ModelConfig
+from gpt2cli.core.attention import attend, attention_weights
 from gpt2cli.core.cache import KVCache, Plan
 from gpt2cli.core.pages import HugePages
 from gpt2cli.core.threads import Governor
@@ -21,8 +23,24 @@ from gpt2cli.core.weights import Block, Norm, Weights
 Observer = Callable[[str, Tensor], None]
 """Called with the name of a stage and its tensor, in the order of the computation."""
 
+_MANY_VALUES = 2**16
+
+
+def gelu_new(x: Tensor) -> Tensor:
+    """GELU by tanh (Hendrycks and Gimpel 2016, section 2), elementwise.
+
+    Many values on a CPU go through the same function by sigmoid, (1 + tanh(z)) / 2 = sigmoid(2z), which torch
+    computes in half the time.
+    """
+    if x.numel() < _MANY_VALUES or x.device.type != "cpu":
+        return F.gelu(x, approximate="tanh")
+    doubled = 2 * math.sqrt(2 / math.pi)
+    # 2z = x (doubled + doubled * 0.044715 x²)
+    return (x * x).mul_(doubled * 0.044715).add_(doubled).mul_(x).sigmoid_().mul_(x)
+
+
 _ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
-    "gelu_new": lambda x: F.gelu(x, approximate="tanh"),
+    "gelu_new": gelu_new,
     "gelu": F.gelu,
     "relu": F.relu,
     "silu": F.silu,
@@ -127,7 +145,7 @@ class GPT2:
                 observe(f"h.{layer}.{stage}", tensor)
             return tensor
 
-        rows, tokens, width = x.shape
+        rows, tokens, _ = x.shape
         qkv = see("attn.c_attn", block.c_attn(see("ln_1", self.norm(x, block.ln_1))))
         # [3, B, H, T, Dh]
         qkv = qkv.view(rows, tokens, 3, self.config.n_head, -1).permute(2, 0, 3, 1, 4)
@@ -135,10 +153,7 @@ class GPT2:
         keys, values = cache.write(plan, layer, qkv.narrow(0, 1, 2))
         if observe:
             see("attn.weights", attention_weights(q, keys, plan, self._scales[layer]))
-        attended = F.scaled_dot_product_attention(
-            q, keys, values, attn_mask=plan.mask, is_causal=plan.causal, scale=self._scales[layer]
-        )
-        attended = see("attn.context", attended.transpose(1, 2).reshape(rows, tokens, width))
+        attended = see("attn.context", attend(q, keys, values, plan, self._scales[layer]))
         x = see("attn.residual", x + see("attn.c_proj", block.c_proj(attended)))
         inner = see("mlp.c_fc", block.mlp_fc(see("ln_2", self.norm(x, block.ln_2))))
         projected = see("mlp.c_proj", block.mlp_proj(see("mlp.act", self.activation(inner))))
@@ -147,17 +162,6 @@ class GPT2:
     def norm(self, x: Tensor, norm: Norm) -> Tensor:
         """x: [..., D], each vector normalised."""
         return torch.layer_norm(x, self._width, norm.weight, norm.bias, self._epsilon)
-
-
-def attention_weights(q: Tensor, keys: Tensor, plan: Plan, scale: float) -> Tensor:
-    """The softmax of the scaled scores, [B, H, T, S]: what the fused kernel does not hand out."""
-    scores = q @ keys.transpose(-1, -2) * scale
-    mask = plan.mask
-    if plan.causal:
-        mask = torch.ones(q.shape[2], keys.shape[2], dtype=torch.bool, device=q.device).tril()
-    if mask is not None:
-        scores = scores.masked_fill(~mask, float("-inf"))
-    return scores.softmax(dim=-1)
 
 
 def _last_real(x: Tensor, plan: Plan) -> Tensor:

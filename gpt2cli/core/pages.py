@@ -13,8 +13,10 @@ from pathlib import Path
 from typing import Any
 
 HUGE_PAGE = 2 * 2**20
+KEPT_BLOCK = 64 * 2**20
 _MADV_HUGEPAGE = 14
 _MADV_COLLAPSE = 25
+_M_TRIM_THRESHOLD, _M_TOP_PAD, _M_MMAP_THRESHOLD = -1, -2, -3
 _LEAST = 8 * HUGE_PAGE
 
 
@@ -29,6 +31,23 @@ def _advise() -> Any:
     advise = ctypes.CDLL(None).madvise
     advise.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int]
     return advise
+
+
+def keep_freed_memory(largest: int = KEPT_BLOCK, at_most: int = KEPT_BLOCK * 4) -> None:
+    """Have this process keep freed blocks of up to ``largest`` bytes, ``at_most`` so many in all at the end.
+
+    The next chunk of a prompt, or the next step of a training, asks for the same blocks again; to give them
+    back and be given zeroed ones costs a sixth of an int8 prefill. Elsewhere than on Linux's glibc, nothing.
+    """
+    if sys.platform != "linux":
+        return
+    try:
+        mallopt = ctypes.CDLL(None).mallopt
+    except AttributeError:
+        return
+    mallopt(_M_MMAP_THRESHOLD, largest)
+    mallopt(_M_TRIM_THRESHOLD, at_most)
+    mallopt(_M_TOP_PAD, at_most // 8)
 
 
 class HugePages:

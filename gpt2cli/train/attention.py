@@ -6,8 +6,6 @@ gives them, were 1.4x faster in training 8 layers of 256 (2 cores, window 256).
 
 from __future__ import annotations
 
-import ctypes
-import sys
 from functools import lru_cache
 from typing import Any
 
@@ -17,8 +15,6 @@ from torch.nn import functional as F
 from transformers import AttentionInterface
 
 NAME = "gpt2cli_causal"
-
-_M_TRIM_THRESHOLD, _M_TOP_PAD, _M_MMAP_THRESHOLD = -1, -2, -3
 
 
 def causal_attention(
@@ -55,19 +51,3 @@ def _mask(length: int, present: int, dtype: torch.dtype, device: torch.device) -
 def register() -> None:
     """Make the attention known to transformers under `NAME`."""
     AttentionInterface.register(NAME, causal_attention)
-
-
-def keep_freed_memory() -> None:
-    """Have glibc keep large blocks it frees: a step frees and asks for the same ones again.
-
-    1.2x in the measurement above. Elsewhere than on Linux's glibc, nothing.
-    """
-    if sys.platform != "linux":
-        return
-    try:
-        mallopt = ctypes.CDLL(None).mallopt
-    except (AttributeError, OSError):
-        return
-    mallopt(_M_MMAP_THRESHOLD, 2**30)
-    mallopt(_M_TRIM_THRESHOLD, 2**31 - 1)
-    mallopt(_M_TOP_PAD, 2**28)
