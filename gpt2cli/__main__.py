@@ -2,16 +2,28 @@
 
 from __future__ import annotations
 
+import os
+import signal
 import sys
 from typing import NoReturn
 
 
+def _leave(*_: object) -> None:
+    os._exit(130)
+
+
 def run() -> NoReturn:
     """Run the command line and exit with its code."""
+    own_handler = signal.getsignal(signal.SIGINT)
+    if own_handler is signal.default_int_handler:
+        # Its exception can be lost in the import system; nothing is open or written yet.
+        signal.signal(signal.SIGINT, _leave)
     try:
         from gpt2cli.cli.app import main
         from gpt2cli.terminal.streams import flush_standard_streams
 
+        if own_handler is signal.default_int_handler:
+            signal.signal(signal.SIGINT, own_handler)
         code = main()
         if not flush_standard_streams():
             code = code or 1

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import signal
+import subprocess
 import sys
 import threading
 import time
@@ -173,7 +174,13 @@ def test_signal_while_starting(slow_model: Path, delay: float) -> None:
     process = start("generate", "-m", slow_model, "--max-new-tokens", "8000", "ab", stdin=DEVNULL)
     time.sleep(delay)
     process.send_signal(signal.SIGINT)
-    _, err = process.communicate(timeout=20)
+    try:
+        _, err = process.communicate(timeout=5 if delay < 0.1 else 20)
+    except subprocess.TimeoutExpired:
+        # Python can lose the first in an import of its own, and then a user presses the keys again.
+        assert delay < 0.1
+        process.send_signal(signal.SIGINT)
+        _, err = process.communicate(timeout=20)
     if delay >= 0.3:
         assert process.returncode == 130
         assert "Traceback" not in err.decode()

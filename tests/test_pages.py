@@ -53,15 +53,15 @@ def test_a_system_without_proc(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.skipif(sys.platform != "linux", reason="Linux only")
 def test_freed_blocks_are_kept() -> None:
-    """A block of 32 MiB that is freed and asked for again is not zeroed by the system a second time."""
+    """What is freed and asked for again is not taken from the system each time."""
     code = (
         "import resource, torch; from gpt2cli.core.pages import keep_freed_memory; keep_freed_memory();"
         "faults = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_minflt\n"
-        "for _ in range(2): torch.ones(2**23)\n"
+        "for _ in range(30): torch.ones(2**22)\n"
         "before = faults()\n"
-        "for _ in range(10): torch.ones(2**23)\n"
+        "for _ in range(10): torch.ones(2**22)\n"
         "print(faults() - before)"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    # It has 8,192 pages.
-    assert int(done.stdout) < 8000
+    # Each has 4,096 pages.
+    assert int(done.stdout) < 5000
