@@ -78,6 +78,7 @@ def test_session_file(home: Path) -> None:
         check(screen)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("terminal", ["dumb", "xterm"])
 def test_model_output(tmp_path: Path, terminal: str) -> None:
     """A model that draws from all bytes alike writes ESC and BEL by itself."""
@@ -103,6 +104,7 @@ def test_model_output(tmp_path: Path, terminal: str) -> None:
     screen.child.close(force=True)
 
 
+@pytest.mark.slow
 def test_model_name(tmp_path: Path) -> None:
     """A directory may be called anything."""
     model = make_model(tmp_path / "evil\x1b]0;x\x07\u202e")

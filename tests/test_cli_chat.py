@@ -370,9 +370,10 @@ json.dump({"took": took, "memory": memory, "turns": len(chat.tree)}, sys.stdout)
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("format", "turns"),
-    [("story", 420), *(pytest.param(f, 5000, marks=pytest.mark.slow) for f in ("template", "transcript"))],
+    [("template", 5000), ("transcript", 5000)],
 )
 def test_a_long_session_stays_as_it_was(model: Path, format: str, turns: int) -> None:
     """An eight-hour session: memory and the work of a turn do not grow with the turns before."""

@@ -100,6 +100,7 @@ def test_streams_that_are_not_there(tiny_model: Path, tmp_path: Path, redirectio
     assert before == {path.name: path.read_bytes() for path in tiny_model.iterdir()}
 
 
+@pytest.mark.slow
 def test_ten_megabytes_of_binary_on_stdin(tiny_model: Path) -> None:
     """What cannot fit is refused before it is tokenised."""
     data = bytes(range(256)) * (10 * 2**20 // 256)
@@ -199,6 +200,7 @@ def test_signal_while_torch_loads(slow_model: Path, delay: float) -> None:
     assert not events or events[-1]["event"] == "summary"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_signal_while_nobody_reads(tiny_model: Path, number: signal.Signals, code: int) -> None:
     """``timeout`` must be able to end a program whose pipe is stuck."""
@@ -235,6 +237,7 @@ def test_output_to_a_descriptor_that_is_appended_to(tiny_model: Path, tmp_path: 
     assert len(log.read_text()) > 5
 
 
+@pytest.mark.slow
 def test_prompt_from_a_descriptor_that_does_not_block(tiny_model: Path) -> None:
     process = start("generate", "-q", "-m", tiny_model, "--json", **piped_without_blocking())
     out, err = process.communicate(timeout=60)

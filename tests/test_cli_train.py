@@ -507,6 +507,7 @@ LONG = (
 )
 
 
+@pytest.mark.slow
 def test_an_interrupt_leaves_a_checkpoint(text: Path, tmp_path: Path) -> None:
     """SIGINT: the step is finished, a checkpoint written, and a line says how to go on."""
     process = start("train", *SMALL, text, "--steps", "5000", "--output", tmp_path / "model", "--jsonl")

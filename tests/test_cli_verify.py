@@ -170,6 +170,7 @@ def test_a_model_that_says_what_is_published(monkeypatch: pytest.MonkeyPatch) ->
     assert model["texts"][0]["as_published"] and model["texts"][0]["found"] == text
 
 
+@pytest.mark.slow
 def test_as_a_process(tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """And from a store that was copied elsewhere."""
     store_model(tiny_model, "my-stories")
