@@ -134,19 +134,15 @@ class _Ours:
         self._model = self._engine.model
         self._model.settle()
 
-    def _use_threads(self) -> None:
-        governor = self._model.governor
-        torch.set_num_threads(governor.threads if governor else self._engine.info.threads)
-
     def prefill(self, tokens: int) -> float:
-        self._use_threads()
+        torch.set_num_threads(self._engine.info.threads)
         cache, ids = self._model.new_cache(capacity=tokens), _ids(self._engine.config, tokens)
         started = time.perf_counter()
         prefill(self._model, cache, ids).sum().item()
         return time.perf_counter() - started
 
     def decode(self, rows: int, context: int) -> float:
-        self._use_threads()
+        torch.set_num_threads(self._engine.info.threads)
         ids = _ids(self._engine.config, context)
         cache = self._model.new_cache(capacity=context + STEPS + 1)
         logits = prefill(self._model, cache, ids).expand(rows, -1)

@@ -2,18 +2,24 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
+import time
 from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import pytest
 import torch
 
 from gpt2cli.core import threads as threads_module
-from gpt2cli.core.threads import Governor, default_threads, physical_cores
+from gpt2cli.core.threads import Governor, busy_elsewhere, default_threads, physical_cores
 
 
 @pytest.fixture(autouse=True)
-def _threads_as_before() -> Iterator[None]:
+def _quiet_here(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     before = torch.get_num_threads()
+    monkeypatch.setattr(threads_module, "busy_elsewhere", lambda: 0)
     yield
     torch.set_num_threads(before)
 
@@ -102,3 +108,50 @@ def test_the_user_has_the_last_word(monkeypatch: pytest.MonkeyPatch) -> None:
     for nonsense in ("", "0", "many", "2,1"):
         monkeypatch.setenv("OMP_NUM_THREADS", nonsense)
         assert default_threads() == physical_cores()
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="Linux only")
+def test_what_other_processes_take(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A busy process counts; this one does not."""
+    monkeypatch.undo()
+    with subprocess.Popen([sys.executable, "-c", "while True: pass"]) as other:
+        time.sleep(0.2)
+        assert busy_elsewhere() >= 1
+        other.kill()
+    (tmp_path / "loadavg").write_text("0.50 0.40 0.30 1/80 4711")
+    monkeypatch.setattr(threads_module, "_LOAD", tmp_path / "loadavg")
+    assert busy_elsewhere() == 0
+
+
+@pytest.mark.parametrize("said", ["", "1 2 3", "0.1 0.2 0.3 nonsense 5"])
+def test_a_system_that_does_not_say(said: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.undo()
+    (tmp_path / "loadavg").write_text(said)
+    for path in (tmp_path / "loadavg", tmp_path / "absent"):
+        monkeypatch.setattr(threads_module, "_LOAD", path)
+        assert busy_elsewhere() == 0
+
+
+@pytest.mark.parametrize(("others", "threads"), [(0, 8), (2, 6), (7, 1), (50, 1)])
+def test_a_prompt_takes_the_processors_that_are_free(
+    others: int, threads: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(threads_module, "busy_elsewhere", lambda: others)
+    monkeypatch.setattr(os, "cpu_count", lambda: 8)
+    before = torch.get_num_threads()
+    with Governor(8).many_rows():
+        assert torch.get_num_threads() == threads
+    assert torch.get_num_threads() == before
+
+
+def test_steps_begin_with_what_is_free(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "cpu_count", lambda: 8)
+    monkeypatch.setattr(threads_module, "busy_elsewhere", lambda: 1)
+    governor = Governor(8)
+    governor.begin()
+    assert governor.threads == 7
+    # As long as there is no room, more are not tried every second.
+    used = _run(governor, 600, lambda _: 0.01)
+    assert set(used) == {7}
+    monkeypatch.setattr(threads_module, "busy_elsewhere", lambda: 0)
+    assert 8 in _run(governor, 200, lambda n: 0.1 / n)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 
 import torch
 import torch.nn.functional as F
@@ -96,9 +97,10 @@ class GPT2:
         ``counts`` are the real tokens of each row where rows are padded on the right. Returns the
         logits at each row's last real token, [B, V] fp32; with ``all_positions`` at all, [B, T, V].
         """
-        plan = cache.plan(ids.shape[1], counts)
-        x = self._blocks(ids, cache, plan, observe)
-        return self.logits(self._final(x if all_positions else _last_real(x, plan), observe))
+        with self._threads_for(ids.shape[1]):
+            plan = cache.plan(ids.shape[1], counts)
+            x = self._blocks(ids, cache, plan, observe)
+            return self.logits(self._final(x if all_positions else _last_real(x, plan), observe))
 
     @torch.inference_mode()
     def hidden_states(
@@ -114,13 +116,17 @@ class GPT2:
         They are what `logits` takes. ``counts`` are the real tokens of each row where rows are padded on
         the right; what stands at a padding position is of no use.
         """
-        plan = cache.plan(ids.shape[1], counts)
-        return self._final(self._blocks(ids, cache, plan, observe), observe)
+        with self._threads_for(ids.shape[1]):
+            plan = cache.plan(ids.shape[1], counts)
+            return self._final(self._blocks(ids, cache, plan, observe), observe)
 
     @torch.inference_mode()
     def logits(self, hidden: Tensor) -> Tensor:
         """hidden: [..., D] final hidden states -> [..., V] fp32"""
         return self.weights.head(hidden)
+
+    def _threads_for(self, tokens: int) -> AbstractContextManager[None]:
+        return nullcontext() if tokens == 1 or self.governor is None else self.governor.many_rows()
 
     def _blocks(self, ids: Tensor, cache: KVCache, plan: Plan, observe: Observer | None) -> Tensor:
         x = F.embedding(ids, self.weights.wte).float() + F.embedding(plan.positions, self.weights.wpe)
