@@ -61,7 +61,7 @@ def _quota() -> int | None:
 
 
 def busy_elsewhere() -> int:
-    """Threads of other processes that run or wait for a processor; 0 where the system does not say (not Linux).
+    """Threads of other processes that run or wait for a processor; 0 where the system (not Linux) is silent.
 
     Of three looks the least: what comes and goes within a millisecond is no reason to compute more slowly.
     """
