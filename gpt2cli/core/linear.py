@@ -24,6 +24,7 @@ COLD_WEIGHTS = 1024 * 768
 """Weights that a product with unpacked fp16 widens at a time: what fits a core's cache."""
 _SMALLEST_STEP = 6.1e-5
 """Of rounded activations: fbgemm's own bound."""
+_FEW_ROWS = 32
 
 
 class Linear(Protocol):
@@ -169,7 +170,7 @@ class FbgemmInt8Linear:
     """int8 weights with a scale per output; activations rounded to 8 bits, by a step of each row's own.
 
     fbgemm rounds all rows of a call by one step, over the range of them all. So several rows are first
-    divided by a step each, and a row of the full range is added: by that the step of the call is exactly 1.
+    divided by the range of each, and a row of the full range is added: by that the step is the same for all.
     A single row is rounded by fbgemm alone, between its lowest and its highest value; several between
     ``floor``, below which no activation lies, and the highest of each row, or else evenly about zero.
     """
@@ -182,12 +183,13 @@ class FbgemmInt8Linear:
         self._packed = _prepack_int8(quantised, scales, None)
         self._bias, self._floor = bias, floor
         self._full_range = scales.new_zeros(1, quantised.shape[1])
-        self._full_range[0, :2] = torch.tensor([-128.0, 127.0] if floor is None else [0.0, 255.0])
+        self._full_range[0, :2] = torch.tensor([-128 / 127, 1.0] if floor is None else [0.0, 1.0])
         # What a product of several rows is added to: the floor that was taken away comes back with it.
         self._added = scales.new_zeros(len(scales)) if bias is None else bias
         if floor is not None:
             self._added = self._added + floor * scales * quantised.sum(dim=1, dtype=torch.float32)
         self._multiply = torch.ops.quantized.linear_dynamic.default
+        self._few: tuple[Tensor, Tensor] | None = None
 
     def __call__(self, x: Tensor) -> Tensor:
         y: Tensor
@@ -198,22 +200,25 @@ class FbgemmInt8Linear:
         return y.view(*x.shape[:-1], -1)
 
     def _several(self, x: Tensor) -> Tensor:
-        rows, inputs = x.shape
-        whole = x.new_empty(rows + 1, inputs)
-        whole[-1:] = self._full_range
-        # step: [rows, 1]. amin and amax are many times as fast as aminmax.
-        step = x.amax(dim=-1, keepdim=True)
+        whole, scaled = self._room(len(x))
         if self._floor is None:
-            step = (
-                torch.maximum(step, x.amin(dim=-1, keepdim=True).neg_()).div_(127).clamp_(min=_SMALLEST_STEP)
-            )
-            torch.mul(x, step.reciprocal(), out=whole[:-1])
+            span = x.abs().amax(dim=-1, keepdim=True).clamp_(min=_SMALLEST_STEP * 127)
+            torch.div(x, span, out=scaled)
         else:
-            step = step.sub_(self._floor).div_(255).clamp_(min=_SMALLEST_STEP)
-            inverse = step.reciprocal()
-            torch.addcmul(inverse * -self._floor, x, inverse, out=whole[:-1])
-        product = self._multiply(whole, self._packed)[:-1]
-        return torch.addcmul(self._added, product, step)
+            span = x.amax(dim=-1, keepdim=True).sub_(self._floor).clamp_(min=_SMALLEST_STEP * 255)
+            torch.sub(x, self._floor, out=scaled).div_(span)
+        return torch.addcmul(self._added, self._multiply(whole, self._packed)[:-1], span)
+
+    def _room(self, rows: int) -> tuple[Tensor, Tensor]:
+        """[rows + 1, in] that ends with the full range, and all before that; of few rows they are kept."""
+        if self._few is not None and len(self._few[1]) == rows:
+            return self._few
+        whole = self._full_range.new_empty(rows + 1, self._full_range.shape[1])
+        whole[-1:] = self._full_range
+        room = whole, whole[:-1]
+        if rows <= _FEW_ROWS:
+            self._few = room
+        return room
 
 
 class Int8Linear:
