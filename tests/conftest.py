@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import sys
 from collections import Counter
 from pathlib import Path
@@ -13,6 +14,10 @@ from support import make_model
 
 # The models are tiny: a second thread only waits, and spins where the machine is busy. Read when torch loads.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+# Where this runs in the background of a script SIGINT is ignored, and so it would be by what is tested.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 # The same examples on every run, however busy the machine is.
 settings.register_profile("tests", derandomize=True, deadline=None)

@@ -58,10 +58,26 @@ def test_long_prompts_are_those_of_transformers(tmp_path: Path) -> None:
     assert torch.allclose(torch.cat(parts, dim=1), wanted, atol=1e-4)
 
 
-@pytest.mark.parametrize("values", [100, 2**16, 2**16 + 3])
-def test_gelu_of_many_values_is_that_of_few(values: int) -> None:
-    x = torch.randn(values) * 10
-    x[:6] = torch.tensor([0.0, -0.0, 1e30, -1e30, 1e-30, -100.0])
+@pytest.mark.parametrize("tokens", [1, 31, 32, 100])
+def test_gelu_of_long_prompts_is_that_of_a_step(tokens: int) -> None:
+    x = torch.randn(2, tokens, 67) * 10
+    x[0, 0, :6] = torch.tensor([0.0, -0.0, 1e30, -1e30, 1e-30, -100.0])
     kept = x.clone()
     assert torch.allclose(gelu_new(x), F.gelu(x, approximate="tanh"), atol=TOLERANCE, rtol=1e-6)
     assert torch.equal(x, kept)
+
+
+def test_defaults_of_the_program_around_it_change_nothing() -> None:
+    """Of torch, which is the user's: masks are those of the cache's device and type."""
+    cache, q = _cache(1, 0, 300), torch.randn(1, HEADS, 300, WIDTH)
+    wanted = attend(q, *cache.plan(300).views, cache.plan(300), 0.3)
+    with torch.device("meta"):
+        plan = cache.plan(300)
+    assert {mask.device.type for mask in plan.pieces} == {"cpu"}
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(torch.float64)
+    try:
+        plan = cache.plan(300)
+    finally:
+        torch.set_default_dtype(before)
+    assert torch.equal(attend(q, *plan.views, plan, 0.3), wanted)

@@ -169,6 +169,18 @@ def test_interrupted_documents_are_complete(slow_model: Path, tmp_path: Path) ->
         jsonschema.validate(json.loads(target.read_text()), DOCUMENT)
 
 
+def test_an_interrupt_that_was_ignored_from_the_start(slow_model: Path) -> None:
+    """As in the background of a script: the keys are meant for somebody else."""
+    line = f"trap '' INT; exec {sys.executable} -m gpt2cli generate -m {slow_model} --max-new-tokens 40 -q ab"
+    process = subprocess.Popen(["bash", "-c", line], stdin=DEVNULL, stdout=subprocess.PIPE, bufsize=0)
+    assert process.stdout is not None
+    first = process.stdout.read(1)
+    process.send_signal(signal.SIGINT)
+    rest, _ = process.communicate(timeout=60)
+    assert process.returncode == 0
+    assert first and rest.endswith(b"\n")
+
+
 @pytest.mark.parametrize("delay", [0.02, 0.1, 0.3, 0.6, 0.9, 1.2])
 def test_signal_while_starting(slow_model: Path, delay: float) -> None:
     """While torch or the model loads: 130 and no traceback; while Python itself starts, what Python does."""

@@ -65,6 +65,15 @@ def test_rows_do_not_change_each_other(precision: str, shape: tuple[int, int]) -
     torch.testing.assert_close(linear(x), alone, rtol=0, atol=tolerance * float(alone.std()))
 
 
+@pytest.mark.parametrize("floor", [None, -0.17])
+def test_a_row_of_int8_is_the_same_in_any_batch(floor: float | None) -> None:
+    """To the last bit: no row's values go beyond the range that all share."""
+    linear = linear_module.make_linear(to_matrix(_weight(96, 64), "int8"), _random(96), floor)
+    for seed in range(30):
+        x = _random(12, 64, seed=seed).clamp_(min=-100.0 if floor is None else floor)
+        assert torch.equal(linear(x)[:5], linear(x[:5]))
+
+
 @pytest.mark.parametrize("precision", PRECISIONS)
 def test_leading_dimensions(precision: str) -> None:
     linear, x = make_linear(_weight(96, 64), None, precision), _random(2, 3, 64)

@@ -20,6 +20,7 @@ from gpt2cli.core.threads import Governor, busy_elsewhere, default_threads, phys
 def _quiet_here(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     before = torch.get_num_threads()
     monkeypatch.setattr(threads_module, "busy_elsewhere", lambda: 0)
+    monkeypatch.setattr(threads_module, "_whole_machine", lambda: True)
     yield
     torch.set_num_threads(before)
 
@@ -115,10 +116,12 @@ def test_what_other_processes_take(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     """A busy process counts; this one does not."""
     monkeypatch.undo()
     with subprocess.Popen([sys.executable, "-c", "while True: pass"]) as other:
-        time.sleep(0.2)
-        assert busy_elsewhere() >= 1
-        other.kill()
-    (tmp_path / "loadavg").write_text("0.50 0.40 0.30 1/80 4711")
+        try:
+            time.sleep(0.2)
+            assert busy_elsewhere() >= 1
+        finally:
+            other.kill()
+    (tmp_path / "loadavg").write_text("0.50 0.40 0.30 0/80 4711")
     monkeypatch.setattr(threads_module, "_LOAD", tmp_path / "loadavg")
     assert busy_elsewhere() == 0
 
@@ -142,6 +145,32 @@ def test_a_prompt_takes_the_processors_that_are_free(
     with Governor(8).many_rows():
         assert torch.get_num_threads() == threads
     assert torch.get_num_threads() == before
+
+
+def test_after_the_steps_all_threads_are_back(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "cpu_count", lambda: 3)
+    monkeypatch.setattr(threads_module, "busy_elsewhere", lambda: 2)
+    with Governor(3).decoding():
+        assert torch.get_num_threads() == 1
+    assert torch.get_num_threads() == 3
+
+
+def test_a_part_of_a_machine_is_not_judged_by_the_whole(monkeypatch: pytest.MonkeyPatch) -> None:
+    """In a container the system speaks of all processors and of all that runs on them."""
+    monkeypatch.undo()
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    monkeypatch.setattr(threads_module, "busy_elsewhere", lambda: 100)
+    monkeypatch.setattr(threads_module, "_quota", lambda: None)
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: {0, 1, 2, 3}, raising=False)
+    for count, fit in ((4, 1), (64, 4)):
+        monkeypatch.setattr(os, "cpu_count", lambda count=count: count)
+        assert Governor(4)._fit() == fit
+    monkeypatch.setattr(os, "cpu_count", lambda: 4)
+    monkeypatch.setattr(threads_module, "_quota", lambda: 4)
+    assert Governor(4)._fit() == 4
+    monkeypatch.setattr(threads_module, "_quota", lambda: None)
+    monkeypatch.setenv("OMP_NUM_THREADS", "4")
+    assert Governor(4)._fit() == 4
 
 
 def test_steps_begin_with_what_is_free(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -98,7 +98,7 @@ class KVCache:
             first = length == 0 and tokens > 1
             mask = causal_mask(tokens, length, device) if tokens > 1 and not first else None
             slots = self.buffer.narrow(4, length, tokens).unbind(0)
-            pieces = _masks_in_pieces(tokens, length) if device.type == "cpu" else ()
+            pieces = _masks_in_pieces(tokens, length, device) if device.type == "cpu" else ()
             return Plan(tokens, counts, steps + length, mask, first, slots, views, pieces)
         # [B, T]; padding may point past the end, where there is no position to look up.
         positions = torch.tensor(self.lengths, device=device)[:, None] + steps
@@ -157,11 +157,11 @@ def causal_mask(tokens: int, present: int, device: torch.device | None = None) -
     return steps <= steps[present:, None]
 
 
-def _masks_in_pieces(tokens: int, present: int) -> tuple[Tensor, ...]:
+def _masks_in_pieces(tokens: int, present: int, device: torch.device) -> tuple[Tensor, ...]:
     if not QUERIES_AT_ONCE < tokens < _ALL_AT_ONCE:
         return ()
-    hidden = ~causal_mask(tokens, present)
-    mask = torch.zeros(hidden.shape).masked_fill_(hidden, float("-inf"))
+    hidden = ~causal_mask(tokens, present, device)
+    mask = torch.zeros(hidden.shape, dtype=torch.float32, device=device).masked_fill_(hidden, float("-inf"))
     ends = [*range(QUERIES_AT_ONCE, tokens, QUERIES_AT_ONCE), tokens]
     return tuple(mask[start:end, : present + end] for start, end in zip([0, *ends], ends, strict=False))
 

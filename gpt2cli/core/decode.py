@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Generator, Iterator, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 
 import torch
@@ -65,27 +66,26 @@ def decode(
     limits = [max_new_tokens] * len(states) if isinstance(max_new_tokens, int) else max_new_tokens
     longest = {state.index: limit for state, limit in zip(states, limits, strict=True)}
     active = list(states)
-    if model.governor is not None:
-        model.governor.begin()
-    while True:
-        tokens = sampler(logits, active)
-        logprobs: list[TokenLogprobs | None] = [None] * len(tokens)
-        if options.logprobs is not None:
-            logprobs = [*token_logprobs(logits, tokens, options.logprobs)]
-        for state, token, detail in zip(active, tokens, logprobs, strict=True):
-            if token in eos_ids:
-                state.finish_reason = "eos"
-                yield Step(state, None)
-                continue
-            state.ids.append(token)
-            state.finish_reason = _finish_reason(model, state, longest[state.index], options.overflow)
-            yield Step(state, token, detail)
-        going = [row for row, state in enumerate(active) if state.finish_reason is None]
-        if not going:
-            return
-        if len(going) < len(active):
-            cache, active = cache.select(going), [active[row] for row in going]
-        logits = _timed_step(model, cache, active)
+    with model.governor.decoding() if model.governor else nullcontext():
+        while True:
+            tokens = sampler(logits, active)
+            logprobs: list[TokenLogprobs | None] = [None] * len(tokens)
+            if options.logprobs is not None:
+                logprobs = [*token_logprobs(logits, tokens, options.logprobs)]
+            for state, token, detail in zip(active, tokens, logprobs, strict=True):
+                if token in eos_ids:
+                    state.finish_reason = "eos"
+                    yield Step(state, None)
+                    continue
+                state.ids.append(token)
+                state.finish_reason = _finish_reason(model, state, longest[state.index], options.overflow)
+                yield Step(state, token, detail)
+            going = [row for row, state in enumerate(active) if state.finish_reason is None]
+            if not going:
+                return
+            if len(going) < len(active):
+                cache, active = cache.select(going), [active[row] for row in going]
+            logits = _timed_step(model, cache, active)
 
 
 def _timed_step(model: GPT2, cache: KVCache, states: Sequence[SequenceState]) -> Tensor:

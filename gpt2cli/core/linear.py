@@ -24,7 +24,6 @@ COLD_WEIGHTS = 1024 * 768
 """Weights that a product with unpacked fp16 widens at a time: what fits a core's cache."""
 _SMALLEST_STEP = 6.1e-5
 """Of rounded activations: fbgemm's own bound."""
-_FEW_ROWS = 32
 
 
 class Linear(Protocol):
@@ -189,7 +188,6 @@ class FbgemmInt8Linear:
         if floor is not None:
             self._added = self._added + floor * scales * quantised.sum(dim=1, dtype=torch.float32)
         self._multiply = torch.ops.quantized.linear_dynamic.default
-        self._few: tuple[Tensor, Tensor] | None = None
 
     def __call__(self, x: Tensor) -> Tensor:
         y: Tensor
@@ -200,7 +198,10 @@ class FbgemmInt8Linear:
         return y.view(*x.shape[:-1], -1)
 
     def _several(self, x: Tensor) -> Tensor:
-        whole, scaled = self._room(len(x))
+        rows, inputs = x.shape
+        whole = x.new_empty(rows + 1, inputs)
+        whole[-1:] = self._full_range
+        scaled = whole[:-1]
         if self._floor is None:
             span = x.abs().amax(dim=-1, keepdim=True).clamp_(min=_SMALLEST_STEP * 127)
             torch.div(x, span, out=scaled)
@@ -208,17 +209,6 @@ class FbgemmInt8Linear:
             span = x.amax(dim=-1, keepdim=True).sub_(self._floor).clamp_(min=_SMALLEST_STEP * 255)
             torch.sub(x, self._floor, out=scaled).div_(span)
         return torch.addcmul(self._added, self._multiply(whole, self._packed)[:-1], span)
-
-    def _room(self, rows: int) -> tuple[Tensor, Tensor]:
-        """[rows + 1, in] that ends with the full range, and all before that; of few rows they are kept."""
-        if self._few is not None and len(self._few[1]) == rows:
-            return self._few
-        whole = self._full_range.new_empty(rows + 1, self._full_range.shape[1])
-        whole[-1:] = self._full_range
-        room = whole, whole[:-1]
-        if rows <= _FEW_ROWS:
-            self._few = room
-        return room
 
 
 class Int8Linear:

@@ -24,16 +24,16 @@ from gpt2cli.core.weights import Block, Norm, Weights
 Observer = Callable[[str, Tensor], None]
 """Called with the name of a stage and its tensor, in the order of the computation."""
 
-_MANY_VALUES = 2**16
+_MANY_TOKENS = 32
 
 
 def gelu_new(x: Tensor) -> Tensor:
-    """GELU by tanh (Hendrycks and Gimpel 2016, section 2), elementwise.
+    """GELU by tanh (Hendrycks and Gimpel 2016, section 2), elementwise. x: [B, T, inner]
 
-    Many values on a CPU go through the same function by sigmoid, (1 + tanh(z)) / 2 = sigmoid(2z), which torch
-    computes in half the time.
+    Long prompts on a CPU go through the same function by sigmoid, (1 + tanh(z)) / 2 = sigmoid(2z), which
+    torch computes in half the time.
     """
-    if x.numel() < _MANY_VALUES or x.device.type != "cpu":
+    if x.shape[1] < _MANY_TOKENS or x.device.type != "cpu":
         return F.gelu(x, approximate="tanh")
     doubled = 2 * math.sqrt(2 / math.pi)
     # 2z = x (doubled + doubled * 0.044715 x²)
@@ -100,7 +100,7 @@ class GPT2:
         with self._threads_for(ids.shape[1]):
             plan = cache.plan(ids.shape[1], counts)
             x = self._blocks(ids, cache, plan, observe)
-            return self.logits(self._final(x if all_positions else _last_real(x, plan), observe))
+            return self.weights.head(self._final(x if all_positions else _last_real(x, plan), observe))
 
     @torch.inference_mode()
     def hidden_states(
@@ -123,10 +123,11 @@ class GPT2:
     @torch.inference_mode()
     def logits(self, hidden: Tensor) -> Tensor:
         """hidden: [..., D] final hidden states -> [..., V] fp32"""
-        return self.weights.head(hidden)
+        with self._threads_for(hidden.numel() // hidden.shape[-1]):
+            return self.weights.head(hidden)
 
-    def _threads_for(self, tokens: int) -> AbstractContextManager[None]:
-        return nullcontext() if tokens == 1 or self.governor is None else self.governor.many_rows()
+    def _threads_for(self, rows: int) -> AbstractContextManager[None]:
+        return nullcontext() if rows == 1 or self.governor is None else self.governor.many_rows()
 
     def _blocks(self, ids: Tensor, cache: KVCache, plan: Plan, observe: Observer | None) -> Tensor:
         x = F.embedding(ids, self.weights.wte).float() + F.embedding(plan.positions, self.weights.wpe)

@@ -45,7 +45,9 @@ def keep_freed_memory(largest: int = KEPT_BLOCK, at_most: int = KEPT_BLOCK * 4) 
         mallopt = ctypes.CDLL(None).mallopt
     except AttributeError:
         return
-    mallopt(_M_MMAP_THRESHOLD, largest)
+    # Some versions refuse more than 32 MiB.
+    if not (mallopt(_M_MMAP_THRESHOLD, largest) or mallopt(_M_MMAP_THRESHOLD, min(largest, 2**25))):
+        return
     mallopt(_M_TRIM_THRESHOLD, at_most)
     mallopt(_M_TOP_PAD, at_most // 8)
 

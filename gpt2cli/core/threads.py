@@ -60,6 +60,12 @@ def _quota() -> int | None:
         return None
 
 
+def _whole_machine() -> bool:
+    """Whether this process has all processors that the system counts; a container's are a part of them."""
+    usable = os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else ()
+    return len(usable) == os.cpu_count() and _quota() is None and not os.environ.get("OMP_NUM_THREADS")
+
+
 def busy_elsewhere() -> int:
     """Threads of other processes that run or wait for a processor; 0 where the system (not Linux) is silent.
 
@@ -71,6 +77,8 @@ def busy_elsewhere() -> int:
             time.sleep(_BETWEEN_LOOKS_S)
         try:
             running = int(_LOAD.read_text().split()[3].partition("/")[0])
+            if running <= 1:
+                return 0
             states = [path.read_text().rpartition(")")[2].split()[0] for path in _OWN_THREADS.glob("*/stat")]
         except (OSError, ValueError, IndexError):
             return 0
@@ -116,9 +124,19 @@ class Governor:
         self._move(max(self._level, next(n for n, threads in enumerate(self._levels) if threads <= fit)))
 
     def _fit(self) -> int:
-        """How many threads find a processor now."""
-        free = (os.cpu_count() or 1) - busy_elsewhere() if self.most > 1 else 1
-        return max(1, min(self.most, free))
+        """How many threads find a processor now, where that can be told."""
+        if self.most == 1 or not _whole_machine():
+            return self.most
+        return max(1, min(self.most, (os.cpu_count() or 1) - busy_elsewhere()))
+
+    @contextmanager
+    def decoding(self) -> Iterator[None]:
+        """While steps are taken. Then all threads are there again, for whatever the process computes."""
+        self.begin()
+        try:
+            yield
+        finally:
+            torch.set_num_threads(self.most)
 
     @contextmanager
     def many_rows(self) -> Iterator[None]:

@@ -43,7 +43,9 @@ class Signals:
     def __enter__(self) -> Signals:
         try:
             for number in _KINDS:
-                self._previous[number] = signal.signal(number, self._handle)
+                # Who started the program to be left alone, with & in a script, is obeyed.
+                if signal.getsignal(number) is not signal.SIG_IGN:
+                    self._previous[number] = signal.signal(number, self._handle)
         except ValueError:
             # Not the main thread: signals are somebody else's.
             self._previous.clear()
