@@ -19,7 +19,7 @@ from gpt2cli.core.threads import Governor, busy_elsewhere, default_threads, phys
 @pytest.fixture(autouse=True)
 def _quiet_here(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     before = torch.get_num_threads()
-    monkeypatch.setattr(threads_module, "busy_elsewhere", lambda: 0)
+    monkeypatch.setattr(threads_module, "busy_elsewhere", lambda *_: 0)
     monkeypatch.setattr(threads_module, "_whole_machine", lambda: True)
     yield
     torch.set_num_threads(before)
@@ -139,7 +139,7 @@ def test_a_system_that_does_not_say(said: str, tmp_path: Path, monkeypatch: pyte
 def test_a_prompt_takes_the_processors_that_are_free(
     others: int, threads: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(threads_module, "busy_elsewhere", lambda: others)
+    monkeypatch.setattr(threads_module, "busy_elsewhere", lambda *_: others)
     monkeypatch.setattr(os, "cpu_count", lambda: 8)
     before = torch.get_num_threads()
     with Governor(8).many_rows():
@@ -149,7 +149,7 @@ def test_a_prompt_takes_the_processors_that_are_free(
 
 def test_after_the_steps_all_threads_are_back(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(os, "cpu_count", lambda: 3)
-    monkeypatch.setattr(threads_module, "busy_elsewhere", lambda: 2)
+    monkeypatch.setattr(threads_module, "busy_elsewhere", lambda *_: 2)
     with Governor(3).decoding():
         assert torch.get_num_threads() == 1
     assert torch.get_num_threads() == 3
@@ -159,7 +159,7 @@ def test_a_part_of_a_machine_is_not_judged_by_the_whole(monkeypatch: pytest.Monk
     """In a container the system speaks of all processors and of all that runs on them."""
     monkeypatch.undo()
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
-    monkeypatch.setattr(threads_module, "busy_elsewhere", lambda: 100)
+    monkeypatch.setattr(threads_module, "busy_elsewhere", lambda *_: 100)
     monkeypatch.setattr(threads_module, "_quota", lambda: None)
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: {0, 1, 2, 3}, raising=False)
     for count, fit in ((4, 1), (64, 4)):
@@ -175,12 +175,12 @@ def test_a_part_of_a_machine_is_not_judged_by_the_whole(monkeypatch: pytest.Monk
 
 def test_steps_begin_with_what_is_free(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(os, "cpu_count", lambda: 8)
-    monkeypatch.setattr(threads_module, "busy_elsewhere", lambda: 1)
+    monkeypatch.setattr(threads_module, "busy_elsewhere", lambda *_: 1)
     governor = Governor(8)
     governor.begin()
     assert governor.threads == 7
     # As long as there is no room, more are not tried every second.
     used = _run(governor, 600, lambda _: 0.01)
     assert set(used) == {7}
-    monkeypatch.setattr(threads_module, "busy_elsewhere", lambda: 0)
+    monkeypatch.setattr(threads_module, "busy_elsewhere", lambda *_: 0)
     assert 8 in _run(governor, 200, lambda n: 0.1 / n)

@@ -26,8 +26,9 @@ _FASTER = 0.93
 _FIRST_WAIT_S = 0.5
 _LONGEST_WAIT_S = 4.0
 _LONGEST_WITHOUT_TRIAL_S = 16.0
-_LOOKS = 3
-_BETWEEN_LOOKS_S = 0.0005
+_LOOKS = 6
+_BETWEEN_LOOKS_S = 0.003
+_LOOK_AGAIN_S = 0.1
 _LOAD = Path("/proc/loadavg")
 _OWN_THREADS = Path("/proc/self/task")
 
@@ -66,13 +67,13 @@ def _whole_machine() -> bool:
     return len(usable) == os.cpu_count() and _quota() is None and not os.environ.get("OMP_NUM_THREADS")
 
 
-def busy_elsewhere() -> int:
+def busy_elsewhere(looks: int = _LOOKS) -> int:
     """Threads of other processes that run or wait for a processor; 0 where the system (not Linux) is silent.
 
-    Of three looks the least: what comes and goes within a millisecond is no reason to compute more slowly.
+    Of some looks the least: what comes and goes within 15 ms is no reason to compute more slowly.
     """
     least: int | None = None
-    for _ in range(_LOOKS):
+    for _ in range(looks):
         if least is not None:
             time.sleep(_BETWEEN_LOOKS_S)
         try:
@@ -121,13 +122,16 @@ class Governor:
             self._level, self._rival = self._before, None
         self._fastest = float("inf")
         fit = self._fit()
-        self._move(max(self._level, next(n for n, threads in enumerate(self._levels) if threads <= fit)))
+        level = next(n for n, threads in enumerate(self._levels) if threads <= fit)
+        if level > self._level:
+            self._wait = _LOOK_AGAIN_S
+        self._move(max(level, self._level))
 
-    def _fit(self) -> int:
+    def _fit(self, looks: int = _LOOKS) -> int:
         """How many threads find a processor now, where that can be told."""
         if self.most == 1 or not _whole_machine():
             return self.most
-        return max(1, min(self.most, (os.cpu_count() or 1) - busy_elsewhere()))
+        return max(1, min(self.most, (os.cpu_count() or 1) - busy_elsewhere(looks)))
 
     @contextmanager
     def decoding(self) -> Iterator[None]:
@@ -180,8 +184,8 @@ class Governor:
             if (slower > _SLOW and self._since > wait) or crowded:
                 self._try(1, usual)
         elif self._since > self._wait:
-            if self._fit() < self._levels[self._level - 1] and self._since < _LONGEST_WITHOUT_TRIAL_S:
-                self._wait += _FIRST_WAIT_S
+            if self._fit(looks=1) < self._levels[self._level - 1] and self._since < _LONGEST_WITHOUT_TRIAL_S:
+                self._wait = self._since + _LOOK_AGAIN_S
             else:
                 self._try(self._level - 1, usual)
 
