@@ -79,6 +79,12 @@ class ModelConfig:
         return self.n_embd // self.n_head
 
     @property
+    def boundary_ids(self) -> frozenset[int]:
+        """The ids that stand for a beginning or an end, and for no text."""
+        begin = () if self.bos_token_id is None else (self.bos_token_id,)
+        return frozenset((*self.eos_token_ids, *begin))
+
+    @property
     def parameters(self) -> int:
         """The number of weights, a tied head counted once."""
         shapes = expected_shapes(self)

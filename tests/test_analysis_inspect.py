@@ -135,5 +135,7 @@ def test_summary(engine: Engine) -> None:
     assert found.nll == pytest.approx(nll)
     assert found.perplexity == pytest.approx(math.exp(nll / 8))
     assert found.bits_per_byte == pytest.approx(nll / math.log(2) / 8)
+    without = summarise(engine.tokenizer, tokens, {tokens[-1].token})
+    assert without.bits_per_byte is not None and without.bits_per_byte > found.bits_per_byte
     alone = summarise(engine.tokenizer, tokens[:1])
     assert (alone.nll, alone.perplexity, alone.bits_per_byte) == (0, None, None)

@@ -23,6 +23,7 @@ from hypothesis import strategies as st
 from support import REPOSITORY, make_model
 
 from gpt2cli.cli.chat import _chosen
+from gpt2cli.errors import UsageError
 from gpt2cli.repl.plain import OneLine
 from gpt2cli.repl.sessions import Session, list_sessions, sessions_dir
 from gpt2cli.terminal.streams import Terminal
@@ -410,3 +411,5 @@ def test_a_session_is_chosen_from_a_list(model: Path) -> None:
         shown.append(_chosen(Terminal(*streams, environ={"TERM": "xterm"})))
         assert b"\x1b" not in streams[2].getvalue()
     assert shown == ["first", "second", "first"]
+    with pytest.raises(UsageError, match="no session was chosen"):
+        _chosen(Terminal(Tty(), Tty(), Tty(), environ={"TERM": "xterm"}))

@@ -86,6 +86,8 @@ def test_too_long(tiny_model: Path) -> None:
     [
         (("--layer", "3", "a"), 2),
         (("--layer", "x", "a"), 2),
+        (("--layer", "2-1", "a"), 2),
+        (("--attention", "2-1", "a"), 2),
         (("--layer", "", "a"), 2),
         (("--attention", "0", "a"), 2),
         (("-o", "x.csv", "a"), 2),

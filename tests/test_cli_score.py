@@ -372,3 +372,15 @@ def test_a_changed_file_begins_anew(long: tuple[str, ...], tmp_path: Path) -> No
     assert fall("SIGKILL", *arguments).returncode == -signal.SIGKILL
     file.write_bytes(Path(long[4]).read_bytes() + b" more")
     assert not call(*arguments).document["resumed"]
+
+
+def test_a_special_token_is_no_bytes_wherever_they_are_counted() -> None:
+    """``inspect`` and ``score`` give the same bits per byte."""
+    text = ("--special-tokens", "--json", "a<|endoftext|>b")
+    scored, seen = call("score", *text).document, call("inspect", *text).document
+    assert scored["total"]["bits_per_byte"] == pytest.approx(seen["summary"]["bits_per_byte"], rel=1e-4)
+
+
+def test_a_line_without_two_words_is_named() -> None:
+    outcome = call("score", "--task", "lambada", "-", stdin=b"two words\none\n")
+    assert outcome.code == 2 and outcome.err.startswith("error: line 2: no last word")

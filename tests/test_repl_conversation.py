@@ -308,7 +308,13 @@ def test_another_model_reads_the_same_conversation(engine: Engine, tmp_path: Pat
     say(chat, "one")
     other = Engine.load(chat_model(tmp_path / "other", seed=5))
     (other.checkpoint.directory / "tokenizer_config.json").unlink()
+    chat.want_logprobs = True
+    say(chat, "more")
+    assert chat.tree.current is not None and chat.tree.current.logprobs
     chat.set_model(other, "other")
+    # They are of tokens of the model that was left.
+    assert chat.tree.current.logprobs is None
+    chat.undo()
     assert chat.format.name == "story"
     text = chat.context("two").text
     assert text == f"one{chat.tree.current.answer} two"

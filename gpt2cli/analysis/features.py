@@ -54,7 +54,10 @@ def parse_layers(text: str, n_layer: int, *, first: int = 0) -> tuple[int, ...]:
         low, dash, high = part.strip().partition("-")
         try:
             if dash and low:
-                layers += range(_layer(low, n_layer, first), _layer(high, n_layer, first) + 1)
+                between = range(_layer(low, n_layer, first), _layer(high, n_layer, first) + 1)
+                if not between:
+                    raise ValueError("the range is empty")
+                layers += between
             else:
                 layers.append(_layer(part, n_layer, first))
         except ValueError:

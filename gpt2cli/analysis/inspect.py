@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -120,10 +120,14 @@ class Summary:
     """Over the bytes of the scored tokens."""
 
 
-def summarise(tokenizer: Tokenizer, tokens: Sequence[Token]) -> Summary:
-    """The figures of ``tokens`` together."""
+def summarise(
+    tokenizer: Tokenizer, tokens: Sequence[Token], special: Collection[int] = frozenset()
+) -> Summary:
+    """The figures of ``tokens`` together; the ids ``special`` stand for no bytes, as the end of text."""
     scored = [token for token in tokens if token.score is not None]
     nll = -math.fsum(token.score.logprob for token in scored if token.score)
     perplexity = math.exp(nll / len(scored)) if scored and nll / len(scored) < 700 else None
-    size = sum(len(tokenizer.token_bytes(t.token)) for t in scored) if tokenizer.byte_level else 0
+    size = 0
+    if tokenizer.byte_level:
+        size = sum(len(tokenizer.token_bytes(t.token)) for t in scored if t.token not in special)
     return Summary(len(tokens), len(scored), nll, perplexity, nll / LN2 / size if size else None)

@@ -67,10 +67,7 @@ class Scorer:
         self._details, self._top = details or top > 0, top
         self._batcher = Batcher(engine.model, batch_tokens)
         config = engine.config
-        special = set(config.eos_token_ids)
-        if config.bos_token_id is not None:
-            special.add(config.bos_token_id)
-        self._units = TokenUnits(engine.tokenizer, config.vocab_size, special)
+        self._units = TokenUnits(engine.tokenizer, config.vocab_size, config.boundary_ids)
 
     def groups(
         self,

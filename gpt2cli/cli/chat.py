@@ -283,7 +283,10 @@ def _chosen(terminal: Terminal) -> str:
         day = time.strftime("%Y-%m-%d %H:%M", time.localtime(info.modified))
         title = " ".join(info.title.split())
         terminal.write_stderr(_fitted(terminal, f"{number:3} {info.name}  {day}  {title}") + "\n")
-    answer = terminal.ask_text("which one? [1]") or "1"
+    answer = terminal.ask_text("which one? [1]")
+    if answer is None:
+        raise UsageError("no session was chosen", hint="--resume NAME, or --last for the newest")
+    answer = answer or "1"
     if answer.isdecimal() and 1 <= int(answer[:6]) <= len(sessions):
         return sessions[int(answer) - 1].name
     return answer

@@ -50,7 +50,7 @@ class TextReport:
         assert engine.tokenizer is not None
         tokens = score_tokens(engine, ids, stride=stride, top=top)
         pieces = pieces_of(engine.tokenizer, tokens)
-        summary = summarise(engine.tokenizer, tokens)
+        summary = summarise(engine.tokenizer, tokens, engine.config.boundary_ids)
         return cls(model, asdict(engine.info), engine.tokenizer, by, top, tokens, pieces, summary)
 
     def render(self, output: Output, *, marks: bool | None, listed: bool) -> str:

@@ -94,6 +94,9 @@ class Record:
         """As a message names it."""
         return f"line {self.index + 1}"
 
+    def __str__(self) -> str:
+        return self.place
+
 
 def read_lines(read: Read, name: str, *, offset: int = 0, index: int = 0) -> Iterator[Record]:
     """The lines of a source, without their ends. Raises `UsageError` for one without an end in sight."""

@@ -297,7 +297,7 @@ class TextRun:
         if not options.many and not totals.tokens:
             raise UsageError(
                 f"{self._source.name} has {totals.unscored} tokens, and the first cannot be scored",
-                hint="--bos puts the model's bos token before it",
+                hint="give a longer text" if options.bos else "--bos puts the model's bos token before it",
             )
         document = self._document()
         shown = document["options"] if totals.windows > self._count else None

@@ -221,6 +221,7 @@ class Conversation:
         except Gpt2cliError:
             format = choose_format(engine.checkpoint, None, name)
         self._set_contexts(Contexts(engine, format, self.system))
+        self._forget_probabilities()
         self.model, self.revision = name, revision
         self._model_changed()
 
@@ -229,6 +230,11 @@ class Conversation:
         self._contexts = contexts
         for turn in self.tree:
             turn.first = None
+
+    def _forget_probabilities(self) -> None:
+        """Those of the last answer are of tokens of the model that was left."""
+        for turn in self.tree:
+            turn.logprobs = None
 
     def _needed(self, otherwise: str) -> Turn:
         turn = self.tree.current

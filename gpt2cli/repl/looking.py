@@ -39,7 +39,7 @@ def tokens(chat: Chat, argument: str) -> None:
         raise UsageError("there is no answer yet")
     if not turn.logprobs or tokenizer is None:
         raise UsageError(
-            "the probabilities of this answer are not kept, only those of the last one drawn",
+            "the probabilities of this answer are not kept, only those of the last one drawn by this model",
             hint="/regen draws it again",
         )
     detokenizer = Detokenizer(tokenizer)
@@ -86,5 +86,5 @@ def show(chat: Chat, argument: str) -> None:
         rows.append((name, f"{value:g}{origin}" if isinstance(value, float) else f"{value}{origin}"))
     rows.append(("editing_mode", chat.editing_mode))
     view.rows(rows)
-    if conversation.session is not None:
+    if conversation.session is not None and conversation.session.name is not None:
         view.text(f"session {conversation.session.name}", DIM)

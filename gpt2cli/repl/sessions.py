@@ -77,7 +77,10 @@ class Session:
         self._unsaved = b""
         self.error: str | None = None
         if name is not None and _path_of(name).exists():
-            raise UsageError(f"there is a session {name} already", hint="--resume goes on with it")
+            raise UsageError(
+                f"there is a session {name} already",
+                hint=f"chat --resume {name}, or /load {name}, goes on with it",
+            )
 
     @property
     def name(self) -> str | None:

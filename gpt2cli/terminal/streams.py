@@ -111,10 +111,10 @@ class Terminal:
 
         Raises `UsageError` where nobody can be asked.
         """
-        return self.ask_text(f"{question} [y/N]").lower() in ("y", "yes")
+        return (self.ask_text(f"{question} [y/N]") or "").lower() in ("y", "yes")
 
-    def ask_text(self, question: str) -> str:
-        """Put a question on stderr and read the answer, without white space around it.
+    def ask_text(self, question: str) -> str | None:
+        """Put a question on stderr and read the answer, without white space around it; None where stdin ends.
 
         Raises `UsageError` where nobody can be asked.
         """
@@ -125,6 +125,9 @@ class Terminal:
             answer: bytes = self._stdin.readline(1000)
         except OSError as error:
             raise Gpt2cliError(f"cannot read standard input: {error.strerror or error}") from None
+        if not answer:
+            self.write_stderr("\n")
+            return None
         return answer.decode("utf-8", "replace").strip()
 
     @property
