@@ -1,0 +1,109 @@
+"""What computes logits: the flat batch that goes in, and the protocol that every backend keeps.
+
+Nothing above `core` knows which backend runs. There are two: `core/native` (a CPU, without torch) and
+`core/torch_gpt2.py` (the readable reference, CUDA, mps, and any CPU without the library).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from gpt2cli.checkpoint import ModelConfig
+
+Ints = NDArray[np.int32]
+Floats = NDArray[np.float32]
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """The input of one forward pass; nothing else ever goes into one.
+
+    N tokens, one after the other. The tokens of one slot stand together, in ascending positions without a
+    gap, and a slot holds everything before its first one. A position that the slot already holds is a
+    rewind: what stood there and after it is gone.
+    """
+
+    tokens: Ints
+    """[N] ids."""
+    slots: Ints
+    """[N] the slot whose keys and values each token attends to and joins."""
+    positions: Ints
+    """[N] the place of each token in its slot, from 0."""
+    wanted: Ints
+    """[M] ascending indices of the tokens after which logits are wanted."""
+
+    @classmethod
+    def of(cls, parts: Sequence[tuple[int, int, Sequence[int]]], wanted: Sequence[int] | None = None) -> Batch:
+        """From (slot, first position, ids) for each slot; logits after the last id of each, or after ``wanted``."""
+        lengths = [len(ids) for _, _, ids in parts]
+        ends = np.cumsum(lengths, dtype=np.int32)
+        positions = [np.arange(at, at + len(ids), dtype=np.int32) for _, at, ids in parts]
+        return cls(
+            np.concatenate([np.asarray(ids, np.int32) for _, _, ids in parts]),
+            np.repeat(np.asarray([slot for slot, _, _ in parts], np.int32), lengths),
+            np.concatenate(positions),
+            ends - 1 if wanted is None else np.asarray(wanted, np.int32),
+        )
+
+    def __len__(self) -> int:
+        return len(self.tokens)
+
+
+@dataclass(frozen=True, slots=True)
+class EngineInfo:
+    """What runs: as loaded, not as asked for."""
+
+    device: str
+    precision: str
+    kernels: tuple[str, ...]
+    threads: int
+
+
+class Backend(Protocol):
+    """A loaded model that turns batches into logits, and keeps keys and values in slots.
+
+    Slots are numbered by the backend; one holds up to ``config.n_positions`` tokens.
+    """
+
+    config: ModelConfig
+
+    @property
+    def info(self) -> EngineInfo:
+        """Device, precision, kernels and threads."""
+        ...
+
+    @property
+    def bytes_per_token(self) -> int:
+        """What a token takes in a slot."""
+        ...
+
+    def new_slot(self) -> int:
+        """An empty slot."""
+        ...
+
+    def free_slot(self, slot: int) -> None:
+        """The slot is not needed any more."""
+        ...
+
+    def copy_slot(self, source: int, target: int, tokens: int) -> None:
+        """Put the first ``tokens`` tokens of ``source`` into ``target``."""
+        ...
+
+    def forward(self, batch: Batch) -> Floats:
+        """The logits [M, V] after the wanted tokens; the caller may keep and change them.
+
+        The keys and values of the batch join their slots. Where rows do not depend on each other the
+        result is the same, to the last bit, however tokens are spread over batches (the native backend),
+        or up to rounding (torch). Positions must be within ``config.n_positions``, and ids within the
+        vocabulary: the caller has checked them.
+        """
+        ...
+
+    def close(self) -> None:
+        """Let go of weights, slots and threads; calling it again does nothing."""
+        ...
