@@ -11,11 +11,14 @@ import subprocess
 import sys
 import sysconfig
 import tarfile
+import tomllib
 import warnings
 import zipfile
 from pathlib import Path
 
 import pytest
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
 from support import REPOSITORY
 
 LIBRARIES = tuple(f"gpt2cli/core/native/_gpt2{suffix}" for suffix in (".so", ".dylib", ".dll"))
@@ -162,6 +165,22 @@ def test_editable_install(source: Path, tmp_path: Path) -> None:
     wheel, _ = build(source, tmp_path / "wheel", "wheel")
     assert len(names_in(wheel) & set(LIBRARIES)) == 1
     assert not [name for name in names_in(wheel) if "cmake" in name.lower() or "ninja" in name]
+
+
+def test_constraints_pin_what_is_asked_for() -> None:
+    """`.ci/constraints.txt` has one version of each requirement, and it is one that pyproject admits."""
+    file = REPOSITORY / ".ci" / "constraints.txt"
+    if not file.exists():
+        pytest.skip("the sdist has no .ci")
+    lines = [line for line in file.read_text("utf-8").splitlines() if not line.startswith("#")]
+    pins = {canonicalize_name(name): version for name, _, version in (line.partition("==") for line in lines)}
+    assert len(pins) == len(lines)
+    document = tomllib.loads((REPOSITORY / "pyproject.toml").read_text("utf-8"))
+    project, extras = document["project"], document["project"]["optional-dependencies"]
+    for text in [*document["build-system"]["requires"], *project["dependencies"], *sum(extras.values(), [])]:
+        requirement = Requirement(text)
+        if requirement.name != project["name"]:
+            assert requirement.specifier.contains(pins[canonicalize_name(requirement.name)]), text
 
 
 def test_warnings_of_ours_are_errors() -> None:

@@ -21,27 +21,30 @@ static int has(int i) {
 
 static const gpt2_kernels *const all[] = {
     &gpt2_kernels_portable,
-#ifdef GPT2_WITH_AVX2
+#ifdef __x86_64__
     &gpt2_kernels_avx2,
 #else
     NULL,
 #endif
-#ifdef GPT2_WITH_AVX2VNNI
+#ifdef __x86_64__
     &gpt2_kernels_avx2vnni,
 #else
     NULL,
 #endif
-#ifdef GPT2_WITH_AVX512
+#ifdef __x86_64__
     &gpt2_kernels_avx512,
 #else
     NULL,
 #endif
-#ifdef GPT2_WITH_NEON
+#ifdef __aarch64__
     &gpt2_kernels_neon,
 #else
     NULL,
 #endif
 };
+
+GPT2_API int gpt2_abi(void) { return 0; }
+GPT2_API const char *gpt2_instruction_sets(void) { return "stand-in"; }
 
 /* The i-th instruction set's name, NULL where it was not compiled. */
 GPT2_API const char *gpt2_isa(int i) { return i < 5 && all[i] ? all[i]->name : NULL; }

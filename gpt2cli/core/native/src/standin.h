@@ -14,16 +14,16 @@ typedef struct {
 } gpt2_kernels;
 
 extern const gpt2_kernels gpt2_kernels_portable;
-#ifdef GPT2_WITH_AVX2
+#ifdef __x86_64__
 extern const gpt2_kernels gpt2_kernels_avx2;
 #endif
-#ifdef GPT2_WITH_AVX2VNNI
+#ifdef __x86_64__
 extern const gpt2_kernels gpt2_kernels_avx2vnni;
 #endif
-#ifdef GPT2_WITH_AVX512
+#ifdef __x86_64__
 extern const gpt2_kernels gpt2_kernels_avx512;
 #endif
-#ifdef GPT2_WITH_NEON
+#ifdef __aarch64__
 extern const gpt2_kernels gpt2_kernels_neon;
 #endif
 
