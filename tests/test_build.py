@@ -14,6 +14,7 @@ import tarfile
 import tomllib
 import warnings
 import zipfile
+from itertools import chain
 from pathlib import Path
 
 import pytest
@@ -177,7 +178,7 @@ def test_constraints_pin_what_is_asked_for() -> None:
     assert len(pins) == len(lines)
     document = tomllib.loads((REPOSITORY / "pyproject.toml").read_text("utf-8"))
     project, extras = document["project"], document["project"]["optional-dependencies"]
-    for text in [*document["build-system"]["requires"], *project["dependencies"], *sum(extras.values(), [])]:
+    for text in [*document["build-system"]["requires"], *project["dependencies"], *chain(*extras.values())]:
         requirement = Requirement(text)
         if requirement.name != project["name"]:
             assert requirement.specifier.contains(pins[canonicalize_name(requirement.name)]), text
