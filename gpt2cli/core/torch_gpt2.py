@@ -28,7 +28,8 @@ Observer = Callable[[str, Tensor], None]
 Attend = Callable[[int, Tensor], Tensor]
 """The attention of a layer (from 0): qkv [N, 3, H, Dh] -> [N, D]"""
 
-FIRST_CAPACITY = 64
+SPARE_TOKENS = 64
+"""Whenever a slot grows, there is room for as many tokens more."""
 
 _ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "gelu_new": lambda x: F.gelu(x, approximate="tanh"),
@@ -122,7 +123,7 @@ def whole_texts(rows: Sequence[Sequence[int]]) -> Batch:
 
 
 class Slots:
-    """Keys and values of texts: for each slot [L, 2, H, capacity, Dh] fp32, which doubles as it fills."""
+    """Keys and values of texts: for each slot [L, 2, H, capacity, Dh] fp32, which grows as it fills."""
 
     def __init__(self, config: ModelConfig, device: torch.device) -> None:
         self.config, self.device = config, device
@@ -150,7 +151,7 @@ class Slots:
         if present > capacity:
             raise ValueError(f"slot {slot} does not hold {present} tokens")
         if tokens > capacity:
-            capacity = max(tokens, 2 * capacity, FIRST_CAPACITY)
+            capacity = max(tokens + SPARE_TOKENS, 2 * capacity)
             new = self._buffers[slot] = self._empty(min(capacity, self.config.n_positions))
             new[:, :, :, :present] = old[:, :, :, :present]
 
