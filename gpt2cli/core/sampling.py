@@ -165,8 +165,9 @@ def typical(scores: Floats, mass: float) -> Ids:
 
 
 def _softmax(scores: Floats) -> Floats:
-    weights: Floats = np.exp(scores - scores.max())
-    return weights / weights.sum()
+    weights = np.exp(scores - scores.max())
+    probabilities: Floats = weights / weights.sum()
+    return probabilities
 
 
 def named_filters(options: SamplingOptions) -> list[tuple[str, Filter]]:
