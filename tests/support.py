@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +35,22 @@ def load_fp32(directory: Path) -> Any:
     from gpt2cli.options import LoadOptions
 
     return Engine.load(directory, LoadOptions(precision="fp32"))
+
+
+def load_torch(directory: Path, precision: str = "fp32") -> Any:
+    """A `TorchGPT2` on the CPU; a pickle is read where there is nothing else."""
+    from gpt2cli.checkpoint import open_checkpoint
+    from gpt2cli.core.torch_gpt2 import load_model
+
+    return load_model(open_checkpoint(directory, allow_pickle=True), precision, "cpu")  # type: ignore[arg-type]
+
+
+def text_logits(model: Any, *texts: Sequence[int]) -> list[Any]:
+    """The logits [T, V] at every place of each text, all read in one batch by a `TorchGPT2`."""
+    from gpt2cli.core.torch_gpt2 import whole_texts
+
+    logits = model.logits(model.hidden_states(whole_texts(texts)))
+    return list(logits.split([len(text) for text in texts]))
 
 
 def shared(*parts: str) -> Path:
