@@ -244,7 +244,7 @@ def test_a_crash_frees_the_slots(crashing: tuple[Engine, _Crashing], sequences: 
     engine, backend = crashing
     options = replace(DRAWN, num_return_sequences=sequences)
     expected = engine.generate(PROMPT, options).choices
-    for at in range(1, 24, 3):
+    for at in range(1, 16, 3):
         backend.countdown = at
         with pytest.raises(_Crash):
             engine.generate("Twice", options)

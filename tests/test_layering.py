@@ -211,7 +211,8 @@ def test_the_token_path_does_not_load_torch(
 TORCH_FREE = sorted(
     path.stem
     for path in (PACKAGE / "core").glob("*.py")
-    if path.stem not in {"torch_gpt2", "torch_weights", "cuda_graph", "convert", "pickles", "__init__"}
+    if path.stem
+    not in {"torch_gpt2", "torch_weights", "cuda_graph", "convert", "converted", "pickles", "__init__"}
 )
 
 
