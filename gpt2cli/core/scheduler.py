@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections import deque
 from collections.abc import Iterable, Iterator
 from typing import NamedTuple
@@ -94,28 +95,33 @@ class Scheduler:
         self._receive(sequence, logits)
 
     def _forward(self) -> bool:
-        """One pass over all rows; whether a part of a prompt was in it."""
-        parts, fed, wanted, budget, end = [], [], [], PREFILL_CHUNK, 0
-        for sequence in self._rows:
-            sequence.make_room(self._context)
-            unread = sequence.unread
-            count = min(unread, budget) if unread > 1 else unread
-            if count == 0:
-                continue
-            if unread > 1:
-                budget -= count
-            assert sequence.slot is not None
-            parts.append((sequence.slot, sequence.present, sequence.next_ids(count)))
-            fed.append((sequence, count))
-            end += count
-            if count == unread:
-                wanted.append(end - 1)
+        """One pass over all rows; whether a prompt, or a window again, was read in it."""
+        fed = self._portions()
+        parts = [(slot, row.present, row.next_ids(count)) for row, slot, count in fed]
+        whole = [count == row.unread for row, _, count in fed]
+        ends = itertools.accumulate(count for *_, count in fed)
+        wanted = [end - 1 for end, complete in zip(ends, whole, strict=True) if complete]
+        reading = any(row.unread > 1 or row.new_tokens == 0 for row, *_ in fed)
         logits = iter(self._backend.forward(Batch.of(parts, wanted)))
-        for sequence, count in fed:
-            sequence.present += count
-            if sequence.unread == 0:
-                self._read(sequence, next(logits))
-        return budget < PREFILL_CHUNK
+        for (row, _, count), complete in zip(fed, whole, strict=True):
+            row.present += count
+            if complete:
+                self._read(row, next(logits))
+        return reading
+
+    def _portions(self) -> list[tuple[Sequence, int, int]]:
+        """Each row that has something to feed, its slot, and how many tokens it feeds in this pass."""
+        fed, budget = [], PREFILL_CHUNK
+        for row in self._rows:
+            row.make_room(self._context)
+            count = row.unread
+            if count > 1:
+                count = min(count, budget)
+                budget -= count
+            if count:
+                assert row.slot is not None
+                fed.append((row, row.slot, count))
+        return fed
 
     def _read(self, sequence: Sequence, logits: Floats) -> None:
         """All of a sequence is in its slot, and these are the logits [V] after it."""
