@@ -53,6 +53,34 @@ def text_logits(model: Any, *texts: Sequence[int]) -> list[Any]:
     return list(logits.split([len(text) for text in texts]))
 
 
+BACKENDS = ("numpy", "torch", "native")
+"""What an engine may run on in tests: `numpy_gpt2`, and the two of the package."""
+
+
+def load_on(backend: str, directory: Path) -> Any:
+    """An `Engine` in fp32 on one of `BACKENDS`; the test is skipped where that is not available."""
+    from gpt2cli.core.engine import Engine
+    from gpt2cli.options import LoadOptions
+
+    if backend == "numpy":
+        from numpy_gpt2 import load_numpy
+
+        return load_numpy(directory)
+    if backend == "native" and not native_available():
+        pytest.skip("the native library is not available")
+    load = LoadOptions(backend=backend, device="cpu", precision="fp32", threads=1)  # type: ignore[arg-type]
+    return Engine.load(directory, load)
+
+
+def native_available() -> bool:
+    """Whether the package has its native library, and this processor runs it."""
+    try:
+        from gpt2cli.core import native
+    except ImportError:
+        return False
+    return bool(native.available())
+
+
 def shared(*parts: str) -> Path:
     """The path of a reference file, e.g. ``shared("models", "slm_4096_kunal", "hf")``.
 

@@ -1,0 +1,265 @@
+"""Matrices in the layout that the kernels read: converted once, kept in one file per model and precision, mapped.
+
+The file is safetensors: each matrix under its canonical name, the output head as ``lm_head.weight`` also where it is
+tied. A matrix [in, out] is cut into panels of 64 outputs, the last filled up with zeros: ``F32``, ``F16`` or ``BF16``
+[panels, in, 64]; in int8 and int4 ``U8`` [panels, groups, bytes], for each group of 64 inputs its values and then 64
+scales in bf16 (``src/convert.c``). A file of the same name with ``.sha256`` holds its hash. All else of a model is read
+from the checkpoint itself.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import hashlib
+import json
+import math
+import os
+import shutil
+import tempfile
+import threading
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO
+
+import numpy as np
+
+from gpt2cli.core.native.library import F32, GROUP, INPUTS, OUTPUTS, PANEL, TYPES, library
+from gpt2cli.core.quantise import FP16_MAX, Kind
+from gpt2cli.core.tensors import Array, Tensors
+from gpt2cli.errors import ModelFileError
+from gpt2cli.safetensors_header import TensorInfo, read_header
+
+FORMAT = 2
+WORTH_KEEPING = 16_000_000
+"""Weights under which a model is converted in memory each time, in a tenth of a second."""
+
+KINDS: dict[Kind, int] = {"fp32": 0, "fp16": 1, "bf16": 2, "int8": 3, "int4": 4}
+"""As ``gpt2_type`` numbers them."""
+_STORED = {"fp32": "F32", "fp16": "F16", "bf16": "BF16", "int8": "U8", "int4": "U8"}
+_GROUP_BYTES = {"int8": GROUP * PANEL + 2 * PANEL, "int4": GROUP * PANEL // 2 + 2 * PANEL}
+_SPARE_BYTES = 2**28
+_HEADER_BYTES = 2**20
+
+
+@dataclass(frozen=True, slots=True)
+class Source:
+    """A matrix of a checkpoint: under which name it is kept, where it is read, and its shape [in, out]."""
+
+    name: str
+    tensor: str
+    inputs: int
+    outputs: int
+    layout: int
+    """``INPUTS`` as Conv1D has it, or ``OUTPUTS`` as embeddings do."""
+
+
+@dataclass(frozen=True, slots=True)
+class Packed:
+    """A matrix in panels; ``array`` keeps its memory alive."""
+
+    kind: Kind
+    array: Array
+
+
+def sources(tensors: Tensors, config_shapes: Mapping[str, tuple[int, ...]], layers: int) -> list[Source]:
+    """The matrices of a model in the order of the computation."""
+    found = []
+    for layer in range(layers):
+        for part in ("attn.c_attn", "attn.c_proj", "mlp.c_fc", "mlp.c_proj"):
+            name = f"h.{layer}.{part}.weight"
+            found.append(Source(name, name, *config_shapes[name], INPUTS))
+    outputs, inputs = config_shapes["wte.weight"]
+    return [*found, Source("lm_head.weight", tensors.head_name(), inputs, outputs, OUTPUTS)]
+
+
+def kind_of(source: Source, precision: Kind, largest: float) -> Kind:
+    """The precision that a matrix is kept in when ``precision`` is asked for.
+
+    fp16 cannot hold what is over 65,504; the output head stays at 8 bits where 4 are asked for: it costs little time,
+    and much less is lost.
+    """
+    if precision == "fp16" and largest > FP16_MAX:
+        return "fp32"
+    return "int8" if precision == "int4" and source.name == "lm_head.weight" else precision
+
+
+def packed_shape(source: Source, kind: Kind) -> tuple[int, ...]:
+    """The shape of the stored array."""
+    panels = -(-source.outputs // PANEL)
+    if kind in _GROUP_BYTES:
+        return (panels, -(-source.inputs // GROUP), _GROUP_BYTES[kind])
+    return (panels, source.inputs, PANEL)
+
+
+def check_finite(tensors: Tensors, name: str, directory: Path) -> float:
+    """The largest magnitude in a tensor. Raises `ModelFileError`, naming it, for NaN and infinity."""
+    array, dtype = tensors.read(name)
+    largest = ctypes.c_float()
+    if not library().gpt2_finite(TYPES[dtype], array.size, array.ctypes.data, ctypes.byref(largest)):
+        raise ModelFileError(f"{directory}: {name} contains NaN or infinity")
+    return largest.value
+
+
+def pack(tensors: Tensors, source: Source, kind: Kind, threads: int) -> Array:
+    """Convert one matrix; the array has the shape of `packed_shape`."""
+    array, dtype = tensors.read(source.tensor)
+    target = np.empty(packed_shape(source, kind), {"F32": np.float32, "U8": np.uint8}.get(_STORED[kind], np.uint16))
+    panels = len(target)
+
+    def part(first: int, last: int) -> None:
+        library().gpt2_convert(
+            KINDS[kind],
+            source.inputs,
+            source.outputs,
+            TYPES[dtype],
+            source.layout,
+            array.ctypes.data,
+            first,
+            last,
+            target[first:].ctypes.data,
+        )
+
+    edges = [panels * n // threads for n in range(threads + 1)]
+    others = [threading.Thread(target=part, args=pair) for pair in zip(edges[1:-1], edges[2:], strict=True)]
+    for other in others:
+        other.start()
+    part(0, edges[1])
+    for other in others:
+        other.join()
+    return target
+
+
+def packed_path(stem: Path, precision: Kind) -> Path:
+    """Where the matrices of the model that ``stem`` stands for lie in ``precision``."""
+    return stem.with_name(f"{stem.name}.{precision}-v{FORMAT}.safetensors")
+
+
+def find_packed(path: Path, wanted: Iterable[Source], precision: Kind) -> dict[str, Packed] | None:
+    """The matrices of a file, as views on its mapping; None where there is none that holds all of them whole."""
+    try:
+        table = read_header(path)
+        kinds = {source.name: _stored_kind(table[source.name], source, precision) for source in wanted}
+        mapping = np.memmap(path, np.uint8, "r")
+        found = {name: Packed(kind, _view(mapping, table[name])) for name, kind in kinds.items()}
+    except (ModelFileError, OSError, KeyError, ValueError):
+        return None
+    # The last use, for `gc`; a cache that is only readable serves all the same.
+    with contextlib.suppress(OSError):
+        for used in (path, _sidecar(path)):
+            os.utime(used)
+    return found
+
+
+def _stored_kind(info: TensorInfo, source: Source, precision: Kind) -> Kind:
+    """Raises `KeyError` unless the entry is the matrix in one of the precisions that it may have."""
+    for kind in (kind_of(source, precision, 0.0), kind_of(source, precision, math.inf)):
+        if info.dtype == _STORED[kind] and info.shape == packed_shape(source, kind):
+            return kind
+    raise KeyError(source.name)
+
+
+def _view(mapping: np.memmap[tuple[int], np.dtype[np.uint8]], info: TensorInfo) -> Array:
+    if info.offset + info.size > len(mapping):
+        raise ValueError(f"{info.file}: the file was cut short")
+    dtype = {"F32": np.float32, "U8": np.uint8}.get(info.dtype, np.uint16)
+    return np.frombuffer(mapping, dtype, math.prod(info.shape), info.offset).reshape(info.shape)
+
+
+def _sidecar(path: Path) -> Path:
+    return path.with_name(f"{path.name}.sha256")
+
+
+def write_packed(path: Path, matrices: Iterable[tuple[str, Packed]], size: int) -> bool:
+    """Write ``matrices``, one at a time, whole or not at all; whether it was done.
+
+    ``size`` is what they take in bytes, about. A disk that is full or cannot be written to is no error: the conversion
+    is then paid for each time. Whoever may read the folder may read the file.
+    """
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        if shutil.disk_usage(path.parent).free < size + _SPARE_BYTES:
+            return False
+        with tempfile.NamedTemporaryFile(dir=path.parent, prefix=".incoming-", delete=False) as file:
+            try:
+                digest = _write(file, matrices)
+                os.chmod(file.name, 0o666 & ~_umask())
+                file.close()
+                _sidecar(path).write_text(f"{digest}\n", "ascii")
+                os.replace(file.name, path)
+            except BaseException:
+                with contextlib.suppress(OSError):
+                    os.unlink(file.name)
+                raise
+    except OSError:
+        return False
+    return True
+
+
+def _umask() -> int:
+    current = os.umask(0o077)
+    os.umask(current)
+    return current
+
+
+def _write(file: IO[bytes], matrices: Iterable[tuple[str, Packed]]) -> str:
+    """The matrices' bytes, then their table in the space left for it; the sha256 of the file."""
+    table: dict[str, object] = {}
+    # The table is written last, and stands first: its place is filled up with spaces.
+    file.seek(_HEADER_BYTES)
+    at = 0
+    for name, matrix in matrices:
+        data = matrix.array.reshape(-1).view(np.uint8)
+        file.write(data.data)
+        table[name] = {
+            "dtype": _STORED[matrix.kind],
+            "shape": list(matrix.array.shape),
+            "data_offsets": [at, at + data.nbytes],
+        }
+        at += data.nbytes
+    header = json.dumps(table).encode("ascii")
+    space = _HEADER_BYTES - 8
+    if len(header) > space:
+        raise OSError("too many tensors for the table")
+    file.seek(0)
+    file.write(space.to_bytes(8, "little") + header.ljust(space))
+    file.flush()
+    os.fsync(file.fileno())
+    with open(file.name, "rb") as written:
+        return hashlib.file_digest(written, "sha256").hexdigest()
+
+
+def convert(
+    tensors: Tensors,
+    wanted: Iterable[Source],
+    precision: Kind,
+    directory: Path,
+    threads: int,
+    told: Callable[[int], None],
+) -> Iterable[tuple[str, Packed]]:
+    """Every matrix in ``precision``, one at a time; ``told`` gets the bytes of each. Raises `ModelFileError`."""
+    for source in wanted:
+        kind = kind_of(source, precision, check_finite(tensors, source.tensor, directory))
+        packed = Packed(kind, pack(tensors, source, kind, threads))
+        tensors.drop(source.tensor)
+        yield source.name, packed
+        told(packed.array.nbytes)
+
+
+def stored_type(kind: Kind) -> int:
+    """The number of a precision in ``gpt2_type``."""
+    return KINDS[kind]
+
+
+def direct_type(dtype: str, precision: Kind) -> int | None:
+    """The type in which a matrix can be multiplied as it lies in the checkpoint; None where it has to be converted.
+
+    Numbers must be exactly those of the precision that was asked for.
+    """
+    if precision == "fp32" or {"F16": "fp16", "BF16": "bf16"}.get(dtype) == precision:
+        return TYPES[dtype]
+    return None
+
+
+assert KINDS["fp32"] == F32
