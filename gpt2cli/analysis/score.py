@@ -48,7 +48,7 @@ class Batcher:
         top: int = 0,
         tick: Callable[[], None] = lambda: None,
     ) -> list[Scores]:
-        """`score_rows` in the order of ``rows``; ``tick`` is called after each batch. Raises what that does."""
+        """`score_rows` of them all. ``tick`` is called after each batch. Raises what `score_rows` raises."""
         found: dict[int, Scores] = {}
         for batch in by_length([len(row) - 1 for row in rows], self.batch_tokens):
             parts = score_rows(

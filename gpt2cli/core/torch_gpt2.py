@@ -20,7 +20,7 @@ from gpt2cli.core.backend import Batch, EngineInfo, Floats
 from gpt2cli.core.quantise import Kind
 from gpt2cli.core.torch_weights import Norm, Weights, load_weights
 from gpt2cli.errors import UsageError
-from gpt2cli.options import Device, Precision
+from gpt2cli.options import Device
 
 Observer = Callable[[str, Tensor], None]
 """Called with the name of a stage and its tensor, in the order of the computation."""
@@ -212,8 +212,9 @@ class SlotAttention:
         if slots is None and any(group.present for group in groups):
             raise ValueError("without slots a text begins with its first token")
         if slots is not None:
-            for slot, group in ((slot, group) for group in groups for slot in group.slots):
-                slots.reserve(slot, group.present + group.tokens, group.present)
+            for group in groups:
+                for slot in group.slots:
+                    slots.reserve(slot, group.present + group.tokens, group.present)
         self._groups = [(group, _mask(group, model.device)) for group in groups]
 
     def __call__(self, layer: int, qkv: Tensor) -> Tensor:
@@ -314,7 +315,7 @@ class TorchBackend:
 
 
 def load_model(
-    checkpoint: Checkpoint, precision: Precision = "auto", device: Device = "auto", threads: int | None = None
+    checkpoint: Checkpoint, precision: Kind, device: Device = "cpu", threads: int | None = None
 ) -> TorchGPT2:
     """Load a model. ``threads`` are those that torch computes with on a CPU, for the whole process.
 
@@ -322,23 +323,14 @@ def load_model(
     """
     if threads is not None:
         torch.set_num_threads(threads)
-    place = choose_device(device)
-    weights = load_weights(checkpoint, choose_precision(precision, place), place)
-    return TorchGPT2(checkpoint.config, weights)
+    return TorchGPT2(checkpoint.config, load_weights(checkpoint, precision, choose_device(device)))
 
 
 def open_backend(
-    checkpoint: Checkpoint, precision: Precision = "auto", device: Device = "auto", threads: int | None = None
+    checkpoint: Checkpoint, precision: Kind, device: Device = "cpu", threads: int | None = None
 ) -> TorchBackend:
     """`load_model` as a backend. Raises what that raises."""
     return TorchBackend(load_model(checkpoint, precision, device, threads))
-
-
-def choose_precision(asked: Precision, device: torch.device) -> Kind:
-    """``auto`` is the fastest that is lossless in practice: on a CPU torch gains nothing from 16 bits."""
-    if asked != "auto":
-        return asked
-    return "fp32" if device.type == "cpu" else "fp16"
 
 
 def choose_device(asked: Device) -> torch.device:
