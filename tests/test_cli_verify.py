@@ -147,7 +147,7 @@ def test_a_machine_that_is_too_small_does_not_make_a_model_damaged(
     tiny_model: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     cache_model(tiny_model, "gpt2")
-    monkeypatch.setattr("gpt2cli.core.weights.available_memory", lambda: 10)
+    monkeypatch.setattr("gpt2cli.core.memory.available_memory", lambda: 10)
     outcome = call("verify", "gpt2", "--json")
     (model,) = json.loads(outcome.out)["models"]
     assert (outcome.code, model["status"]) == (1, "unverified")

@@ -108,24 +108,17 @@ def last_words(batcher: Batcher, passages: Iterable[Passage]) -> Iterator[LastWo
     """Score passages, in batches of like length, in the order they come in."""
     source = iter(passages)
     while group := list(islice(source, PASSAGES_AT_ONCE)):
-        found: list[LastWord | None] = [None] * len(group)
-        order = sorted(range(len(group)), key=lambda n: -len(group[n].context) - len(group[n].target))
-        while order:
-            longest = len(group[order[0]].context) + len(group[order[0]].target)
-            count = max(1, batcher.batch_tokens // longest)
-            batch, order = order[:count], order[count:]
-            rows = [[*group[n].context, *group[n].target] for n in batch]
-            firsts = [len(group[n].context) for n in batch]
-            for n, scores in zip(batch, batcher.score(rows, firsts, details=True), strict=True):
-                assert scores.ranks is not None
-                found[n] = LastWord(
-                    group[n],
-                    logprob=-scores.nll,
-                    last_token_logprob=float(scores.logprobs[-1]),
-                    correct=bool((scores.ranks == 1).all()),
-                    last_token_correct=bool(scores.ranks[-1] == 1),
-                )
-        yield from (word for word in found if word is not None)
+        rows = [[*passage.context, *passage.target] for passage in group]
+        firsts = [len(passage.context) for passage in group]
+        for passage, scores in zip(group, batcher.score(rows, firsts, details=True), strict=True):
+            assert scores.ranks is not None
+            yield LastWord(
+                passage,
+                logprob=-scores.nll,
+                last_token_logprob=float(scores.logprobs[-1]),
+                correct=bool((scores.ranks == 1).all()),
+                last_token_correct=bool(scores.ranks[-1] == 1),
+            )
 
 
 @dataclass(frozen=True, slots=True)

@@ -38,7 +38,9 @@ class Batch:
     """[M] ascending indices of the tokens after which logits are wanted."""
 
     @classmethod
-    def of(cls, parts: Sequence[tuple[int, int, Sequence[int]]], wanted: Sequence[int] | None = None) -> Batch:
+    def of(
+        cls, parts: Sequence[tuple[int, int, Sequence[int]]], wanted: Sequence[int] | None = None
+    ) -> Batch:
         """From (slot, first position, ids) for each slot; logits after the last id of each, or after ``wanted``."""
         lengths = [len(ids) for _, _, ids in parts]
         ends = np.cumsum(lengths, dtype=np.int32)
