@@ -103,3 +103,13 @@ def test_refused_in_one_line(tiny_model: Path, arguments: tuple[str, ...], code:
     assert outcome.code == code, outcome.err
     assert outcome.out == "" and outcome.err.startswith("error: ") and "defect" not in outcome.err
     assert len(outcome.err.splitlines()) <= 2
+
+
+def test_a_file_stands_before_stdin(tiny_model: Path, tmp_path: Path) -> None:
+    """`features -f FILE -` once read stdin alone, and said nothing of the file."""
+    file = tmp_path / "before.txt"
+    file.write_text("ab")
+    alone = call("features", "-m", tiny_model, "--pool", "mean", "ab cd").out
+    assert call("features", "-m", tiny_model, "--pool", "mean", "-f", file, "-", stdin=b"cd").out == alone
+    rows = call("features", "-m", tiny_model, "--lines", "-f", file, "-", stdin=b"cd\n").events
+    assert [len(row["token_ids"]) for row in rows] == [2, 2]

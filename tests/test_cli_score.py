@@ -384,3 +384,18 @@ def test_a_special_token_is_no_bytes_wherever_they_are_counted() -> None:
 def test_a_line_without_two_words_is_named() -> None:
     outcome = call("score", "--task", "lambada", "-", stdin=b"two words\none\n")
     assert outcome.code == 2 and outcome.err.startswith("error: line 2: no last word")
+
+
+def test_a_file_stands_before_stdin(tmp_path: Path) -> None:
+    """`score -f FILE -` once read stdin alone, and said nothing of the file."""
+    file = tmp_path / "before.txt"
+    file.write_text("Once upon a time")
+    whole = call("score", "--json", "Once upon a time there was").document["total"]
+    both = call("score", "--json", "-f", file, "-", stdin=b"there was").document
+    assert both["total"] == whole and both["source"] == f"{file} and standard input"
+    file.write_text("Once upon a time ")
+    assert call("score", "--json", "-f", file, "-", stdin=b"there was").document["total"] == whole
+    lines = call("score", "--lines", "--json", "-f", file, "-", stdin=b"\xef\xbb\xbfthere\nwas\n").document
+    assert [text["text"] for text in lines["texts"]] == ["Once upon a time ", "there", "was"]
+    twice = call("score", "Once", "-f", file, "-", stdin=b"x")
+    assert twice.code == 2 and "twice" in twice.err

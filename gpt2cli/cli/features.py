@@ -136,7 +136,8 @@ def features(
         check_whole("batch_tokens", batch_tokens, 1, 10**7, f"1 to {10**7}")
     if lines and from_jsonl:
         raise UsageError("--lines and --from-jsonl do not go together")
-    with open_source(terminal, words or (), prompt, file, strict=strict) as source:
+    many = lines or from_jsonl or says_jsonl(file)
+    with open_source(terminal, words or (), prompt, file, strict=strict, lines=many) as source:
         found = find_model(terminal, settings, ctx.params)
         run = _Run(terminal, ctx.params, source, found, load_engine(terminal, found), output)
         run.run()

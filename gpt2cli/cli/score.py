@@ -167,7 +167,7 @@ def score(
         terminal.check_stdout()
     if options.task is not None:
         words, file = _task_file(words, file)
-    with open_source(terminal, words or (), prompt, file, strict=strict) as source:
+    with open_source(terminal, words or (), prompt, file, strict=strict, lines=options.many) as source:
         _run(Job(terminal, settings, ctx.params, options, source))
 
 
