@@ -34,17 +34,33 @@ def test_figures_of_a_text() -> None:
 
 @pytest.mark.slow
 def test_sources_are_one(tmp_path: Path) -> None:
-    """Words, a flag, a file, stdin and a dash read the same text; a final newline of a file is dropped."""
+    """Words, a flag, a file, stdin and a dash read the same text."""
     file = tmp_path / "text.txt"
-    file.write_text(TEXT + "\n")
+    file.write_text(TEXT)
     wanted = call("score", TEXT).out
     for arguments in ((*TEXT.split(),), ("-p", TEXT), ("-f", file)):
         assert call("score", *arguments).out == wanted
     for arguments in ((), ("-",), ("-f", "-")):
-        assert call("score", *arguments, stdin=TEXT.encode() + b"\n").out == wanted
+        assert call("score", *arguments, stdin=TEXT.encode()).out == wanted
     assert call("score", "Once upon", "-", stdin=TEXT.removeprefix("Once upon ").encode()).out == wanted
-    kept = call("score", "--keep-newline", "--json", "-f", file).document["total"]
-    assert kept["bytes"] == len(TEXT) + 1 - len("Once")
+
+
+def test_a_file_is_scored_as_it_is(tmp_path: Path) -> None:
+    """Its final newline was dropped; now only --drop-newline and --choices do that."""
+    file = tmp_path / "text.txt"
+    file.write_text(TEXT + "\n")
+    wanted = call("score", "--json", "-p", TEXT + "\n").document["total"]
+    assert wanted["bytes"] == len(TEXT) + 1 - len("Once")
+    for flags in (("-f", file), ("-f", "-"), (), ("--keep-newline",)):
+        found = call("score", "--json", *flags, stdin=file.read_bytes()).document["total"]
+        assert found == wanted, flags
+    dropped = call("score", "--json", "--drop-newline", "-f", file).document["total"]
+    assert dropped == call("score", "--json", TEXT).document["total"]
+    choices = ("--choice", " The", "--choice", " A", "--json")
+    before = call("score", *choices, TEXT).document["texts"]
+    assert call("score", *choices, "-f", file).document["texts"] == before
+    kept = call("score", *choices, "--keep-newline", "-f", file).document["texts"]
+    assert kept == call("score", *choices, "-p", TEXT + "\n").document["texts"] != before
 
 
 def test_tokens() -> None:
@@ -135,7 +151,7 @@ def test_slm_by_the_command() -> None:
     model, expected = (shared("models", "slm_4096_kunal", name) for name in ("hf", "expected.json"))
     wanted = json.loads(expected.read_text())
     text = shared("models", "slm_4096_kunal", "source", "corpus.txt")
-    flags = ("--window", "129", "--stride", "128", "--keep-newline", "--json")
+    flags = ("--window", "129", "--stride", "128", "--json")
     total = call("score", "-m", model, *flags, "-f", text).document["total"]
     assert total["tokens"] == wanted["n_targets"]
     assert total["mean_nll"] == pytest.approx(wanted["mean_nll_disjoint_windows_128"], abs=1e-6)

@@ -66,7 +66,7 @@ def score(
     ] = None,
     file: Annotated[
         Path | None,
-        typer.Option("--file", "-f", metavar="FILE", help="Read the text from FILE.", show_default=False),
+        typer.Option("--file", "-f", metavar="FILE", help="Read the text from FILE, as it is.", show_default=False),
     ] = None,
     model: params.Model = None,
     revision: params.Revision = None,
@@ -95,8 +95,14 @@ def score(
         bool, _flag(_TEXTS, "--eos", help="Score the end of each text too: the model's eos token after it.")
     ] = False,
     keep_newline: Annotated[
-        bool, _flag(_TEXTS, "--keep-newline", help="Keep the final newline of a file or of stdin.")
-    ] = False,
+        bool | None,
+        _flag(
+            _TEXTS,
+            "--keep-newline/--drop-newline",
+            help="Whether one final newline of a file or of stdin belongs to the text. Default: a text is "
+            "scored as it is; before --choices it is dropped, as from a prompt.",
+        ),
+    ] = None,
     special_tokens: params.SpecialTokens = None,
     strict: params.Strict = False,
     choices: Annotated[
@@ -184,6 +190,7 @@ class ScoreOptions:
     bos: bool
     eos: bool
     keep_newline: bool
+    """Whether a final newline of a file or of stdin belongs to the text."""
     special_tokens: bool
     strict: bool
     choices: tuple[str, ...]
@@ -235,7 +242,7 @@ def _options(flags: Mapping[str, Any]) -> ScoreOptions:
         window=flags["window"],
         bos=flags["bos"],
         eos=flags["eos"],
-        keep_newline=flags["keep_newline"],
+        keep_newline=not choices if flags["keep_newline"] is None else flags["keep_newline"],
         special_tokens=bool(flags["special_tokens"]),
         strict=flags["strict"],
         choices=choices,

@@ -81,7 +81,8 @@ class _Run:
 
     def _whole(self) -> Iterator[Record]:
         source = self.job.source
-        pieces = list(read_pieces(source.read, self._tokenizer, keep_end=source.typed))
+        keep = source.typed or self.options.keep_newline
+        pieces = list(read_pieces(source.read, self._tokenizer, keep_end=keep))
         yield Record(0, "".join(piece.text for piece in pieces), bad=sum(piece.bad for piece in pieces))
 
     def _show_progress(self, done: int) -> None:
