@@ -934,6 +934,41 @@ def test_the_hugging_face_cache_is_used(hub: HubServer, small: dict[str, bytes])
     assert hub.bytes_sent(WEIGHTS) == before
 
 
+def test_a_cached_model_without_its_tokenizer(hub: HubServer, small: dict[str, bytes]) -> None:
+    """What `AutoModel.from_pretrained` leaves: `generate` said that the model's files are corrupt."""
+    from huggingface_hub import snapshot_download
+
+    repository = hub.add(NAME, small)
+    cache = Path(os.environ["HF_HUB_CACHE"])
+    snapshot_download(NAME, token=False, cache_dir=cache, allow_patterns=["config.json", WEIGHTS])
+    before = hub.bytes_sent(WEIGHTS)
+    arguments = ("generate", "-m", NAME, "--greedy", "--max-new-tokens", "3", "ab")
+    offline = call(*arguments, "--offline")
+    assert_one_line_error(offline, 4)
+    assert "without its tokenizer" in offline.err and f"hint: gpt2cli pull {NAME}" in offline.err
+    assert_nothing_pulled()
+    outcome = call(*arguments)
+    assert outcome.code == 0 and outcome.out, outcome.err
+    assert "without its tokenizer" in outcome.err
+    assert_whole(repository)
+    assert hub.bytes_sent(WEIGHTS) == before, "the weights lie in the cache"
+    requests = len(hub.requests)
+    again = call(*arguments)
+    assert again.out == outcome.out and "tokenizer" not in again.err and len(hub.requests) == requests
+
+
+def test_a_cached_model_whose_repository_has_no_tokenizer(hub: HubServer, small: dict[str, bytes]) -> None:
+    """It is pulled once, not at each run."""
+    from huggingface_hub import snapshot_download
+
+    hub.add(NAME, {name: small[name] for name in ("config.json", WEIGHTS)})
+    snapshot_download(NAME, token=False, cache_dir=os.environ["HF_HUB_CACHE"])
+    assert_one_line_error(call("generate", "-m", NAME, "ab"), 5)
+    requests = len(hub.requests)
+    assert_one_line_error(call("generate", "-m", NAME, "ab"), 5)
+    assert len(hub.requests) == requests
+
+
 # The command line.
 
 

@@ -66,7 +66,9 @@ def score(
     ] = None,
     file: Annotated[
         Path | None,
-        typer.Option("--file", "-f", metavar="FILE", help="Read the text from FILE, as it is.", show_default=False),
+        typer.Option(
+            "--file", "-f", metavar="FILE", help="Read the text from FILE, as it is.", show_default=False
+        ),
     ] = None,
     model: params.Model = None,
     revision: params.Revision = None,

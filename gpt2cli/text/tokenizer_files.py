@@ -41,15 +41,24 @@ def read_backend(directory: Path) -> Any | None:
     """The library's tokenizer of a model directory: of ``tokenizer.json``, else of ``vocab.json`` and
     ``merges.txt``; None where there is none. Raises `ModelFileError`.
     """
-    whole = directory / "tokenizer.json"
-    vocab, merges = directory / "vocab.json", directory / "merges.txt"
+    found = _tokenizer_paths(directory)
+    if not found:
+        return None
+    with library_errors(f"{found[0]}: not a tokenizer"):
+        return _read_tokenizer_json(found[0]) if len(found) == 1 else _read_vocab_and_merges(*found)
+
+
+def has_tokenizer(directory: Path) -> bool:
+    """Whether a model directory holds the files of a tokenizer."""
+    return bool(_tokenizer_paths(directory))
+
+
+def _tokenizer_paths(directory: Path) -> tuple[Path, ...]:
+    """``tokenizer.json`` alone, else ``vocab.json`` and ``merges.txt``; none where neither is there."""
+    whole, pair = directory / "tokenizer.json", (directory / "vocab.json", directory / "merges.txt")
     if whole.is_file():
-        with library_errors(f"{whole}: not a tokenizer"):
-            return _read_tokenizer_json(whole)
-    if vocab.is_file() and merges.is_file():
-        with library_errors(f"{vocab}: not a tokenizer"):
-            return _read_vocab_and_merges(vocab, merges)
-    return None
+        return (whole,)
+    return pair if all(path.is_file() for path in pair) else ()
 
 
 @contextmanager
