@@ -1042,6 +1042,16 @@ def test_the_default_is_not_taken_from_the_user(hub: HubServer, small: dict[str,
     assert call("config", "get", "model").out == "mine\n"
 
 
+def test_a_pull_that_happens_by_itself_makes_no_default(hub: HubServer, small: dict[str, bytes]) -> None:
+    """Only who pulls a model chooses it; `generate -m NAME` once made NAME the default."""
+    hub.add(NAME, small)
+    outcome = call("generate", "-m", NAME, "--max-new-tokens", "1", "ab")
+    assert outcome.code == 0 and "used without -m" not in outcome.err
+    assert call("config", "get", "model").out == ""
+    assert "used without -m" in call("pull", NAME).err
+    assert call("config", "get", "model").out == f"{NAME}\n"
+
+
 @pytest.mark.parametrize(
     "environ",
     [

@@ -69,6 +69,7 @@ def pull(
             _say_present(terminal, name, at, jsonl=jsonl)
         else:
             pull_model(terminal, name, at, settings=settings, allow_pickle=allow_pickle, jsonl=jsonl)
+            _make_default(terminal, name)
 
 
 def _parse(text: str, revision: str | None) -> tuple[ModelName, str | None]:
@@ -134,7 +135,6 @@ def pull_model(
         terminal.note(
             f"{name.given}: {shown_bytes(pulled.size)} in {seconds(took)} ({pulled.model.revision[:12]})"
         )
-    _make_default(terminal, name)
     return pulled
 
 
@@ -172,7 +172,7 @@ def _end(name: ModelName, pulled: Pulled, took: float) -> dict[str, Any]:
 
 
 def _make_default(terminal: Terminal, name: ModelName) -> None:
-    """The first model pulled is the one used without -m."""
+    """The first model that the user pulls is the one used without -m."""
     if Settings.load(terminal.environ).get("model") is not None:
         return
     try:
