@@ -431,8 +431,21 @@ def test_bad_data_is_one_line_and_leaves_nothing(tmp_path: Path, name: str) -> N
     assert lines[0].startswith("error: ")
     assert message in lines[0]
     assert [line[:6] for line in lines[1:]] in ([], ["hint: "]), done.err
-    assert not (tmp_path / "model" / "config.json").exists()
+    assert not (tmp_path / "model").exists()
     assert done.out == ""
+
+
+def test_a_training_that_failed_can_be_tried_again(text: Path, tmp_path: Path) -> None:
+    """Its record was left behind, and blocked the same command with a better option."""
+    output = tmp_path / "model"
+    output.mkdir()
+    for flags in (("--vocab-size", "5000"), ("--window", "65")):
+        failed = train(text, "--steps", "2", "--output", output, *flags)
+        assert failed.code == 2 and "already there" not in failed.err, failed.err
+        assert [*output.iterdir()] == []
+    assert train(text, "--steps", "2", "--output", output).code == 0
+    (name_failed, named) = (train(text, "--name", "mine", *flags) for flags in (flags, ("--steps", "2")))
+    assert name_failed.code == 2 and named.code == 0, named.err
 
 
 def test_data_that_is_not_there(tmp_path: Path) -> None:

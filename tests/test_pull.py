@@ -1065,7 +1065,7 @@ def test_a_pull_that_happens_by_itself_makes_no_default(hub: HubServer, small: d
 def test_an_environment_that_cannot_work(hub: HubServer, environ: dict[str, str]) -> None:
     outcome = run("pull", NAME, "--debug", env={**os.environ, **environ})
     assert outcome.code in (2, 4)
-    assert "error: " in outcome.err and "defect" not in outcome.err
+    assert "error: " in outcome.err and "a defect of gpt2cli" not in outcome.err
     assert "secret" not in outcome.err
 
 
