@@ -59,7 +59,7 @@ class Record:
         write_atomically(self.work / "run.json", json.dumps(content, indent=2) + "\n")
 
     def discard(self) -> None:
-        """Remove what is recorded, and the directory itself where `write` made it and nothing else is there."""
+        """Remove what is recorded, and the directory where `write` made it and nothing else is in it."""
         shutil.rmtree(self.work, ignore_errors=True)
         if self._made:
             with contextlib.suppress(OSError):
