@@ -415,3 +415,28 @@ def test_a_file_stands_before_stdin(tmp_path: Path) -> None:
     assert [text["text"] for text in lines["texts"]] == ["Once upon a time ", "there", "was"]
     twice = call("score", "Once", "-f", file, "-", stdin=b"x")
     assert twice.code == 2 and "twice" in twice.err
+
+
+def test_a_passage_that_exactly_fills_the_context(tiny_model: Path, tmp_path: Path) -> None:
+    """With --bos it was one token too long, and one such passage lost the whole run."""
+    file = tmp_path / "passages.txt"
+    passages = ["x" * (65 - 4 - more) + " abc" for more in (2, 1, 0, -1)]
+    file.write_text("\n".join(passages))
+    flags = ("--task", "lambada", "--json", "-m", tiny_model, file)
+    plain, with_bos = call("score", *flags).document, call("score", "--bos", *flags).document
+    assert plain["result"]["passages"] == with_bos["result"]["passages"] == 4
+    assert plain["result"]["truncated_passages"] == with_bos["result"]["truncated_passages"] == 1
+    logprobs = [[item["logprob"] for item in document["items"]] for document in (plain, with_bos)]
+    same = [a == pytest.approx(b, abs=1e-6) for a, b in zip(*logprobs, strict=True)]
+    assert same == [False, False, True, True], "bos goes first where there is no room"
+
+
+def test_bos_before_a_cloze(tiny_model: Path, tmp_path: Path) -> None:
+    """--bos was passed over."""
+    record = {"text": "a ___ c", "choices": ["b", "d"]}
+    flags = ("--task", "cloze", "--from-jsonl", "--json", "-m", tiny_model)
+    found = [
+        call("score", *flags, *bos, stdin=json.dumps(record).encode()).document["items"][0]["logprobs"]
+        for bos in ((), ("--bos",))
+    ]
+    assert found[0] != pytest.approx(found[1])

@@ -174,16 +174,15 @@ class _Run:
     def _texts(self) -> Iterator[tuple[Record, list[int]]]:
         """The texts, as ids that fit the context. Raises `UsageError`, `PromptTooLong`."""
         config, bad = self.engine.config, 0
-        tokenizer = tokenizer_of(self.engine)
+        if self.flags["bos"] and config.bos_token_id is None:
+            raise UsageError("--bos: the model has no bos token")
         for record in self._records():
             bad += record.bad
             if record.bad and self.flags["strict"]:
                 raise UsageError(f"{self.source.name}: {record.place} has bytes that are NUL or no UTF-8")
-            ids = tokenizer.encode(record.text, special_tokens=bool(self.flags["special_tokens"]))
-            if config.bos_token_id is not None and (self.flags["bos"] or not ids):
+            ids = self.engine.encode(record.text, special_tokens=bool(self.flags["special_tokens"]))
+            if self.flags["bos"] and config.bos_token_id is not None and record.text:
                 ids = [config.bos_token_id, *ids]
-            if not ids:
-                raise UsageError(f"{record.place}: the text is empty, and the model has no bos token")
             if self.flags["truncate"]:
                 ids = ids[-config.n_positions :]
             if len(ids) > config.n_positions:

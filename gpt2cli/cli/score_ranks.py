@@ -55,6 +55,12 @@ class _Run:
             raise UsageError("the tokenizer has more entries than the model's vocabulary")
         return ids
 
+    @property
+    def bos(self) -> list[int]:
+        """What ``--bos`` puts before each text."""
+        bos = self.engine.config.bos_token_id
+        return [bos] if self.options.bos and bos is not None else []
+
     def encode_context(self, text: str) -> list[int]:
         """The ids of a beginning, with bos where it is asked for, or where there is no other."""
         bos = self.engine.config.bos_token_id
@@ -199,12 +205,8 @@ def run_task(job: Job, found: FoundModel, engine: Engine) -> None:
 
 def _lambada(run: _Run) -> None:
     def passages() -> Iterator[Passage]:
-        bos = run.engine.config.bos_token_id
         for record in run.records():
-            made = passage(run.engine, record, record.text, run.encode)
-            if run.options.bos and bos is not None and not made.truncated:
-                made = Passage(record, [bos, *made.context][-run.engine.config.n_positions :], made.target)
-            yield made
+            yield passage(run.engine, record, record.text, run.encode, run.bos)
 
     result = LambadaResult()
     items = []
@@ -236,7 +238,7 @@ def _cloze(run: _Run) -> None:
     items = []
     for record in run.records():
         cloze = read_cloze(record.place, record.data, record.text)
-        scored = score_cloze(run.batcher, run.engine, cloze, run.encode)
+        scored = score_cloze(run.batcher, run.engine, cloze, run.encode, run.bos)
         count, known = count + 1, known + (scored.correct is not None)
         right, cut = right + bool(scored.correct), cut + (scored.truncated > 0)
         document: dict[str, Any] = {
