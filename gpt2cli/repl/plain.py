@@ -108,6 +108,9 @@ def _answer(
     dropped = conversation.last
     cleaner, line = Sanitizer(), OneLine()
     chunks = conversation.answer(user, **overrides)
+    if terminal.signals.received is not None:
+        # It came while the text was tokenised: the stream has forgotten what was asked before it was there.
+        conversation.engine.interrupt()
     try:
         for chunk in chunks:
             text = line.push(cleaner.push(chunk.text) if sanitize else chunk.text)
