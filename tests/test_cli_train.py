@@ -6,6 +6,7 @@ import json
 import os
 import random
 import signal
+import stat
 import time
 from pathlib import Path
 from typing import Any
@@ -73,6 +74,17 @@ def test_train_makes_a_model_that_both_programs_load(text: Path, tmp_path: Path)
         "tokenizer_config.json",
         "training",
     ]
+
+
+def test_who_may_read_a_model(text: Path, tmp_path: Path) -> None:
+    """Its files were readable by all, whatever the umask."""
+    before = os.umask(0o027)
+    try:
+        assert train(text, "--steps", "2", "--output", tmp_path / "model").code == 0
+    finally:
+        os.umask(before)
+    for path in (tmp_path / "model").iterdir():
+        assert stat.S_IMODE(path.stat().st_mode) == (0o750 if path.is_dir() else 0o640), path
 
 
 def test_the_card_says_what_happened(text: Path, tmp_path: Path) -> None:

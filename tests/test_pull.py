@@ -10,6 +10,7 @@ import os
 import random
 import shutil
 import signal
+import stat
 import subprocess
 import sys
 import threading
@@ -607,6 +608,24 @@ def test_a_pickle_is_refused_or_converted(hub: HubServer, tmp_path: Path) -> Non
         for model in (NAME, directory)
     ]
     assert texts[0] == texts[1]
+
+
+@pytest.mark.parametrize("umask", [0o022, 0o007])
+def test_who_may_read_the_store(hub: HubServer, tmp_path: Path, umask: int) -> None:
+    """What was converted could be read by its owner alone; directories by all, whatever the umask."""
+    repository = hub.add(NAME, pickled(make_model(tmp_path / "m")))
+    before = os.umask(umask)
+    try:
+        assert call("pull", NAME, "--allow-pickle").code == 0
+        assert call("import", tmp_path / "m", "--name", "mine").code == 0
+        assert call("export", NAME, tmp_path / "out").code == 0
+    finally:
+        os.umask(before)
+    folders = (model_directory(repository), store() / "mine", tmp_path / "out")
+    paths = [path for folder in folders for path in (folder, *folder.rglob("*"))]
+    assert len(paths) > 15
+    for path in paths:
+        assert stat.S_IMODE(path.stat().st_mode) == (0o777 if path.is_dir() else 0o666) & ~umask, path
 
 
 def test_a_pickle_with_code_in_it_is_refused(hub: HubServer, small: dict[str, bytes]) -> None:
