@@ -52,7 +52,7 @@ class FilesReport:
 
     @property
     def status(self) -> Status:
-        """``verified`` only when all files of the model are, and the tensor table is as the config asks for."""
+        """``verified`` only when every file of the model is, and the tensor table fits the config."""
         found = {check.status for check in self.files}
         if self.problem is not None or "damaged" in found:
             return "damaged"
