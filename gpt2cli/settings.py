@@ -33,6 +33,10 @@ from gpt2cli.options import (
 Value = str | int | float | bool
 
 LOCK_PATIENCE_S = 10.0
+OTHER_VARIABLES = frozenset(
+    f"GPT2CLI_{name}" for name in ("HOME", "NATIVE", "NATIVE_LIBRARY", "SHARED", "REQUIRE_SHARED", "UPDATE")
+)
+"""What may stand in the environment besides the settings; the last three are of the tests."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,6 +113,19 @@ class Settings:
 def environment_name(key: str) -> str:
     """The environment variable of a key: ``top_k`` is ``GPT2CLI_TOP_K``."""
     return f"GPT2CLI_{key.upper()}"
+
+
+def unknown_variables(environ: Mapping[str, str]) -> list[str]:
+    """The variables whose names begin as ours and mean nothing: a setting that was misspelt."""
+    known = OTHER_VARIABLES | {environment_name(key) for key in KEYS}
+    return sorted(
+        name
+        for name, value in environ.items()
+        if value
+        and name.startswith("GPT2CLI_")
+        and not name.startswith("GPT2CLI_TEST_")
+        and name not in known
+    )
 
 
 def known_key(text: str) -> str:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import difflib
 import os
 import sys
 import traceback
@@ -25,7 +27,8 @@ from gpt2cli.cli import pull as pull_module
 from gpt2cli.cli import score as score_module
 from gpt2cli.cli import train as train_module
 from gpt2cli.cli import verify as verify_module
-from gpt2cli.errors import Gpt2cliError, InvalidOption, ReaderGone, Signalled
+from gpt2cli.errors import Gpt2cliError, InvalidOption, ReaderGone, Signalled, UsageError
+from gpt2cli.settings import KEYS, Settings, environment_name, unknown_variables
 from gpt2cli.terminal.streams import Terminal
 
 PROGRAM = "gpt2cli"
@@ -95,12 +98,29 @@ def main(argv: Sequence[str] | None = None, terminal: Terminal | None = None) ->
         with warnings.catch_warnings(), terminal.signals:
             if not debug:
                 warnings.simplefilter("ignore")
+            _warn_of_variables(terminal, arguments)
             code = app(args=arguments, prog_name=PROGRAM, standalone_mode=False, obj=terminal)
         return code if isinstance(code, int) else 0
     except BaseException as error:
         if debug:
             terminal.traceback(traceback.format_exc())
         return _report(terminal, error)
+
+
+def _warn_of_variables(terminal: Terminal, arguments: Sequence[str]) -> None:
+    """One line for variables that look like settings and are none; nothing where it is to be quiet."""
+    unknown = unknown_variables(terminal.environ)
+    if not unknown or {"-q", "--quiet"} & set(arguments):
+        return
+    with contextlib.suppress(UsageError):
+        # What is wrong with the settings the command itself says.
+        if Settings.load(terminal.environ).value("quiet"):
+            return
+    known = [environment_name(key) for key in KEYS]
+    near = difflib.get_close_matches(unknown[0], known, n=1, cutoff=0.75)
+    more = f"; did you mean {near[0]}?" if near and len(unknown) == 1 else ""
+    plural = "mean" if len(unknown) > 1 else "means"
+    terminal.warn(f"{', '.join(unknown[:5])} in the environment {plural} nothing to {PROGRAM}{more}")
 
 
 def _report(terminal: Terminal, error: BaseException) -> int:
