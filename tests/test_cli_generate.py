@@ -314,3 +314,20 @@ def test_reference_answer() -> None:
         assert outcome.out.removesuffix("\n") == expected[: 128 - len(prompt)]
         slid = generate(folder / "hf", "--greedy", "--stop", "\n", "--overflow", "slide", "-p", prompt)
         assert slid.code == 0 and slid.out.startswith(expected[: 128 - len(prompt)])
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (("generate", "--top-k", "x"), "--top-k: 'x' is not a whole number"),
+        (("generate", "--temp", "abc"), "--temperature: 'abc' is not a number"),
+        (("generate", "--precision", "fp9"), "--precision: 'fp9' is not one of 'auto', 'fp32'"),
+        (("compare", "--seed", "1.5"), "--seed: '1.5' is not a whole number"),
+        (("gc", "--days", "-1"), "--days: '-1' is less than 0"),
+    ],
+)
+def test_a_value_that_cannot_be_read_is_said_in_our_words(arguments: tuple[str, ...], says: str) -> None:
+    """pydantic's "Input should be a valid integer, unable to parse string as an integer" came through."""
+    outcome = call(*arguments)
+    assert outcome.code == 2 and outcome.err.startswith(f"error: {says}")
+    assert f"hint: see gpt2cli {arguments[0]} --help" in outcome.err

@@ -28,6 +28,7 @@ from gpt2cli.cli import score as score_module
 from gpt2cli.cli import train as train_module
 from gpt2cli.cli import verify as verify_module
 from gpt2cli.errors import Gpt2cliError, InvalidOption, ReaderGone, Signalled, UsageError
+from gpt2cli.options import shown
 from gpt2cli.settings import KEYS, Settings, environment_name, unknown_variables
 from gpt2cli.terminal.streams import Terminal
 
@@ -134,7 +135,7 @@ def _report(terminal: Terminal, error: BaseException) -> int:
         terminal.error(error, error.hint)
         return error.exit_code
     if isinstance(error, typer.TyperException):
-        terminal.error(Gpt2cliError(error.format_message()), _usage_hint(error))
+        terminal.error(Gpt2cliError(_refused_value(error) or error.format_message()), _usage_hint(error))
         return error.exit_code
     if isinstance(error, KeyboardInterrupt | typer.Abort):
         return 130
@@ -150,6 +151,25 @@ def _report(terminal: Terminal, error: BaseException) -> int:
     message = f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
     terminal.error(Gpt2cliError(message), "this is a defect of gpt2cli; --debug shows where")
     return 1
+
+
+def _refused_value(error: typer.TyperException) -> str | None:
+    """What is wrong with an option's value, in our words; None where Typer did not read it by pydantic."""
+    errors = getattr(error.__cause__, "errors", None)
+    if errors is None or not isinstance(error, typer.BadParameter):
+        return None
+    first = errors()[0]
+    kind, value, limits = first["type"], shown(first["input"]), first.get("ctx", {})
+    if kind.startswith(("int_", "float_", "bool_")):
+        what = {"int": "a whole number", "float": "a number", "bool": "true or false"}
+        reason = f"{value} is not {what[kind.partition('_')[0]]}"
+    elif kind in ("greater_than_equal", "less_than_equal"):
+        less = kind == "greater_than_equal"
+        reason = f"{value} is {'less' if less else 'more'} than {limits['ge' if less else 'le']}"
+    else:
+        reason = first["msg"].removeprefix("Value error, ").removesuffix(".")
+    names = getattr(error.param, "opts", None) or [getattr(error.param, "human_readable_name", "a value")]
+    return f"{max(names, key=len)}: {reason}"
 
 
 def _usage_hint(error: typer.TyperException) -> str:
