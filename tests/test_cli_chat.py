@@ -283,6 +283,22 @@ def test_an_interrupt_while_a_turn_is_tokenised(model: Path) -> None:
     assert talk.last is not None and talk.last.completion_tokens <= 1
 
 
+def test_a_warning_stands_on_a_line_of_its_own(model: Path) -> None:
+    """That the session cannot be saved is known before the answer's line has ended, and stood in it."""
+    sessions_dir().parent.mkdir(parents=True, exist_ok=True)
+    sessions_dir().write_text("a file where the folder should be")
+    screen = Tty()
+    terminal = Terminal(io.BytesIO(), screen, screen, environ={"NO_COLOR": "1"})
+    engine = Engine.load(model)
+    talk = conversation(engine, session=Session("mine"), warn=terminal.warn)
+    assert run_plain(terminal, talk, ["words"], as_json=False, sanitize=True) == 0
+    lines = screen.getvalue().decode().splitlines()
+    assert (
+        talk.tree.current is not None and lines[0].strip() == OneLine().push(talk.tree.current.answer).strip()
+    )
+    assert lines[1].startswith("warning: the session cannot be saved")
+
+
 def test_the_reader_goes_away(model: Path) -> None:
     lines = b"words\n" * 500
     done = subprocess.run(
