@@ -236,3 +236,10 @@ def test_special_tokens_are_read_by_all(tmp_path: Path) -> None:
         for prompt in ("<|endoftext|>", "")
     ]
     assert words[0]["words"] == words[1]["words"]
+
+
+@pytest.mark.parametrize("length", [70, 7000])
+def test_a_prompt_that_does_not_fit(pair: tuple[str, str], length: int) -> None:
+    """The hint named --overflow, which compare has not."""
+    outcome = compare("-m", pair[0], "-p", "x" * length)
+    assert outcome.code == 6 and outcome.err.endswith("hint: shorten the prompt\n"), outcome.err
