@@ -172,7 +172,8 @@ def text_line(record: Any, totals: Totals, *, aligned: bool, width: int) -> str:
 
 def totals_lines(totals: Totals, windows: Mapping[str, int] | None) -> Iterable[str]:
     """The figures of one text, for a person or a pipe."""
-    yield _figure("tokens", f"{totals.tokens}", f"{totals.unscored} not scored" if totals.unscored else "")
+    whole = totals.tokens + totals.unscored
+    yield _figure("tokens scored", f"{totals.tokens}", f"of {whole}" if totals.unscored else "")
     yield _figure("nll", f"{totals.nll:.4f}", "nats")
     for name, value, note in (
         ("nll per token", totals.mean_nll, "nats"),
