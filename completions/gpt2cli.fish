@@ -170,7 +170,7 @@ complete -c gpt2cli -n '__gpt2cli_at flag score' -l top -r -f -d 'With each toke
 complete -c gpt2cli -n '__gpt2cli_at flag score' -l plot -r -F -d 'Draw surprisal, and probability by position: .svg, .png'
 complete -c gpt2cli -n '__gpt2cli_at flag score' -l json -d 'One JSON document'
 complete -c gpt2cli -n '__gpt2cli_at flag score' -l jsonl -d 'JSON events, one a line: token, text, choices, summary'
-complete -c gpt2cli -n '__gpt2cli_at flag score' -l output -s o -r -F -d 'Write to FILE, whole or not at all; - is stdout'
+complete -c gpt2cli -n '__gpt2cli_at flag score' -l output -s o -r -F -d 'Write to FILE, whole or not at all; .json and .jsonl as --json and --jsonl'
 complete -c gpt2cli -n '__gpt2cli_at flag score' -l no-resume -d 'Begin a long file anew, not where a run was broken off'
 complete -c gpt2cli -n '__gpt2cli_at flag score' -l quiet -s q -d 'No notes and warnings on stderr'
 complete -c gpt2cli -n '__gpt2cli_at flag score' -l device -r -f -a 'auto cpu cuda mps' -d 'Where to run'

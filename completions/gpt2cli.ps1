@@ -142,8 +142,8 @@ Register-ArgumentCompleter -Native -CommandName gpt2cli -ScriptBlock {
         @{Of = 'score'; What = 'flag'; Name = '--plot'; Help = 'Draw surprisal, and probability by position: .svg, .png'; Kind = 'file'; Words = @()}
         @{Of = 'score'; What = 'flag'; Name = '--json'; Help = 'One JSON document'; Kind = ''; Words = @()}
         @{Of = 'score'; What = 'flag'; Name = '--jsonl'; Help = 'JSON events, one a line: token, text, choices, summary'; Kind = ''; Words = @()}
-        @{Of = 'score'; What = 'flag'; Name = '--output'; Help = 'Write to FILE, whole or not at all; - is stdout'; Kind = 'file'; Words = @()}
-        @{Of = 'score'; What = 'flag'; Name = '-o'; Help = 'Write to FILE, whole or not at all; - is stdout'; Kind = 'file'; Words = @()}
+        @{Of = 'score'; What = 'flag'; Name = '--output'; Help = 'Write to FILE, whole or not at all; .json and .jsonl as --json and --jsonl'; Kind = 'file'; Words = @()}
+        @{Of = 'score'; What = 'flag'; Name = '-o'; Help = 'Write to FILE, whole or not at all; .json and .jsonl as --json and --jsonl'; Kind = 'file'; Words = @()}
         @{Of = 'score'; What = 'flag'; Name = '--no-resume'; Help = 'Begin a long file anew, not where a run was broken off'; Kind = ''; Words = @()}
         @{Of = 'score'; What = 'flag'; Name = '--quiet'; Help = 'No notes and warnings on stderr'; Kind = ''; Words = @()}
         @{Of = 'score'; What = 'flag'; Name = '-q'; Help = 'No notes and warnings on stderr'; Kind = ''; Words = @()}

@@ -440,3 +440,24 @@ def test_bos_before_a_cloze(tiny_model: Path, tmp_path: Path) -> None:
         for bos in ((), ("--bos",))
     ]
     assert found[0] != pytest.approx(found[1])
+
+
+@pytest.mark.parametrize("flags", [(), ("--tokens",), ("--choices", " a, b")], ids=str)
+def test_the_suffix_decides(tmp_path: Path, flags: tuple[str, ...]) -> None:
+    """`score -o x.json` wrote text, where `inspect` wrote JSON; a flag comes before the suffix."""
+    for name in ("x.json", "x.JSONL", "x.txt"):
+        assert call("score", *flags, "-o", tmp_path / name, TEXT).code == 0
+    assert json.loads((tmp_path / "x.json").read_text())["model"] == "tiny"
+    lines = [json.loads(line) for line in (tmp_path / "x.JSONL").read_text().splitlines()]
+    assert lines[-1]["event"] == "summary"
+    assert not (tmp_path / "x.txt").read_text().startswith("{")
+    assert call("score", *flags, "--jsonl", "-o", tmp_path / "y.json", TEXT).code == 0
+    assert json.loads((tmp_path / "y.json").read_text().splitlines()[-1])["event"] == "summary"
+
+
+def test_how_many_tokens_were_scored() -> None:
+    """It said "tokens 10, 1 not scored", which could mean nine."""
+    total = call("score", "--json", TEXT).document["total"]
+    tokens, unscored = total["tokens"], total["unscored_tokens"]
+    line = next(line for line in call("score", TEXT).out.splitlines() if line.startswith("tokens"))
+    assert line.split() == ["tokens", "scored", str(tokens), "of", str(tokens + unscored)]

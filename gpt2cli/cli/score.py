@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 
 from gpt2cli.cli import params
+from gpt2cli.cli.formats import format_of
 from gpt2cli.cli.loading import FoundModel, find_model, load_engine, start
 from gpt2cli.cli.records import Source, open_source, says_jsonl
 from gpt2cli.errors import UsageError
@@ -156,7 +157,16 @@ def score(
     jsonl: Annotated[
         bool, _flag(_SHOWN, "--jsonl", help="JSON events, one a line: token, text, choices, summary.")
     ] = False,
-    output: params.OutputFile = None,
+    output: Annotated[
+        Path | None,
+        _value(
+            _SHOWN,
+            "--output",
+            "-o",
+            metavar="FILE",
+            help="Write to FILE, whole or not at all; .json and .jsonl as --json and --jsonl. - is stdout.",
+        ),
+    ] = None,
     no_resume: Annotated[
         bool, _flag(_SHOWN, "--no-resume", help="Begin a long file anew, not where a run was broken off.")
     ] = False,
@@ -235,7 +245,9 @@ def _options(flags: Mapping[str, Any]) -> ScoreOptions:
     for option, low in (("top", 0), ("limit", 1), ("batch_tokens", 1)):
         if flags[option] is not None:
             check_whole(option, flags[option], low, 10**7, f"{low} to {10**7}")
-    output = flags["output"]
+    output = None if flags["output"] is None or str(flags["output"]) == "-" else flags["output"]
+    named = flags["json"] or flags["jsonl"]
+    by_suffix = "text" if named else format_of(output)
     options = ScoreOptions(
         many=flags["lines"] or records,
         records=records,
@@ -254,9 +266,9 @@ def _options(flags: Mapping[str, Any]) -> ScoreOptions:
         tokens=flags["tokens"] or flags["top"] is not None,
         top=flags["top"] or 0,
         plot=flags["plot"],
-        json=flags["json"],
-        jsonl=flags["jsonl"],
-        output=None if output is None or str(output) == "-" else output,
+        json=flags["json"] or by_suffix == "json",
+        jsonl=flags["jsonl"] or by_suffix == "jsonl",
+        output=output,
         resume=not flags["no_resume"],
         batch_tokens=flags["batch_tokens"],
     )
