@@ -12,8 +12,17 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 
 from gpt2cli.cli import params
-from gpt2cli.cli.loading import FoundModel, find_model, load_engine, start, tokenizer_of
-from gpt2cli.cli.records import Record, Source, open_source, read_lines, read_records, says_jsonl
+from gpt2cli.cli.loading import FoundModel, encode_text, find_model, load_engine, start, tokenizer_of
+from gpt2cli.cli.records import (
+    Record,
+    Source,
+    at_record,
+    open_source,
+    read_lines,
+    read_records,
+    says_jsonl,
+    some_records,
+)
 from gpt2cli.errors import PromptTooLong, UsageError
 from gpt2cli.files import check_writable, write_atomically
 from gpt2cli.options import check_whole
@@ -174,15 +183,13 @@ class _Run:
     def _texts(self) -> Iterator[tuple[Record, list[int]]]:
         """The texts, as ids that fit the context. Raises `UsageError`, `PromptTooLong`."""
         config, bad = self.engine.config, 0
-        if self.flags["bos"] and config.bos_token_id is None:
-            raise UsageError("--bos: the model has no bos token")
-        for record in self._records():
+        special = bool(self.flags["special_tokens"])
+        for record in some_records(self._records(), self.source.name):
             bad += record.bad
             if record.bad and self.flags["strict"]:
                 raise UsageError(f"{self.source.name}: {record.place} has bytes that are NUL or no UTF-8")
-            ids = self.engine.encode(record.text, special_tokens=bool(self.flags["special_tokens"]))
-            if self.flags["bos"] and config.bos_token_id is not None and record.text:
-                ids = [config.bos_token_id, *ids]
+            with at_record(record):
+                ids = encode_text(self.engine, record.text, bos=self.flags["bos"], special_tokens=special)
             if self.flags["truncate"]:
                 ids = ids[-config.n_positions :]
             if len(ids) > config.n_positions:
@@ -205,8 +212,6 @@ class _Run:
         return iter([Record(0, "".join(piece.text for piece in pieces), bad=bad)])
 
     def _write(self, path: Path, found: Sequence[Features], options: FeatureOptions) -> None:
-        if not found:
-            raise UsageError(f"{self.source.name} holds no text")
         kind = path.suffix.lower()
         if kind == ".jsonl":
             write_atomically(path, "".join(map(_line, found)))

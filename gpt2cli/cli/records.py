@@ -6,7 +6,7 @@ import codecs
 import contextlib
 import json
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from io import BytesIO
 from pathlib import Path
@@ -188,6 +188,25 @@ def read_records(
             raise UsageError(f"{where}: the field {shown(found)} is not a text")
         text, bad = _BAD.subn("\ufffd", data[found])
         yield Record(line.index, text, data.get("id"), data, line.end, line.bad + bad)
+
+
+def some_records(found: Iterable[Record], name: str) -> Iterator[Record]:
+    """``found``, of which there must be one at least. Raises `UsageError`."""
+    empty = True
+    for record in found:
+        empty = False
+        yield record
+    if empty:
+        raise UsageError(f"{name} holds no text")
+
+
+@contextlib.contextmanager
+def at_record(record: Record) -> Iterator[None]:
+    """A `UsageError` of the block names the line that it is about."""
+    try:
+        yield
+    except UsageError as error:
+        raise UsageError(f"{record.place}: {error}", hint=error.hint) from None
 
 
 def says_jsonl(file: Path | None) -> bool:

@@ -20,8 +20,8 @@ from gpt2cli.analysis.tasks import (
     score_cloze,
 )
 from gpt2cli.cli import score_output as show
-from gpt2cli.cli.loading import FoundModel, tokenizer_of
-from gpt2cli.cli.records import Record, read_lines, read_records
+from gpt2cli.cli.loading import FoundModel, encode_text, tokenizer_of
+from gpt2cli.cli.records import Record, at_record, read_lines, read_records, some_records
 from gpt2cli.cli.score import Job
 from gpt2cli.core.engine import Engine
 from gpt2cli.errors import UsageError
@@ -63,11 +63,8 @@ class _Run:
 
     def encode_context(self, text: str) -> list[int]:
         """The ids of a beginning, with bos where it is asked for, or where there is no other."""
-        bos = self.engine.config.bos_token_id
-        ids = self.encode(text)
-        if bos is not None and (self.options.bos or not ids):
-            return [bos, *ids]
-        return ids
+        options = self.options
+        return encode_text(self.engine, text, bos=options.bos, special_tokens=options.special_tokens)
 
     def records(self) -> Iterator[Record]:
         """The texts, with their progress on stderr."""
@@ -78,7 +75,7 @@ class _Run:
             found = (record for record in read_lines(source.read, source.name) if record.text.strip())
         else:
             found = self._whole()
-        for record in islice(found, self.options.limit):
+        for record in islice(some_records(found, source.name), self.options.limit):
             self._bad += record.bad
             if record.bad and self.options.strict:
                 raise UsageError(f"{source.name}: {record.place} has bytes that are NUL or no UTF-8")
@@ -135,9 +132,8 @@ def run_choices(job: Job, found: FoundModel, engine: Engine) -> None:
 
     def ranked() -> Iterator[tuple[Record, list[Choice]]]:
         for record in run.records():
-            context = run.encode_context(record.text)
-            if not context:
-                raise UsageError(f"{record.place}: the text is empty, and the model has no bos token")
+            with at_record(record):
+                context = run.encode_context(record.text)
             yield record, rank_choices(engine, context, texts, followers, options.normalize, run.batcher)
 
     run.put(lambda: _put_choices(run, ranked()))
@@ -216,8 +212,6 @@ def _lambada(run: _Run) -> None:
             items.append(_word_document(word))
         if run.options.jsonl:
             run.rows.write(json_line({"event": "passage", **items.pop()}))
-    if not result.passages:
-        raise UsageError(f"{run.job.source.name} holds no passages")
     _put_result(run, "lambada", result.document(), items)
 
 
@@ -254,8 +248,6 @@ def _cloze(run: _Run) -> None:
             items.append(document)
         elif run.options.jsonl:
             run.rows.write(json_line({"event": "cloze", **document}))
-    if not count:
-        raise UsageError(f"{run.job.source.name} holds no texts with a gap")
     accuracy = right / known if known else None
     result = {"texts": count, "with_answer": known, "accuracy": accuracy, "truncated_texts": cut}
     _put_result(run, "cloze", result, items)
