@@ -211,7 +211,6 @@ def test_tasks(tmp_path: Path) -> None:
     ("arguments", "stdin", "code"),
     [
         (("x",), b"", 2),
-        ((), b"", 2),
         (("--json", "--jsonl", "a b"), b"", 2),
         (("--stride", "0", "a b"), b"", 2),
         (("--window", "514", "a b"), b"", 2),
