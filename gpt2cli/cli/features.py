@@ -29,6 +29,7 @@ from gpt2cli.options import check_whole
 from gpt2cli.terminal.jsonout import json_line
 from gpt2cli.terminal.streams import Terminal
 from gpt2cli.text.pieces import read_pieces
+from gpt2cli.text.reading import bad_bytes
 
 if TYPE_CHECKING:
     from gpt2cli.analysis.features import FeatureOptions, Features
@@ -187,7 +188,7 @@ class _Run:
         for record in some_records(self._records(), self.source.name):
             bad += record.bad
             if record.bad and self.flags["strict"]:
-                raise UsageError(f"{self.source.name}: {record.place} has bytes that are NUL or no UTF-8")
+                raise UsageError(bad_bytes(f"{self.source.name}: {record.place}", record.bad))
             with at_record(record):
                 ids = encode_text(self.engine, record.text, bos=self.flags["bos"], special_tokens=special)
             if self.flags["truncate"]:
@@ -199,7 +200,7 @@ class _Run:
                 )
             yield record, ids
         if bad:
-            self.terminal.warn(f"{self.source.name} has bytes that are NUL or no UTF-8; replaced")
+            self.terminal.warn(f"{bad_bytes(self.source.name, bad)}; replaced")
 
     def _records(self) -> Iterator[Record]:
         source, flags = self.source, self.flags

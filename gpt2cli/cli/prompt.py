@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from gpt2cli.errors import UsageError
 from gpt2cli.terminal.streams import Terminal
+from gpt2cli.text.reading import bad_bytes, clean, decode, without_final_newline, without_mark
 
 MAX_PROMPT_BYTES = 32 * 2**20
-_BAD = re.compile("[\x00\ud800-\udfff]")
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,8 +75,8 @@ def read_lines(terminal: Terminal, *, strict: bool) -> Iterator[str]:
     """Each line of stdin, cleaned as a prompt is, as it comes. Raises `UsageError`, `Gpt2cliError`."""
     for number, line in enumerate(terminal.lines(MAX_PROMPT_BYTES), 1):
         if number == 1:
-            line = line.removeprefix(b"\xef\xbb\xbf")
-        yield _clean(terminal, line.decode("utf-8", "surrogateescape"), f"line {number}", strict)
+            line = without_mark(line)
+        yield _clean(terminal, decode(line), f"line {number}", strict)
 
 
 def _join(parts: Sequence[str]) -> str:
@@ -105,19 +104,14 @@ def _capped(data: bytes, source: str) -> bytes:
 
 
 def _decode(data: bytes) -> str:
-    """Bytes as text, without a byte-order mark and one final newline; a bad byte is a lone surrogate."""
-    text = data.removeprefix(b"\xef\xbb\xbf").decode("utf-8", "surrogateescape")
-    return text.removesuffix("\n").removesuffix("\r") if text.endswith("\r\n") else text.removesuffix("\n")
+    return without_final_newline(decode(without_mark(data)))
 
 
 def _clean(terminal: Terminal, text: str, source: str, strict: bool) -> str:
     """``text`` with NUL and what is no UTF-8 replaced by U+FFFD, and a warning; ``strict`` refuses it."""
-    bad = len(_BAD.findall(text))
-    if not bad:
-        return text
-    what = "a byte that is" if bad == 1 else f"{bad} bytes that are"
-    message = f"{source} has {what} NUL or no UTF-8"
-    if strict:
-        raise UsageError(message)
-    terminal.warn(f"{message}; replaced")
-    return _BAD.sub("\ufffd", text)
+    cleaned, bad = clean(text)
+    if bad and strict:
+        raise UsageError(bad_bytes(source, bad))
+    if bad:
+        terminal.warn(f"{bad_bytes(source, bad)}; replaced")
+    return cleaned

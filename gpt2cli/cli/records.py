@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import codecs
 import contextlib
 import json
-import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from io import BytesIO
@@ -16,11 +14,11 @@ from gpt2cli.cli.prompt import clean_typed, named_sources
 from gpt2cli.errors import UsageError
 from gpt2cli.options import shown
 from gpt2cli.terminal.streams import Terminal
+from gpt2cli.text.reading import clean, decode, without_mark
 
 MAX_LINE_BYTES = 32 * 2**20
 BLOCK_BYTES = 2**16
 JSONL_SUFFIXES = (".jsonl", ".ndjson")
-_BAD = re.compile("[\x00\ud800-\udfff]")
 
 Read = Callable[[int], bytes]
 
@@ -88,7 +86,7 @@ def _joined(before: Read, after: Read, joint: bytes) -> Read:
                 return data
             first = False
             wanted = last != b"\n" if joint == b"\n" else not last.isspace()
-            data = after(max(limit, 3)).removeprefix(codecs.BOM_UTF8)
+            data = without_mark(after(max(limit, 3)))
             return joint + data if last and wanted else data
         return after(limit)
 
@@ -148,16 +146,11 @@ def read_lines(read: Read, name: str, *, offset: int = 0, index: int = 0) -> Ite
             lines.pop()
         for number, line in enumerate(lines):
             offset += len(line) + (not ended or number < len(lines) - 1)
-            text, bad = _clean(line if index else line.removeprefix(b"\xef\xbb\xbf"))
+            text, bad = clean(decode(line if index else without_mark(line)).removesuffix("\r"))
             yield Record(index, text, end=offset, bad=bad)
             index += 1
         if len(rest) > MAX_LINE_BYTES:
             raise UsageError(f"{name}: line {index + 1} is longer than {MAX_LINE_BYTES >> 20} MiB")
-
-
-def _clean(line: bytes) -> tuple[str, int]:
-    text = line.decode("utf-8", "surrogateescape").removesuffix("\r")
-    return _BAD.subn("\ufffd", text)
 
 
 def read_records(
@@ -186,7 +179,7 @@ def read_records(
             )
         if not isinstance(data[found], str):
             raise UsageError(f"{where}: the field {shown(found)} is not a text")
-        text, bad = _BAD.subn("\ufffd", data[found])
+        text, bad = clean(data[found])
         yield Record(line.index, text, data.get("id"), data, line.end, line.bad + bad)
 
 

@@ -29,6 +29,7 @@ from gpt2cli.terminal.jsonout import json_line
 from gpt2cli.terminal.progress import Meter, make_meter
 from gpt2cli.terminal.table import aligned, tab_separated
 from gpt2cli.text.pieces import read_pieces
+from gpt2cli.text.reading import bad_bytes
 
 METER_AFTER_S = 1.0
 
@@ -78,7 +79,7 @@ class _Run:
         for record in islice(some_records(found, source.name), self.options.limit):
             self._bad += record.bad
             if record.bad and self.options.strict:
-                raise UsageError(f"{source.name}: {record.place} has bytes that are NUL or no UTF-8")
+                raise UsageError(bad_bytes(f"{source.name}: {record.place}", record.bad))
             self._show_progress(record.end)
             yield record
 
@@ -111,7 +112,7 @@ class _Run:
                 self.rows.abandon(keep=False)
         self.rows.finish()
         if self._bad:
-            self.job.terminal.warn(f"{self.job.source.name} has bytes that are NUL or no UTF-8; replaced")
+            self.job.terminal.warn(f"{bad_bytes(self.job.source.name, self._bad)}; replaced")
 
     def tail(self) -> dict[str, Any]:
         """The last fields of a document."""

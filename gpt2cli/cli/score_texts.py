@@ -25,6 +25,7 @@ from gpt2cli.terminal.jsonout import json_line
 from gpt2cli.terminal.plots import Panel, save_panels
 from gpt2cli.terminal.progress import Meter, make_meter
 from gpt2cli.text.pieces import read_pieces
+from gpt2cli.text.reading import bad_bytes
 
 METER_AFTER_S = 1.0
 
@@ -202,7 +203,7 @@ class TextRun:
 
     def _note_bad(self, bad: int) -> None:
         if bad and self._options.strict:
-            raise UsageError(f"{self._source.name} has {_bad_bytes(bad)} NUL or no UTF-8")
+            raise UsageError(bad_bytes(self._source.name, bad))
         self._bad += bad
 
     def _one(self) -> Iterator[Window]:
@@ -307,7 +308,7 @@ class TextRun:
     def _finish(self, plot: Surprisal | None) -> None:
         options, totals = self._options, self._total
         if self._bad:
-            self._terminal.warn(f"{self._source.name} has {_bad_bytes(self._bad)} NUL or no UTF-8; replaced")
+            self._terminal.warn(f"{bad_bytes(self._source.name, self._bad)}; replaced")
         if not options.many and not totals.tokens and not self._empty:
             raise UsageError(
                 f"{self._source.name} has a single token, and the first of a text cannot be scored",
@@ -386,10 +387,6 @@ class TextRun:
             self._meter.start(self._source.name, size, offset)
         elif self._meter is not None:
             self._meter.move(offset)
-
-
-def _bad_bytes(count: int) -> str:
-    return "a byte that is" if count == 1 else f"{count} bytes that are"
 
 
 def _panels(name: str, plot: Surprisal) -> list[Panel]:
