@@ -30,6 +30,7 @@ from gpt2cli.terminal.progress import Meter, make_meter
 from gpt2cli.terminal.table import aligned, tab_separated
 from gpt2cli.text.pieces import read_pieces
 from gpt2cli.text.reading import bad_bytes
+from gpt2cli.text.visible import quoted
 
 METER_AFTER_S = 1.0
 
@@ -176,17 +177,18 @@ def _choice_document(choice: Choice) -> dict[str, Any]:
 
 def _put_ranking(run: _Run, record: Record, choices: list[Choice]) -> None:
     """Best first: probability, its share among the choices, log-probability, tokens, the choice."""
+    on_screen = run.job.terminal.stdout_is_terminal and run.options.output is None
     rows = [
         (
             f"{choice.probability:.6g}",
             f"{choice.share:.4f}",
             f"{choice.logprob:.4f}",
             str(len(choice.tokens)),
-            show.shown_token(choice.text),
+            quoted(choice.text) if on_screen else show.written_token(choice.text),
         )
         for choice in choices
     ]
-    if run.job.terminal.stdout_is_terminal and run.options.output is None:
+    if on_screen:
         header = ("probability", "share", "logprob", "tokens", "choice")
         run.rows.write("\n".join(aligned(header, rows, right=(0, 1, 2, 3))) + "\n")
         return
