@@ -13,7 +13,7 @@ import pytest
 import typer
 from support import REPOSITORY, native_available, some_slow
 
-from gpt2cli.cli.app import app
+from gpt2cli.cli.app import command_tree
 
 PACKAGE = REPOSITORY / "gpt2cli"
 BASE = {"errors", "options", "paths", "files", "untrusted"}
@@ -120,7 +120,7 @@ def command_paths() -> Iterator[tuple[str, ...]]:
         for name, below in getattr(command, "commands", {}).items():
             yield from walk(below, (*path, name))
 
-    yield from walk(typer.main.get_command(app), ())
+    yield from walk(typer.main.get_command(command_tree()), ())
 
 
 def modules_loaded_by(*arguments: str | Path, stdin: str = "") -> set[str]:

@@ -2,7 +2,9 @@
 
 The probability of a word is that of its tokens, times that of all tokens after them that do not make the
 word longer. So " law" and " lawyer" are two words whose probabilities can be compared, and the
-probabilities of all words add up to 1. A mark of punctuation and a line break count as words.
+probabilities of all words add up to 1. A mark of punctuation and a line break count as words. What makes the
+last word of the prompt longer is no next word: its probability, which is then missing from the sum, is that
+the prompt does not end where a word does.
 """
 
 from __future__ import annotations
@@ -36,6 +38,7 @@ FLOOR = 1e-6
 
 # Word characters, or a byte of a character that is not whole yet.
 _CONTINUES = re.compile(r"[\w\ufffd]|['\u2019]\w")
+_IN_WORD = re.compile(r"(?:[\w\ufffd]|\w['\u2019])\Z")
 _OPEN = re.compile(r"[^\S\n]*(?:[\w\ufffd]+(?:['\u2019][\w\ufffd]+)*)?")
 
 
@@ -66,6 +69,7 @@ class NextWords:
         self._slots = self._model.new_slots()
         self._prompt = self._slots.new()
         (self._first,) = self._read([(self._prompt, 0, ids)])  # [V]
+        self._in_word = _IN_WORD.search(self._tokenizer.decode(ids)) is not None
 
     def likeliest(self, count: int) -> tuple[list[NextWord], bool]:
         """The ``count`` likeliest words, best first, and whether the search could be finished.
@@ -76,7 +80,8 @@ class NextWords:
         """
         found: Found = {}
         frontier: list[Beginning] = []
-        _push_next(frontier, self._children((), 1.0, self._first))
+        begins = self._first * ~self._longer if self._in_word else self._first
+        _push_next(frontier, self._children((), 1.0, begins))
         expanded = 0
         while True:
             batch: list[tuple[float, Path]] = []

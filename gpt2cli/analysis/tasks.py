@@ -86,11 +86,13 @@ class LambadaResult:
         }
 
 
-def passage(engine: Engine, tag: Any, text: str, encode: Callable[[str], list[int]]) -> Passage:
+def passage(
+    engine: Engine, tag: Any, text: str, encode: Callable[[str], list[int]], before: Sequence[int] = ()
+) -> Passage:
     """``text`` cut before its last word, which is scored with the space before it.
 
-    What does not fit the model's context is left out at the beginning. Raises `UsageError` where there are
-    not two words.
+    ``before`` are tokens that stand before the text, as a bos token. What does not fit the model's context
+    is left out at the beginning, these first. Raises `UsageError` where there are not two words.
     """
     text = text.rstrip()
     cut = max(text.rfind(" "), text.rfind("\n"), text.rfind("\t"))
@@ -100,8 +102,7 @@ def passage(engine: Engine, tag: Any, text: str, encode: Callable[[str], list[in
     room = engine.config.n_positions + 1 - len(target)
     if room < 1:
         raise UsageError(f"{tag}: its last word alone does not fit the model's context")
-    dropped = max(0, len(context) - room)
-    return Passage(tag, context[dropped:], target, dropped)
+    return Passage(tag, [*before, *context][-room:], target, max(0, len(context) - room))
 
 
 def last_words(batcher: Batcher, passages: Iterable[Passage]) -> Iterator[LastWord]:
@@ -176,9 +177,15 @@ def read_cloze(tag: Any, record: Mapping[str, Any], text: str) -> Cloze:
 
 
 def score_cloze(
-    batcher: Batcher, engine: Engine, cloze: Cloze, encode: Callable[[str], list[int]]
+    batcher: Batcher,
+    engine: Engine,
+    cloze: Cloze,
+    encode: Callable[[str], list[int]],
+    first: Sequence[int] = (),
 ) -> ClozeScore:
     """Put each choice into the gap. What is common to all and does not fit is left out at the beginning.
+
+    ``first`` are tokens that stand before the text, as a bos token; they are the first to be left out.
 
     The text is cut before the space that stands before the gap, so that a choice is tokenised as a word
     within the text. Raises `UsageError` where nothing stands before the gap and the model has no bos.
@@ -188,13 +195,12 @@ def score_cloze(
         before, space = before[:-1], before[-1]
     followers = [encode(space + choice + cloze.after) for choice in cloze.choices]
     context = encode(before) if before else []
-    if not context:
+    if not context and not first:
         if engine.config.bos_token_id is None:
             raise UsageError(f"{cloze.tag}: nothing stands before the gap, and the model has no bos token")
         context = [engine.config.bos_token_id]
     room = engine.config.n_positions + 1 - max(map(len, followers))
     if room < 1:
         raise UsageError(f"{cloze.tag}: what follows the gap does not fit the model's context")
-    dropped = max(0, len(context) - room)
-    scores = continuations(batcher, context[dropped:], followers)
-    return ClozeScore(cloze, tuple(-part.nll for part in scores), dropped)
+    scores = continuations(batcher, [*first, *context][-room:], followers)
+    return ClozeScore(cloze, tuple(-part.nll for part in scores), max(0, len(context) - room))

@@ -9,7 +9,7 @@ from typing import Any
 
 from gpt2cli.analysis.explain import Candidate, Explanation, FilterEffect, explain
 from gpt2cli.cli.formats import Output
-from gpt2cli.cli.inspect_report import percent, quoted, token_text
+from gpt2cli.cli.inspect_report import percent
 from gpt2cli.core.engine import Engine
 from gpt2cli.options import GenerateOptions
 from gpt2cli.terminal import page, views
@@ -17,6 +17,7 @@ from gpt2cli.terminal.canvas import SVG_WIDTH, Canvas, draw_svg
 from gpt2cli.terminal.csvout import csv_text
 from gpt2cli.terminal.jsonout import json_line
 from gpt2cli.text.tokenizer import Tokenizer
+from gpt2cli.text.visible import quoted, token_text
 
 LN2 = math.log(2)
 SHOWN_CONTEXT = 40

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from gpt2cli.checkpoint import Checkpoint, open_checkpoint
 from gpt2cli.cli.pull import is_offline, resolve_or_pull
-from gpt2cli.errors import ModelFileError
+from gpt2cli.errors import ModelFileError, UsageError
 from gpt2cli.hub.converted import converted_stem
 from gpt2cli.hub.resolve import ResolvedModel
 from gpt2cli.hub.usage import mark_used
@@ -84,6 +84,19 @@ def load_engine(terminal: Terminal, found: FoundModel) -> Engine:
     if found.resolved.stored is not None:
         mark_used(found.resolved.stored)
     return engine
+
+
+def encode_text(engine: Engine, text: str, *, bos: bool = False, special_tokens: bool = False) -> list[int]:
+    """The ids of a text, at least one, by the one rule of all commands for an empty text.
+
+    It starts from the model's bos token, which ``bos`` puts before any other text too. Raises `UsageError`
+    where the model has no such token, and what `Engine.encode` raises.
+    """
+    start = engine.config.bos_token_id
+    if bos and start is None:
+        raise UsageError("--bos: the model has no bos token")
+    ids = engine.encode(text, special_tokens=special_tokens)
+    return [start, *ids] if bos and text and start is not None else ids
 
 
 def tokenizer_of(engine: Engine) -> Tokenizer:

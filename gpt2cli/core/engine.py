@@ -189,7 +189,7 @@ class Engine:
 
     def _check_bytes(self, prompt: str, options: GenerateOptions) -> None:
         """Refuse, before tokenising it, a prompt that cannot fit."""
-        if options.overflow != "error" or self.tokenizer is None:
+        if options.overflow != "error" or self.tokenizer is None or len(prompt) <= self.config.n_positions:
             return
         longest = self.tokenizer.longest_token
         if longest and len(prompt) > longest * self.config.n_positions:
