@@ -101,7 +101,8 @@ def main(argv: Sequence[str] | None = None, terminal: Terminal | None = None) ->
                 warnings.simplefilter("ignore")
             _warn_of_variables(terminal, arguments)
             first = arguments[0] if arguments else None
-            app = command_tree([first] if first in COMMANDS else COMMANDS)
+            wanted = () if first in ("--version", "-V") else COMMANDS
+            app = command_tree([first] if first in COMMANDS else wanted)
             code = app(args=arguments, prog_name=PROGRAM, standalone_mode=False, obj=terminal)
         return code if isinstance(code, int) else 0
     except BaseException as error:
