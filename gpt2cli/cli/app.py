@@ -21,6 +21,7 @@ from gpt2cli.terminal.streams import Terminal
 
 PROGRAM = "gpt2cli"
 
+
 def _print_version(ctx: typer.Context, value: bool) -> None:
     if value and not ctx.resilient_parsing:
         ctx.obj.write(f"{PROGRAM} {__version__}\n")

@@ -188,8 +188,14 @@ class _Loaded:
     def _layer(self, number: int, filled: dict[str, Matrix]) -> Layer:
         name = f"h.{number}"
         return Layer(
-            *(self._vector(f"{name}.{part}") for part in ("ln_1.weight", "ln_1.bias", "ln_2.weight", "ln_2.bias")),
-            *(filled[f"{name}.{part}.weight"] for part in ("attn.c_attn", "attn.c_proj", "mlp.c_fc", "mlp.c_proj")),
+            *(
+                self._vector(f"{name}.{part}")
+                for part in ("ln_1.weight", "ln_1.bias", "ln_2.weight", "ln_2.bias")
+            ),
+            *(
+                filled[f"{name}.{part}.weight"]
+                for part in ("attn.c_attn", "attn.c_proj", "mlp.c_fc", "mlp.c_proj")
+            ),
             attention_scale=self._checkpoint.config.attention_scale(number),
         )
 

@@ -105,7 +105,9 @@ def check_finite(tensors: Tensors, name: str, directory: Path) -> float:
 def pack(tensors: Tensors, source: Source, kind: Kind, threads: int) -> Array:
     """Convert one matrix; the array has the shape of `packed_shape`."""
     array, dtype = tensors.read(source.tensor)
-    target = np.empty(packed_shape(source, kind), {"F32": np.float32, "U8": np.uint8}.get(_STORED[kind], np.uint16))
+    target = np.empty(
+        packed_shape(source, kind), {"F32": np.float32, "U8": np.uint8}.get(_STORED[kind], np.uint16)
+    )
     panels = len(target)
 
     def part(first: int, last: int) -> None:

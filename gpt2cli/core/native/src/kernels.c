@@ -120,6 +120,21 @@ static void load_any(int type, const void *p, float *y) {
     v_store(y, type == GPT2_F32 ? load_f32(p) : type == GPT2_F16 ? v_load_f16(p) : v_load_bf16(p));
 }
 
+/* Inputs i..i+n of four outputs of a matrix [out, in], of which some may not be there, into four columns of a block. */
+static void widen_four(const gpt2_matrix *w, int output, int present, int i, int n, float *block) {
+    size_t element = bytes_of(w->type), stride = (size_t)w->in * element;
+    const char *row = (const char *)w->data + (size_t)output * stride + (size_t)i * element;
+    int k = 0;
+    for (; present >= 4 && k + LANES <= n; k += LANES) {
+        float lanes[4 * LANES];
+        for (size_t c = 0; c < 4; c++) load_any(w->type, row + c * stride + (size_t)k * element, lanes + c * LANES);
+        for (int part = 0; part < LANES; part += 4) transpose4(lanes + part, LANES, block + (k + part) * PANEL, PANEL);
+    }
+    for (; k < n; k++)
+        for (int c = 0; c < 4; c++)
+            block[k * PANEL + c] = c < present ? widened(w->type, row + (size_t)c * stride + (size_t)k * element) : 0;
+}
+
 /* Inputs i..i+n of a panel as fp32, [n, PANEL]; columns that the matrix does not have are zeros. */
 static void widen_block(const gpt2_matrix *w, int panel, int i, int n, float *block) {
     size_t element = bytes_of(w->type);
@@ -137,16 +152,7 @@ static void widen_block(const gpt2_matrix *w, int panel, int i, int n, float *bl
             for (; c < PANEL; c++) block[c] = 0;
         }
     } else {
-        for (int c = 0; c < PANEL; c++) {
-            const char *row = data + ((size_t)(panel * PANEL + c) * (size_t)w->in + (size_t)i) * element;
-            int k = 0;
-            for (; c < columns && k + LANES <= n; k += LANES) {
-                float lane[LANES];
-                load_any(w->type, row + (size_t)k * element, lane);
-                for (int l = 0; l < LANES; l++) block[(k + l) * PANEL + c] = lane[l];
-            }
-            for (; k < n; k++) block[k * PANEL + c] = c < columns ? widened(w->type, row + (size_t)k * element) : 0;
-        }
+        for (int c = 0; c < PANEL; c += 4) widen_four(w, panel * PANEL + c, columns - c, i, n, block + c);
     }
 }
 
