@@ -178,7 +178,7 @@ class _Transformers:
 
     def _generate(self, ids: torch.Tensor, new: int) -> float:
         started = time.perf_counter()
-        self._model.generate(  # type: ignore[misc]
+        self._model.generate(
             ids,
             attention_mask=torch.ones_like(ids),
             min_new_tokens=new,

@@ -10,10 +10,16 @@ from pathlib import Path
 
 import pytest
 from hypothesis import settings
-from support import make_model
+from support import REPOSITORY, make_model
+
+import gpt2cli
 
 # The models are tiny: a second thread only waits, and spins where the machine is busy. Read when torch loads.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+# Where an installed package is tested, processes started here must not find the one in the current directory.
+if not Path(gpt2cli.__file__).is_relative_to(REPOSITORY):
+    os.environ["PYTHONSAFEPATH"] = "1"
 
 # Where this runs in the background of a script SIGINT is ignored, and so it would be by what is tested.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:

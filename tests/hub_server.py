@@ -166,7 +166,9 @@ class HubServer:
         self.answer: Callable[[dict[str, Any]], Any] = lambda answer: answer
         self.lock = threading.Lock()
         self._hub, self._files = (self._serve(host) for host in ("hub", "files"))
-        self.url, self.files_url = (f"http://127.0.0.1:{s.server_port}" for s in (self._hub, self._files))
+        self.url = f"http://127.0.0.1:{self._hub.server_port}"
+        # By another name: huggingface_hub 1 takes two ports of one host for the same Hub.
+        self.files_url = f"http://localhost:{self._files.server_port}"
 
     def _serve(self, host: str) -> ThreadingHTTPServer:
         handler = type("Handler", (_Handler,), {"hub": self, "host": host})

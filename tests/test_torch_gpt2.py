@@ -16,7 +16,7 @@ from torch import Tensor
 
 from gpt2cli.core.backend import Batch
 from gpt2cli.core.cuda_graph import Pool
-from gpt2cli.core.torch_gpt2 import Slots, TorchBackend, TorchGPT2, choose_device, grouped, whole_texts
+from gpt2cli.core.torch_gpt2 import Slots, TorchBackend, TorchGPT2, choose_device, spans_of, whole_texts
 from gpt2cli.errors import UsageError
 
 TOLERANCE = 1e-5
@@ -111,11 +111,11 @@ class TestBatches:
             model.hidden_states(Batch.of([(0, 3, [1, 2])]))
 
     def test_texts_of_one_length_are_attended_at_once(self) -> None:
-        groups = grouped(whole_texts([[1] * n for n in (5, 5, 3, 3, 3, 1, 2)]))
-        assert [(g.begin, g.tokens, len(g.slots)) for g in groups] == [
+        spans = spans_of(whole_texts([[1] * n for n in (5, 5, 3, 3, 3, 1, 2)]))
+        assert [(g.begin, g.tokens, len(g.slots)) for g in spans] == [
             (0, 5, 2), (10, 3, 3), (19, 1, 1), (20, 2, 1)
         ]  # fmt: skip
-        running = grouped(Batch.of([(4, 7, [1]), (2, 7, [1]), (9, 0, [1]), (3, 0, [1])]))
+        running = spans_of(Batch.of([(4, 7, [1]), (2, 7, [1]), (9, 0, [1]), (3, 0, [1])]))
         assert [(g.slots, g.present) for g in running] == [([4], 7), ([2], 7), ([9, 3], 0)]
 
 

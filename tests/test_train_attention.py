@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import inspect
 from typing import Any
 
 import pytest
@@ -13,6 +14,10 @@ from transformers import GPT2Config, GPT2LMHeadModel
 from gpt2cli.train import attention
 
 attention.register()
+
+# transformers renamed it: 5.24 has both, with a warning at the old one; 5.5 has the old one only.
+NEW_NAME = "cache" in inspect.signature(GPT2LMHeadModel.forward).parameters
+CACHE = "cache" if NEW_NAME else "past_key_values"
 
 
 def model_of(implementation: str, **config: Any) -> GPT2LMHeadModel:
@@ -78,7 +83,7 @@ def test_with_a_cache(reference: str, first: int) -> None:
         expected = model_of(reference).eval()(input_ids=ids, use_cache=False).logits
         model = model_of(attention.NAME).eval()
         begun = model(input_ids=ids[:, :first], use_cache=True)
-        rest = model(input_ids=ids[:, first:], past_key_values=begun.past_key_values, use_cache=True)
+        rest = model(input_ids=ids[:, first:], use_cache=True, **{CACHE: begun[CACHE]})
     logits = torch.cat([begun.logits, rest.logits], 1)
     assert (logits - expected).abs().max() <= 1e-5 * expected.abs().max()
 

@@ -168,7 +168,7 @@ class Slots:
 
 
 @dataclass(frozen=True, slots=True)
-class Group:
+class Span:
     """Texts of a batch that are attended at once: T ``tokens`` each, after ``present`` ones of their slot.
 
     Several only where they are of one length and nothing comes before them.
@@ -181,18 +181,18 @@ class Group:
     slots: list[int]
 
 
-def grouped(batch: Batch) -> list[Group]:
+def spans_of(batch: Batch) -> list[Span]:
     """The texts of ``batch`` in its order."""
     edges = (np.flatnonzero(np.diff(batch.slots)) + 1).tolist()
-    groups: list[Group] = []
+    spans: list[Span] = []
     for begin, end in itertools.pairwise([0, *edges, len(batch)]):
         slot, present = int(batch.slots[begin]), int(batch.positions[begin])
-        last = groups[-1] if groups else None
+        last = spans[-1] if spans else None
         if last and (last.tokens, last.present, present) == (end - begin, 0, 0):
             last.slots.append(slot)
         else:
-            groups.append(Group(begin, end - begin, present, [slot]))
-    return groups
+            spans.append(Span(begin, end - begin, present, [slot]))
+    return spans
 
 
 class SlotAttention:
@@ -208,47 +208,47 @@ class SlotAttention:
     ) -> None:
         self._config, self._slots = model.config, slots
         self._observe, self._watched = observe, watched
-        groups = grouped(batch)
-        if slots is None and any(group.present for group in groups):
+        spans = spans_of(batch)
+        if slots is None and any(span.present for span in spans):
             raise ValueError("without slots a text begins with its first token")
         if slots is not None:
-            for group in groups:
-                for slot in group.slots:
-                    slots.reserve(slot, group.present + group.tokens, group.present)
-        self._groups = [(group, _mask(group, model.device)) for group in groups]
+            for span in spans:
+                for slot in span.slots:
+                    slots.reserve(slot, span.present + span.tokens, span.present)
+        self._spans = [(span, _mask(span, model.device)) for span in spans]
 
     def __call__(self, layer: int, qkv: Tensor) -> Tensor:
         """qkv: [N, 3, H, Dh] -> [N, D]"""
-        contexts = [self._attend(layer, qkv, group, mask) for group, mask in self._groups]
+        contexts = [self._attend(layer, qkv, span, mask) for span, mask in self._spans]
         return contexts[0] if len(contexts) == 1 else torch.cat(contexts)
 
-    def _attend(self, layer: int, qkv: Tensor, group: Group, mask: Tensor | None) -> Tensor:
-        texts, length = len(group.slots), group.tokens
-        part = qkv[group.begin : group.begin + texts * length]
+    def _attend(self, layer: int, qkv: Tensor, span: Span, mask: Tensor | None) -> Tensor:
+        texts, length = len(span.slots), span.tokens
+        part = qkv[span.begin : span.begin + texts * length]
         # [3, B, H, T, Dh]
         q, keys, values = part.view(texts, length, *qkv.shape[1:]).permute(2, 0, 3, 1, 4)
         if self._slots is not None:
-            end = group.present + length
-            for n, slot in enumerate(group.slots):
+            end = span.present + length
+            for n, slot in enumerate(span.slots):
                 here = self._slots.buffer(slot)[layer, :, :, :end]  # [2, H, S, Dh]
-                here[0, :, group.present :], here[1, :, group.present :] = keys[n], values[n]
-                if group.present:
+                here[0, :, span.present :], here[1, :, span.present :] = keys[n], values[n]
+                if span.present:
                     keys, values = here[:, None]
         scale = self._config.attention_scale(layer)
         if self._observe and layer in self._watched:
             for weights in _attention_weights(q, keys, scale):
                 self._observe(f"h.{layer}.attn.weights", weights)
-        causal = not group.present and length > 1
+        causal = not span.present and length > 1
         context = F.scaled_dot_product_attention(q, keys, values, mask, is_causal=causal, scale=scale)
         return context.transpose(1, 2).reshape(texts * length, -1)
 
 
-def _mask(group: Group, device: torch.device) -> Tensor | None:
+def _mask(span: Span, device: torch.device) -> Tensor | None:
     """[T, S], true where a token may look; None where causality alone, or nothing, is to be masked."""
-    if not group.present or group.tokens == 1:
+    if not span.present or span.tokens == 1:
         return None
-    shape = (group.tokens, group.present + group.tokens)
-    return torch.ones(shape, dtype=torch.bool, device=device).tril(group.present)
+    shape = (span.tokens, span.present + span.tokens)
+    return torch.ones(shape, dtype=torch.bool, device=device).tril(span.present)
 
 
 def _attention_weights(q: Tensor, keys: Tensor, scale: float) -> Tensor:
