@@ -42,8 +42,7 @@ def load(
     """The backend for ``checkpoint`` in ``precision``.
 
     With ``converted`` (`LoadOptions.converted`) matrices that have to be converted are kept there and found
-    again;
-    ``progress`` is told of a conversion. Raises `ModelFileError`, and `Gpt2cliError` without memory.
+    again; ``progress`` is told of a conversion. Raises `ModelFileError`, and `Gpt2cliError` without memory.
     """
     from gpt2cli.core.native.backend import NativeBackend
 
