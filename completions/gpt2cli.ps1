@@ -114,8 +114,8 @@ Register-ArgumentCompleter -Native -CommandName gpt2cli -ScriptBlock {
         @{Of = 'chat'; What = '0'; Name = 'NAME'; Help = 'NAME'; Kind = 'text'; Words = @()}
         @{Of = 'score'; What = 'flag'; Name = '--prompt'; Help = 'The text'; Kind = 'text'; Words = @()}
         @{Of = 'score'; What = 'flag'; Name = '-p'; Help = 'The text'; Kind = 'text'; Words = @()}
-        @{Of = 'score'; What = 'flag'; Name = '--file'; Help = 'Read the text from FILE'; Kind = 'file'; Words = @()}
-        @{Of = 'score'; What = 'flag'; Name = '-f'; Help = 'Read the text from FILE'; Kind = 'file'; Words = @()}
+        @{Of = 'score'; What = 'flag'; Name = '--file'; Help = 'Read the text from FILE, as it is'; Kind = 'file'; Words = @()}
+        @{Of = 'score'; What = 'flag'; Name = '-f'; Help = 'Read the text from FILE, as it is'; Kind = 'file'; Words = @()}
         @{Of = 'score'; What = 'flag'; Name = '--model'; Help = 'A model directory, or a name (gpt2, owner/name); one that is not on this disk is pulled'; Kind = 'model'; Words = @()}
         @{Of = 'score'; What = 'flag'; Name = '-m'; Help = 'A model directory, or a name (gpt2, owner/name); one that is not on this disk is pulled'; Kind = 'model'; Words = @()}
         @{Of = 'score'; What = 'flag'; Name = '--revision'; Help = 'A branch, tag or commit of the model'; Kind = 'text'; Words = @()}
@@ -128,7 +128,8 @@ Register-ArgumentCompleter -Native -CommandName gpt2cli -ScriptBlock {
         @{Of = 'score'; What = 'flag'; Name = '--window'; Help = 'Tokens of a window'; Kind = 'text'; Words = @()}
         @{Of = 'score'; What = 'flag'; Name = '--bos'; Help = 'Put the model''s bos token before each text'; Kind = ''; Words = @()}
         @{Of = 'score'; What = 'flag'; Name = '--eos'; Help = 'Score the end of each text too: the model''s eos token after it'; Kind = ''; Words = @()}
-        @{Of = 'score'; What = 'flag'; Name = '--keep-newline'; Help = 'Keep the final newline of a file or of stdin'; Kind = ''; Words = @()}
+        @{Of = 'score'; What = 'flag'; Name = '--keep-newline'; Help = 'Whether one final newline of a file or of stdin belongs to the text'; Kind = ''; Words = @()}
+        @{Of = 'score'; What = 'flag'; Name = '--drop-newline'; Help = 'Whether one final newline of a file or of stdin belongs to the text'; Kind = ''; Words = @()}
         @{Of = 'score'; What = 'flag'; Name = '--special-tokens'; Help = 'Read <|endoftext|> in the prompt as the token, not as text'; Kind = ''; Words = @()}
         @{Of = 'score'; What = 'flag'; Name = '--strict'; Help = 'Bad bytes in the prompt are an error, not replaced with a warning'; Kind = ''; Words = @()}
         @{Of = 'score'; What = 'flag'; Name = '--choices'; Help = 'Rank continuations of the text, each exactly as it stands between commas: mind the space before a word'; Kind = 'text'; Words = @()}
@@ -141,8 +142,8 @@ Register-ArgumentCompleter -Native -CommandName gpt2cli -ScriptBlock {
         @{Of = 'score'; What = 'flag'; Name = '--plot'; Help = 'Draw surprisal, and probability by position: .svg, .png'; Kind = 'file'; Words = @()}
         @{Of = 'score'; What = 'flag'; Name = '--json'; Help = 'One JSON document'; Kind = ''; Words = @()}
         @{Of = 'score'; What = 'flag'; Name = '--jsonl'; Help = 'JSON events, one a line: token, text, choices, summary'; Kind = ''; Words = @()}
-        @{Of = 'score'; What = 'flag'; Name = '--output'; Help = 'Write to FILE, whole or not at all; - is stdout'; Kind = 'file'; Words = @()}
-        @{Of = 'score'; What = 'flag'; Name = '-o'; Help = 'Write to FILE, whole or not at all; - is stdout'; Kind = 'file'; Words = @()}
+        @{Of = 'score'; What = 'flag'; Name = '--output'; Help = 'Write to FILE, whole or not at all; .json and .jsonl as --json and --jsonl'; Kind = 'file'; Words = @()}
+        @{Of = 'score'; What = 'flag'; Name = '-o'; Help = 'Write to FILE, whole or not at all; .json and .jsonl as --json and --jsonl'; Kind = 'file'; Words = @()}
         @{Of = 'score'; What = 'flag'; Name = '--no-resume'; Help = 'Begin a long file anew, not where a run was broken off'; Kind = ''; Words = @()}
         @{Of = 'score'; What = 'flag'; Name = '--quiet'; Help = 'No notes and warnings on stderr'; Kind = ''; Words = @()}
         @{Of = 'score'; What = 'flag'; Name = '-q'; Help = 'No notes and warnings on stderr'; Kind = ''; Words = @()}

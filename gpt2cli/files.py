@@ -1,4 +1,4 @@
-"""Writing a file whole or not at all."""
+"""Writing a file whole or not at all, readable by whom the umask says."""
 
 from __future__ import annotations
 
@@ -50,6 +50,15 @@ def write_atomically(path: Path, content: str | bytes) -> None:
             raise
     except OSError as error:
         raise Gpt2cliError(f"cannot write {path}: {error.strerror or error}") from None
+
+
+def as_created(path: Path) -> None:
+    """Give a file or directory that was made for its owner alone the mode of one that is newly created.
+
+    So safetensors writes its files, and `tempfile` makes its files and directories; who may read a store
+    is the umask's business. Raises `OSError`.
+    """
+    os.chmod(path, (0o777 if path.is_dir() else 0o666) & ~_umask())
 
 
 def _umask() -> int:

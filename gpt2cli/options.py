@@ -19,6 +19,7 @@ Rng = Literal["default", "transformers"]
 Overflow = Literal["error", "truncate", "slide"]
 Device = Literal["auto", "cpu", "cuda", "mps"]
 Precision = Literal["auto", "fp32", "fp16", "bf16", "int8", "int4"]
+BackendName = Literal["auto", "native", "torch"]
 
 MAX_SEED = 2**32 - 1
 DEFAULT_MAX_NEW_TOKENS = 128
@@ -188,9 +189,12 @@ class LoadOptions:
     converted: Path | None = None
     """Weights converted to another precision are kept in files that begin with this path, which must change
     with the checkpoint; without it each load converts."""
+    backend: BackendName = "auto"
+    """What computes; ``auto`` is the native library on a CPU where there is one, else torch."""
 
     def __post_init__(self) -> None:
         check_choice("device", self.device, get_args(Device))
         check_choice("precision", self.precision, get_args(Precision))
+        check_choice("backend", self.backend, get_args(BackendName))
         if self.threads is not None:
             check_whole("threads", self.threads, 1, 1024, "1 to 1024")

@@ -7,11 +7,13 @@ model's generation_config and to `gpt2cli.options`.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import sys
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, cast, get_args
 
 from gpt2cli import paths
@@ -29,6 +31,12 @@ from gpt2cli.options import (
 )
 
 Value = str | int | float | bool
+
+LOCK_PATIENCE_S = 10.0
+OTHER_VARIABLES = frozenset(
+    f"GPT2CLI_{name}" for name in ("HOME", "NATIVE", "NATIVE_LIBRARY", "SHARED", "REQUIRE_SHARED", "UPDATE")
+)
+"""What may stand in the environment besides the settings; the last three are of the tests."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,6 +115,19 @@ def environment_name(key: str) -> str:
     return f"GPT2CLI_{key.upper()}"
 
 
+def unknown_variables(environ: Mapping[str, str]) -> list[str]:
+    """The variables whose names begin as ours and mean nothing: a setting that was misspelt."""
+    known = OTHER_VARIABLES | {environment_name(key) for key in KEYS}
+    return sorted(
+        name
+        for name, value in environ.items()
+        if value
+        and name.startswith("GPT2CLI_")
+        and not name.startswith("GPT2CLI_TEST_")
+        and name not in known
+    )
+
+
 def known_key(text: str) -> str:
     """The key that ``text`` names (``top-k`` or ``top_k``). Raises `UsageError`."""
     key = text.strip().lower().replace("-", "_")
@@ -176,29 +197,63 @@ def read_config_file() -> dict[str, Value]:
 
 
 def set_in_file(key: str, value: Value) -> None:
-    """Write one key, the others kept."""
-    write_config_file({**read_config_file(), key: value})
+    """Write one key, the others and what is said of them kept. Raises `UsageError`, `Gpt2cliError`."""
+    change_config_file({key: value})
 
 
 def unset_in_file(key: str) -> bool:
-    """Remove one key; False when the file does not have it."""
-    values = read_config_file()
-    if key not in values:
+    """Remove one key; False when the file does not have it. Raises as `set_in_file`."""
+    if key not in read_config_file():
         return False
-    del values[key]
-    write_config_file(values)
+    change_config_file({key: None})
     return True
 
 
-def write_config_file(values: Mapping[str, Value]) -> None:
-    """Replace ``config.toml`` in one rename, keys in the order of `KEYS`. Raises `Gpt2cliError`."""
+def change_config_file(values: Mapping[str, Value | None]) -> None:
+    """Write some keys of ``config.toml``, or remove those that are None, in one rename.
+
+    Comments, order and spacing stay; another process that changes the file at the same time waits.
+    Raises `UsageError` for a value or a file that cannot be, `Gpt2cliError` when it cannot be written.
+    """
+    import tomlkit
+
+    texts = {key: None if value is None else _toml(key, value) for key, value in values.items()}
     path = paths.config_file()
-    text = "".join(f"{key} = {_toml(key, values[key])}\n" for key in KEYS if key in values)
+    with _only_writer(path):
+        # What is damaged is said as for any other command.
+        before = read_config_file()
+        document = tomlkit.parse(path.read_bytes()) if path.exists() else tomlkit.document()
+        for key, text in texts.items():
+            if text is not None:
+                value = tomlkit.value(text)
+                if key in before:
+                    value.trivia.comment_ws, value.trivia.comment = _comment_of(document.item(key))
+                document[key] = value
+            elif key in before:
+                del document[key]
+        write_atomically(path, tomlkit.dumps(document))
+
+
+def _comment_of(item: Any) -> tuple[str, str]:
+    """What stands after a value on its line."""
+    return item.trivia.comment_ws, item.trivia.comment
+
+
+@contextlib.contextmanager
+def _only_writer(path: Path) -> Iterator[None]:
+    """Let no other process change ``path`` meanwhile. Raises `Gpt2cliError`."""
+    from filelock import FileLock, Timeout
+
+    lock = paths.state_dir() / "config.lock"
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
+        for folder in (path.parent, lock.parent):
+            folder.mkdir(parents=True, exist_ok=True)
+        with FileLock(lock, timeout=LOCK_PATIENCE_S):
+            yield
+    except Timeout:
+        raise Gpt2cliError(f"cannot write {path}: another process is changing it ({lock})") from None
     except OSError as error:
         raise Gpt2cliError(f"cannot write {path}: {error.strerror or error}") from None
-    write_atomically(path, text)
 
 
 def _toml(key: str, value: Value) -> str:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +35,50 @@ def load_fp32(directory: Path) -> Any:
     from gpt2cli.options import LoadOptions
 
     return Engine.load(directory, LoadOptions(precision="fp32"))
+
+
+def load_torch(directory: Path, precision: str = "fp32") -> Any:
+    """A `TorchGPT2` on the CPU; a pickle is read where there is nothing else."""
+    from gpt2cli.checkpoint import open_checkpoint
+    from gpt2cli.core.torch_gpt2 import load_model
+
+    return load_model(open_checkpoint(directory, allow_pickle=True), precision, "cpu")  # type: ignore[arg-type]
+
+
+def text_logits(model: Any, *texts: Sequence[int]) -> list[Any]:
+    """The logits [T, V] at every place of each text, all read in one batch by a `TorchGPT2`."""
+    from gpt2cli.core.torch_gpt2 import whole_texts
+
+    logits = model.logits(model.hidden_states(whole_texts(texts)))
+    return list(logits.split([len(text) for text in texts]))
+
+
+BACKENDS = ("numpy", "torch", "native")
+"""What an engine may run on in tests: `numpy_gpt2`, and the two of the package."""
+
+
+def load_on(backend: str, directory: Path) -> Any:
+    """An `Engine` in fp32 on one of `BACKENDS`; the test is skipped where that is not available."""
+    from gpt2cli.core.engine import Engine
+    from gpt2cli.options import LoadOptions
+
+    if backend == "numpy":
+        from numpy_gpt2 import load_numpy
+
+        return load_numpy(directory)
+    if backend == "native" and not native_available():
+        pytest.skip("the native library is not available")
+    load = LoadOptions(backend=backend, device="cpu", precision="fp32", threads=1)  # type: ignore[arg-type]
+    return Engine.load(directory, load)
+
+
+def native_available() -> bool:
+    """Whether the package has its native library, and this processor runs it."""
+    try:
+        from gpt2cli.core import native
+    except ImportError:
+        return False
+    return bool(native.available())
 
 
 def shared(*parts: str) -> Path:

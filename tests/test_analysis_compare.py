@@ -62,7 +62,8 @@ def test_the_grid_is_whole_and_each_text_is_what_the_engine_gives(engines: list[
     ]
     assert places == expected
     for run in runs:
-        engine = Engine(engines[run.model].checkpoint, engines[run.model].model, engines[run.model].tokenizer)
+        loaded = engines[run.model]
+        engine = Engine(loaded.checkpoint, loaded.backend, loaded.tokenizer)
         alone = engine.generate(["ab", "The cat"][run.prompt], run.options)
         assert run.choice.text == alone.text
         assert run.seed == (None if run.setting == 0 else [1, 2][run.seed_index])

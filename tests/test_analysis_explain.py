@@ -74,7 +74,7 @@ def test_every_filter_as_transformers(engine: Engine, theirs: GPT2LMHeadModel, n
     pick = random.Random(number)
     given = some_options(pick)
     ids = [pick.randrange(257) for _ in range(pick.randrange(1, 30))] * pick.choice([1, 2])
-    found = explain(engine.model, ids, SamplingOptions(**given), actual=7, top=12)
+    found = explain(engine.backend, ids, SamplingOptions(**given), actual=7, top=12)
 
     with torch.inference_mode():
         scores = theirs(torch.tensor([ids])).logits[:, -1]
@@ -122,27 +122,29 @@ def test_the_token_drawn_is_the_one_generated(engine: Engine, number: int) -> No
     drawn = engine.generate(prompt, options).choices[0].token_ids
     for at in range(len(drawn)):
         ids = [*prompt, *drawn[:at]]
-        found = explain(engine.model, ids, options, seed=options.seed)
+        found = explain(engine.backend, ids, options, seed=options.seed)
         assert found.drawn is not None and found.drawn.token == drawn[at]
         assert found.drawn.after > 0
         assert found.drawn.removed_by is None
 
 
 def test_greedy_leaves_one(engine: Engine) -> None:
-    found = explain(engine.model, [1, 2, 3], SamplingOptions(temperature=0, repetition_penalty=1.5, top_k=5))
+    found = explain(
+        engine.backend, [1, 2, 3], SamplingOptions(temperature=0, repetition_penalty=1.5, top_k=5)
+    )
     assert [effect.option for effect in found.effects] == ["repetition_penalty", "temperature"]
-    assert (found.left, found.effects[-1].removed, found.uniform) == (1, 256, None)
+    assert (found.left, found.effects[-1].removed, found.noise) == (1, 256, None)
     assert found.drawn is not None and found.drawn.after == 1.0
 
 
 def test_nothing_active(engine: Engine) -> None:
-    found: Explanation = explain(engine.model, [1], SamplingOptions(top_k=0))
+    found: Explanation = explain(engine.backend, [1], SamplingOptions(top_k=0))
     assert (found.effects, found.left, found.drawn) == ((), 257, None)
     assert sum(c.after for c in found.candidates) < 1
 
 
 def test_no_room(engine: Engine) -> None:
     """The 65th token of a context of 64 cannot be drawn; the 64th can."""
-    assert explain(engine.model, [1] * 63, SamplingOptions()).position == 63
+    assert explain(engine.backend, [1] * 63, SamplingOptions()).position == 63
     with pytest.raises(PromptTooLong):
-        explain(engine.model, [1] * 64, SamplingOptions())
+        explain(engine.backend, [1] * 64, SamplingOptions())

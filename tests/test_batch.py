@@ -6,10 +6,10 @@ import random
 from pathlib import Path
 
 import pytest
-import torch
-from support import make_model, some_slow
+from support import BACKENDS, load_on, make_model, some_slow
 
-from gpt2cli.core import batch as batch_module
+from gpt2cli.core import memory, scheduler
+from gpt2cli.core.backend import Batch, Floats
 from gpt2cli.core.engine import Engine
 from gpt2cli.core.results import Result
 from gpt2cli.errors import Gpt2cliError, PromptTooLong, UsageError
@@ -18,13 +18,10 @@ from gpt2cli.options import GenerateOptions, LoadOptions
 PROMPTS = ["Once", "A much longer prompt than that", "x", "Dear Sir, I am", "no"]
 
 
-def _load(directory: Path, precision: str = "fp32") -> Engine:
-    return Engine.load(directory, LoadOptions(precision=precision))  # type: ignore[arg-type]
-
-
-@pytest.fixture(scope="module")
-def engine(tmp_path_factory: pytest.TempPathFactory) -> Engine:
-    return _load(make_model(tmp_path_factory.mktemp("model"), std=0.2))
+@pytest.fixture(scope="module", params=BACKENDS)
+def engine(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Engine:
+    engine: Engine = load_on(request.param, make_model(tmp_path_factory.mktemp("model"), std=0.2))
+    return engine
 
 
 def _shown(result: Result) -> list[tuple[str, list[int], str | None]]:
@@ -53,14 +50,11 @@ def test_each_text_is_as_alone(engine: Engine, options: GenerateOptions) -> None
             assert getattr(result.stats, field) == getattr(alone.stats, field)
 
 
-@pytest.mark.parametrize("precision", some_slow(["fp16", "fp32"], 1))
+@pytest.mark.parametrize("precision", some_slow(["auto", "fp32", "bf16", "int8", "int4"], 1))
 def test_trained_weights(precision: str, record_property: pytest.RecordProperty) -> None:
-    """On a model with real distributions; near-ties are counted, and few.
-
-    In int8 there is no such promise: activations are rounded to 8 bits, and a difference in the last bit of a
-    sum can become one of a whole step.
-    """
-    engine = _load(Path(batch_module.__file__).parents[1] / "builtin", precision)
+    """On a model with real distributions; where rows are rounded differently, near-ties are few."""
+    load = LoadOptions(precision=precision, device="cpu")  # type: ignore[arg-type]
+    engine = Engine.load(Path(scheduler.__file__).parents[1] / "builtin", load)
     rng = random.Random(1)
     prompts = [[rng.randrange(300, 4000) for _ in range(rng.randrange(1, 60))] for _ in range(20)]
     options = GenerateOptions(seed=3, max_new_tokens=30)
@@ -82,11 +76,11 @@ def test_logprobs(engine: Engine) -> None:
             assert [token for token, _ in found.top] == [token for token, _ in expected.top]
 
 
-def test_groups(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
-    """More sequences than are decoded together."""
+@pytest.mark.parametrize("rows", [1, 3, 4])
+def test_more_than_run_at_a_time(engine: Engine, monkeypatch: pytest.MonkeyPatch, rows: int) -> None:
     options = GenerateOptions(seed=1, max_new_tokens=9, num_return_sequences=2)
     whole = engine.generate(PROMPTS, options)
-    monkeypatch.setattr(batch_module, "ROWS", 4)
+    monkeypatch.setattr(scheduler, "ROWS", rows)
     assert [_shown(r) for r in engine.generate(PROMPTS, options)] == [_shown(r) for r in whole]
 
 
@@ -111,23 +105,26 @@ def test_nothing_is_generated_when_one_prompt_is_wrong(engine: Engine) -> None:
 
 def test_interrupted(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
     """What was generated so far is kept."""
-    forward, steps = engine.model.forward, []
+    forward, steps = engine.backend.forward, []
 
-    def slow(*args: object, **given: object) -> torch.Tensor:
+    def counted(batch: Batch) -> Floats:
         steps.append(1)
         if len(steps) == 8:
             engine.interrupt()
-        return forward(*args, **given)  # type: ignore[arg-type]
+        return forward(batch)
 
-    monkeypatch.setattr(engine.model, "forward", slow)
+    monkeypatch.setattr(engine.backend, "forward", counted)
     results = engine.generate(PROMPTS, GenerateOptions(seed=1, max_new_tokens=30))
     assert {result.choices[0].finish_reason for result in results} == {"interrupted"}
     assert all(0 < len(result.choices[0].token_ids) < 30 for result in results)
+    monkeypatch.undo()
+    assert engine.generate("x", GenerateOptions(seed=1)).choices[0].finish_reason != "interrupted"
 
 
 def test_too_much_memory(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
-    from gpt2cli.core import weights
-
-    monkeypatch.setattr(weights, "available_memory", lambda: 1000)
+    monkeypatch.setattr(memory, "available_memory", lambda: 1000)
     with pytest.raises(Gpt2cliError, match="memory"):
         engine.generate(PROMPTS, GenerateOptions(max_new_tokens=5))
+    with pytest.raises(Gpt2cliError, match="32 texts at once need"):
+        engine.stream("x", GenerateOptions(max_new_tokens=5, num_return_sequences=100))
+    engine.generate("x", GenerateOptions(max_new_tokens=5))

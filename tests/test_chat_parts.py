@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import io
 import threading
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from cli import Tty
 from hypothesis import given
 from hypothesis import strategies as st
 from prompt_toolkit.completion import CompleteEvent
@@ -30,6 +32,8 @@ from gpt2cli.repl.pictures import (
 from gpt2cli.repl.prompt import StoredHistory, is_unfinished, message_of
 from gpt2cli.repl.status import Status, clipped, short_name, status_line
 from gpt2cli.repl.tree import Tree, Turn
+from gpt2cli.repl.view import View
+from gpt2cli.terminal.streams import Terminal
 
 WHOLE = Status("gpt2-medium", "", "story", 4294967295, 1000, 1024, 123.456)
 
@@ -253,3 +257,14 @@ def test_loader_need_not_be_waited_for() -> None:
     assert loader.running
     go.set()
     assert loader.wait(lambda: False)
+
+
+def test_a_warning_does_not_stand_in_the_answers_line() -> None:
+    screen = Tty()
+    view = View(Terminal(io.BytesIO(), screen, screen, environ={"NO_COLOR": "1", "TERM": "dumb"}))
+    view.begin()
+    view.more("Once upon")
+    view.warn("the disk is full")
+    view.more(" a time")
+    view.end()
+    assert screen.getvalue() == b"Once upon\nwarning: the disk is full\n a time\n"

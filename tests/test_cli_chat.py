@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import random
@@ -16,17 +17,19 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from chats import chat_model
+from chats import chat_model, conversation
 from cli import COMMAND, Outcome, Tty, call, run, start
 from hypothesis import given
 from hypothesis import strategies as st
 from support import REPOSITORY, make_model
 
 from gpt2cli.cli.chat import _chosen
-from gpt2cli.errors import UsageError
-from gpt2cli.repl.plain import OneLine
+from gpt2cli.core.engine import Engine
+from gpt2cli.errors import Interrupted, UsageError
+from gpt2cli.repl.plain import OneLine, run_plain
 from gpt2cli.repl.sessions import Session, list_sessions, sessions_dir
 from gpt2cli.terminal.streams import Terminal
+from gpt2cli.text.tokenizer import Tokenizer
 
 SAY = ("--seed", "7", "--max-new-tokens", "12", "-q")
 LINES = b"Once upon\nand\n\nthe end\n"
@@ -120,9 +123,9 @@ def test_an_error_leaves_the_session_alive(model: Path, line: bytes, code: int) 
 def test_an_error_without_json_is_an_empty_answer(model: Path) -> None:
     outcome = chat(model, *SAY, stdin=b"one\n" + b"x" * 600 + b"\ntwo\n")
     assert outcome.code == 6
-    first, error, second = outcome.out.splitlines()
-    assert error == "" and "512" in outcome.err
-    assert [first, second] == chat(model, *SAY, stdin=b"one\ntwo\n").out.splitlines()
+    first, error, second, end = outcome.out.split("\n")
+    assert error == end == "" and "512" in outcome.err
+    assert [first, second, end] == chat(model, *SAY, stdin=b"one\ntwo\n").out.split("\n")
 
 
 def test_a_full_context_is_said(model: Path) -> None:
@@ -259,6 +262,41 @@ def test_an_interrupt_keeps_the_answer(tmp_path: Path) -> None:
     _, saved = Session.open("mine")
     (turn,) = saved.tree
     assert turn.finish_reason == "interrupted" and len(turn.answer_ids) > 15
+
+
+def test_an_interrupt_while_a_turn_is_tokenised(model: Path) -> None:
+    """It was lost: the answer went on to its last token."""
+
+    class Interrupting(Tokenizer):
+        def encode(self, text: str, *, special_tokens: bool = False) -> list[int]:
+            if text.endswith("now"):
+                os.kill(os.getpid(), signal.SIGINT)
+            return super().encode(text, special_tokens=special_tokens)
+
+    engine = Engine.load(model)
+    assert engine.tokenizer is not None
+    engine.tokenizer = Interrupting(engine.tokenizer._backend)
+    talk = conversation(engine, given={"max_new_tokens": 300, "ignore_eos": True})
+    terminal = Terminal(io.BytesIO(), io.BytesIO(), io.BytesIO(), environ=os.environ)
+    with terminal.signals, pytest.raises(Interrupted):
+        run_plain(terminal, talk, ["now", "never"], as_json=False, sanitize=False)
+    assert talk.last is not None and talk.last.completion_tokens <= 1
+
+
+def test_a_warning_stands_on_a_line_of_its_own(model: Path) -> None:
+    """That the session cannot be saved is known before the answer's line has ended, and stood in it."""
+    sessions_dir().parent.mkdir(parents=True, exist_ok=True)
+    sessions_dir().write_text("a file where the folder should be")
+    screen = Tty()
+    terminal = Terminal(io.BytesIO(), screen, screen, environ={"NO_COLOR": "1"})
+    engine = Engine.load(model)
+    talk = conversation(engine, session=Session("mine"), warn=terminal.warn)
+    assert run_plain(terminal, talk, ["words"], as_json=False, sanitize=True) == 0
+    lines = screen.getvalue().decode().splitlines()
+    assert (
+        talk.tree.current is not None and lines[0].strip() == OneLine().push(talk.tree.current.answer).strip()
+    )
+    assert lines[1].startswith("warning: the session cannot be saved")
 
 
 def test_the_reader_goes_away(model: Path) -> None:

@@ -221,3 +221,25 @@ flags = st.one_of(
 def test_any_command_line(tiny_model: Path, given_flags: list[tuple[str, ...]], text: str) -> None:
     arguments = [part for flag in given_flags for part in flag]
     check(call("compare", "-m", tiny_model, "--max-new-tokens", "3", *arguments, "--", text))
+
+
+def test_special_tokens_are_read_by_all(tmp_path: Path) -> None:
+    """The judges and the next words once read ``<|endoftext|>`` as text where the writer read the token."""
+    twins = [str(make_model(tmp_path / name, std=0.15)) for name in "ab"]
+    flags = ("--special-tokens", "--next", "3", "--seed", "1")
+    document = compare("--json", *models((twins[0], twins[1])), *flags, "-p", "<|endoftext|>ab").document
+    for run in document["runs"]:
+        (opinion,) = run["others"]
+        assert opinion["logprob"] == pytest.approx(run["logprob"], abs=1e-3)
+    words = [
+        compare("--json", "-m", twins[0], *flags, "-p", prompt).document["words"][0]
+        for prompt in ("<|endoftext|>", "")
+    ]
+    assert words[0]["words"] == words[1]["words"]
+
+
+@pytest.mark.parametrize("length", [70, 7000])
+def test_a_prompt_that_does_not_fit(pair: tuple[str, str], length: int) -> None:
+    """The hint named --overflow, which compare has not."""
+    outcome = compare("-m", pair[0], "-p", "x" * length)
+    assert outcome.code == 6 and outcome.err.endswith("hint: shorten the prompt\n"), outcome.err

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from cli import call
 
-from gpt2cli.settings import KEYS
+from gpt2cli.settings import KEYS, environment_name, unknown_variables
 
 
 def test_set_get_unset() -> None:
@@ -66,3 +66,17 @@ def test_place_that_cannot_be_written(tmp_path: Path, monkeypatch: pytest.Monkey
     outcome = call("config", "set", "top-k", "4")
     assert outcome.code in (1, 2)
     assert outcome.err.startswith("error: ")
+
+
+def test_a_variable_that_means_nothing_is_warned_of() -> None:
+    """A misspelt setting was passed over in silence."""
+    line = "warning: GPT2CLI_TOPK in the environment means nothing to gpt2cli; did you mean GPT2CLI_TOP_K?\n"
+    assert call("config", "path", GPT2CLI_TOPK="7").err == line
+    both = call("list", GPT2CLI_TOPK="7", GPT2CLI_B="1")
+    assert both.err.startswith("warning: GPT2CLI_B, GPT2CLI_TOPK in the environment mean nothing")
+    assert both.code == 0 and both.err.count("\n") == 1
+    assert call("config", "path", GPT2CLI_TOPK="7", GPT2CLI_QUIET="1").err == ""
+    assert call("list", "-q", GPT2CLI_TOPK="7").err == ""
+    ours = ("HOME", "SHARED", "REQUIRE_SHARED", "UPDATE", "NATIVE", "NATIVE_LIBRARY", "TEST_PATIENCE")
+    known = {environment_name(key) for key in KEYS} | {f"GPT2CLI_{name}" for name in ours}
+    assert unknown_variables({**dict.fromkeys(known, "1"), "GPT2CLI_": "1", "PATH": "x"}) == ["GPT2CLI_"]

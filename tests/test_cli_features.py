@@ -12,6 +12,7 @@ import pytest
 import torch
 from cli import call
 from safetensors.numpy import load_file
+from support import make_model
 from transformers import GPT2Model
 
 from gpt2cli.core.engine import Engine
@@ -103,3 +104,21 @@ def test_refused_in_one_line(tiny_model: Path, arguments: tuple[str, ...], code:
     assert outcome.code == code, outcome.err
     assert outcome.out == "" and outcome.err.startswith("error: ") and "defect" not in outcome.err
     assert len(outcome.err.splitlines()) <= 2
+
+
+def test_a_file_stands_before_stdin(tiny_model: Path, tmp_path: Path) -> None:
+    """`features -f FILE -` once read stdin alone, and said nothing of the file."""
+    file = tmp_path / "before.txt"
+    file.write_text("ab")
+    alone = call("features", "-m", tiny_model, "--pool", "mean", "ab cd").out
+    assert call("features", "-m", tiny_model, "--pool", "mean", "-f", file, "-", stdin=b"cd").out == alone
+    rows = call("features", "-m", tiny_model, "--lines", "-f", file, "-", stdin=b"cd\n").events
+    assert [len(row["token_ids"]) for row in rows] == [2, 2]
+
+
+def test_a_tokenizer_that_is_too_large(tmp_path: Path) -> None:
+    """An id outside the vocabulary was an IndexError of torch's."""
+    model = make_model(tmp_path / "model", vocab_size=200, bos_token_id=None, eos_token_id=None)
+    for command in ("features", "generate", "score"):
+        outcome = call(command, "-m", model, "a b")
+        assert outcome.code == 5 and "vocabulary has 200" in outcome.err, (command, outcome.err)

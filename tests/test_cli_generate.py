@@ -314,3 +314,66 @@ def test_reference_answer() -> None:
         assert outcome.out.removesuffix("\n") == expected[: 128 - len(prompt)]
         slid = generate(folder / "hf", "--greedy", "--stop", "\n", "--overflow", "slide", "-p", prompt)
         assert slid.code == 0 and slid.out.startswith(expected[: 128 - len(prompt)])
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (("generate", "--top-k", "x"), "--top-k: 'x' is not a whole number"),
+        (("generate", "--temp", "abc"), "--temperature: 'abc' is not a number"),
+        (("generate", "--precision", "fp9"), "--precision: 'fp9' is not one of 'auto', 'fp32'"),
+        (("compare", "--seed", "1.5"), "--seed: '1.5' is not a whole number"),
+        (("gc", "--days", "-1"), "--days: '-1' is less than 0"),
+    ],
+)
+def test_a_value_that_cannot_be_read_is_said_in_our_words(arguments: tuple[str, ...], says: str) -> None:
+    """pydantic's "Input should be a valid integer, unable to parse string as an integer" came through."""
+    outcome = call(*arguments)
+    assert outcome.code == 2 and outcome.err.startswith(f"error: {says}")
+    assert f"hint: see gpt2cli {arguments[0]} --help" in outcome.err
+
+
+EMPTY = {
+    "generate": ("--max-new-tokens", "3"),
+    "score": ("--json",),
+    "score --choice": (" a", "--choice", " b"),
+    "features": ("--pool", "mean"),
+    "inspect": (),
+    "inspect --explain": (),
+    "compare": ("--max-new-tokens", "3"),
+}
+
+
+@pytest.mark.parametrize("command", EMPTY)
+def test_an_empty_text_starts_from_the_bos_in_every_command(
+    tiny_model: Path, tmp_path: Path, command: str
+) -> None:
+    """It was a usage error, no output, or the bos token, by command."""
+    without = make_model(tmp_path / "without", bos_token_id=None, eos_token_id=None)
+    arguments = (*command.split(), *EMPTY[command])
+    for stdin in (("-p", ""), ()):
+        assert call(*arguments, "-m", tiny_model, *stdin).code == 0
+        refused = call(*arguments, "-m", without, *stdin)
+        assert (refused.code, refused.out) == (2, ""), refused.err
+        assert refused.err.startswith("error: ") and "empty" in refused.err
+
+
+def test_an_empty_text_with_bos_has_it_once(tiny_model: Path) -> None:
+    for flags in ((), ("--bos",)):
+        rows = call("features", "-m", tiny_model, "--pool", "mean", *flags, "-p", "").events
+        assert rows[0]["token_ids"] == [256]
+        total = call("score", "--json", "-m", tiny_model, *flags, "-p", "").document["total"]
+        assert (total["tokens"], total["unscored_tokens"], total["nll"]) == (0, 1, 0)
+        scored = call("score", "--json", "--eos", "-m", tiny_model, *flags, "-p", "").document["total"]
+        assert scored["tokens"] == 1
+        lines = call("score", "--lines", "--json", "-m", tiny_model, *flags, stdin=b"\nab\n").document
+        assert [text["tokens"] for text in lines["texts"]] == [0, 2 if flags else 1]
+
+
+@pytest.mark.parametrize("command", ["score", "features", "score --task lambada", "score --choices a,b"])
+@pytest.mark.parametrize("flag", ["--lines", "--from-jsonl"])
+def test_no_text_at_all_is_wrong_input(tiny_model: Path, command: str, flag: str) -> None:
+    """`score --lines` and `features` said nothing of an empty file."""
+    outcome = call(*command.split(), flag, "-m", tiny_model)
+    assert (outcome.code, outcome.out) == (2, "")
+    assert outcome.err == "error: standard input holds no text\n"

@@ -34,17 +34,33 @@ def test_figures_of_a_text() -> None:
 
 @pytest.mark.slow
 def test_sources_are_one(tmp_path: Path) -> None:
-    """Words, a flag, a file, stdin and a dash read the same text; a final newline of a file is dropped."""
+    """Words, a flag, a file, stdin and a dash read the same text."""
     file = tmp_path / "text.txt"
-    file.write_text(TEXT + "\n")
+    file.write_text(TEXT)
     wanted = call("score", TEXT).out
     for arguments in ((*TEXT.split(),), ("-p", TEXT), ("-f", file)):
         assert call("score", *arguments).out == wanted
     for arguments in ((), ("-",), ("-f", "-")):
-        assert call("score", *arguments, stdin=TEXT.encode() + b"\n").out == wanted
+        assert call("score", *arguments, stdin=TEXT.encode()).out == wanted
     assert call("score", "Once upon", "-", stdin=TEXT.removeprefix("Once upon ").encode()).out == wanted
-    kept = call("score", "--keep-newline", "--json", "-f", file).document["total"]
-    assert kept["bytes"] == len(TEXT) + 1 - len("Once")
+
+
+def test_a_file_is_scored_as_it_is(tmp_path: Path) -> None:
+    """Its final newline was dropped; now only --drop-newline and --choices do that."""
+    file = tmp_path / "text.txt"
+    file.write_text(TEXT + "\n")
+    wanted = call("score", "--json", "-p", TEXT + "\n").document["total"]
+    assert wanted["bytes"] == len(TEXT) + 1 - len("Once")
+    for flags in (("-f", file), ("-f", "-"), (), ("--keep-newline",)):
+        found = call("score", "--json", *flags, stdin=file.read_bytes()).document["total"]
+        assert found == wanted, flags
+    dropped = call("score", "--json", "--drop-newline", "-f", file).document["total"]
+    assert dropped == call("score", "--json", TEXT).document["total"]
+    choices = ("--choice", " The", "--choice", " A", "--json")
+    before = call("score", *choices, TEXT).document["texts"]
+    assert call("score", *choices, "-f", file).document["texts"] == before
+    kept = call("score", *choices, "--keep-newline", "-f", file).document["texts"]
+    assert kept == call("score", *choices, "-p", TEXT + "\n").document["texts"] != before
 
 
 def test_tokens() -> None:
@@ -135,7 +151,7 @@ def test_slm_by_the_command() -> None:
     model, expected = (shared("models", "slm_4096_kunal", name) for name in ("hf", "expected.json"))
     wanted = json.loads(expected.read_text())
     text = shared("models", "slm_4096_kunal", "source", "corpus.txt")
-    flags = ("--window", "129", "--stride", "128", "--keep-newline", "--json")
+    flags = ("--window", "129", "--stride", "128", "--json")
     total = call("score", "-m", model, *flags, "-f", text).document["total"]
     assert total["tokens"] == wanted["n_targets"]
     assert total["mean_nll"] == pytest.approx(wanted["mean_nll_disjoint_windows_128"], abs=1e-6)
@@ -195,7 +211,6 @@ def test_tasks(tmp_path: Path) -> None:
     ("arguments", "stdin", "code"),
     [
         (("x",), b"", 2),
-        ((), b"", 2),
         (("--json", "--jsonl", "a b"), b"", 2),
         (("--stride", "0", "a b"), b"", 2),
         (("--window", "514", "a b"), b"", 2),
@@ -384,3 +399,64 @@ def test_a_special_token_is_no_bytes_wherever_they_are_counted() -> None:
 def test_a_line_without_two_words_is_named() -> None:
     outcome = call("score", "--task", "lambada", "-", stdin=b"two words\none\n")
     assert outcome.code == 2 and outcome.err.startswith("error: line 2: no last word")
+
+
+def test_a_file_stands_before_stdin(tmp_path: Path) -> None:
+    """`score -f FILE -` once read stdin alone, and said nothing of the file."""
+    file = tmp_path / "before.txt"
+    file.write_text("Once upon a time")
+    whole = call("score", "--json", "Once upon a time there was").document["total"]
+    both = call("score", "--json", "-f", file, "-", stdin=b"there was").document
+    assert both["total"] == whole and both["source"] == f"{file} and standard input"
+    file.write_text("Once upon a time ")
+    assert call("score", "--json", "-f", file, "-", stdin=b"there was").document["total"] == whole
+    lines = call("score", "--lines", "--json", "-f", file, "-", stdin=b"\xef\xbb\xbfthere\nwas\n").document
+    assert [text["text"] for text in lines["texts"]] == ["Once upon a time ", "there", "was"]
+    twice = call("score", "Once", "-f", file, "-", stdin=b"x")
+    assert twice.code == 2 and "twice" in twice.err
+
+
+def test_a_passage_that_exactly_fills_the_context(tiny_model: Path, tmp_path: Path) -> None:
+    """With --bos it was one token too long, and one such passage lost the whole run."""
+    file = tmp_path / "passages.txt"
+    passages = ["x" * (65 - 4 - more) + " abc" for more in (2, 1, 0, -1)]
+    file.write_text("\n".join(passages))
+    flags = ("--task", "lambada", "--json", "-m", tiny_model, file)
+    plain, with_bos = call("score", *flags).document, call("score", "--bos", *flags).document
+    assert plain["result"]["passages"] == with_bos["result"]["passages"] == 4
+    assert plain["result"]["truncated_passages"] == with_bos["result"]["truncated_passages"] == 1
+    logprobs = [[item["logprob"] for item in document["items"]] for document in (plain, with_bos)]
+    same = [a == pytest.approx(b, abs=1e-6) for a, b in zip(*logprobs, strict=True)]
+    assert same == [False, False, True, True], "bos goes first where there is no room"
+
+
+def test_bos_before_a_cloze(tiny_model: Path, tmp_path: Path) -> None:
+    """--bos was passed over."""
+    record = {"text": "a ___ c", "choices": ["b", "d"]}
+    flags = ("--task", "cloze", "--from-jsonl", "--json", "-m", tiny_model)
+    found = [
+        call("score", *flags, *bos, stdin=json.dumps(record).encode()).document["items"][0]["logprobs"]
+        for bos in ((), ("--bos",))
+    ]
+    assert found[0] != pytest.approx(found[1])
+
+
+@pytest.mark.parametrize("flags", [(), ("--tokens",), ("--choices", " a, b")], ids=str)
+def test_the_suffix_decides(tmp_path: Path, flags: tuple[str, ...]) -> None:
+    """`score -o x.json` wrote text, where `inspect` wrote JSON; a flag comes before the suffix."""
+    for name in ("x.json", "x.JSONL", "x.txt"):
+        assert call("score", *flags, "-o", tmp_path / name, TEXT).code == 0
+    assert json.loads((tmp_path / "x.json").read_text())["model"] == "tiny"
+    lines = [json.loads(line) for line in (tmp_path / "x.JSONL").read_text().splitlines()]
+    assert lines[-1]["event"] == "summary"
+    assert not (tmp_path / "x.txt").read_text().startswith("{")
+    assert call("score", *flags, "--jsonl", "-o", tmp_path / "y.json", TEXT).code == 0
+    assert json.loads((tmp_path / "y.json").read_text().splitlines()[-1])["event"] == "summary"
+
+
+def test_how_many_tokens_were_scored() -> None:
+    """It said "tokens 10, 1 not scored", which could mean nine."""
+    total = call("score", "--json", TEXT).document["total"]
+    tokens, unscored = total["tokens"], total["unscored_tokens"]
+    line = next(line for line in call("score", TEXT).out.splitlines() if line.startswith("tokens"))
+    assert line.split() == ["tokens", "scored", str(tokens), "of", str(tokens + unscored)]

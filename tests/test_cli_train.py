@@ -6,6 +6,7 @@ import json
 import os
 import random
 import signal
+import stat
 import time
 from pathlib import Path
 from typing import Any
@@ -73,6 +74,17 @@ def test_train_makes_a_model_that_both_programs_load(text: Path, tmp_path: Path)
         "tokenizer_config.json",
         "training",
     ]
+
+
+def test_who_may_read_a_model(text: Path, tmp_path: Path) -> None:
+    """Its files were readable by all, whatever the umask."""
+    before = os.umask(0o027)
+    try:
+        assert train(text, "--steps", "2", "--output", tmp_path / "model").code == 0
+    finally:
+        os.umask(before)
+    for path in (tmp_path / "model").iterdir():
+        assert stat.S_IMODE(path.stat().st_mode) == (0o750 if path.is_dir() else 0o640), path
 
 
 def test_the_card_says_what_happened(text: Path, tmp_path: Path) -> None:
@@ -431,8 +443,21 @@ def test_bad_data_is_one_line_and_leaves_nothing(tmp_path: Path, name: str) -> N
     assert lines[0].startswith("error: ")
     assert message in lines[0]
     assert [line[:6] for line in lines[1:]] in ([], ["hint: "]), done.err
-    assert not (tmp_path / "model" / "config.json").exists()
+    assert not (tmp_path / "model").exists()
     assert done.out == ""
+
+
+def test_a_training_that_failed_can_be_tried_again(text: Path, tmp_path: Path) -> None:
+    """Its record was left behind, and blocked the same command with a better option."""
+    output = tmp_path / "model"
+    output.mkdir()
+    for flags in (("--vocab-size", "5000"), ("--window", "65")):
+        failed = train(text, "--steps", "2", "--output", output, *flags)
+        assert failed.code == 2 and "already there" not in failed.err, failed.err
+        assert [*output.iterdir()] == []
+    assert train(text, "--steps", "2", "--output", output).code == 0
+    (name_failed, named) = (train(text, "--name", "mine", *flags) for flags in (flags, ("--steps", "2")))
+    assert name_failed.code == 2 and named.code == 0, named.err
 
 
 def test_data_that_is_not_there(tmp_path: Path) -> None:

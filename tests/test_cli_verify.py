@@ -8,10 +8,11 @@ from pathlib import Path
 
 import pytest
 from cli import call, run
-from stores import COMMIT, GPT2, cache_model, flip_a_byte, store_model
+from stores import COMMIT, GPT2, cache_model, flip_a_byte, sha256, store_model
 from support import make_model, shared, write_json
 
 from gpt2cli.hub.published import Continuation
+from gpt2cli.hub.store import weights_cache
 
 pytestmark = pytest.mark.usefixtures("nothing_built_in")
 
@@ -147,7 +148,7 @@ def test_a_machine_that_is_too_small_does_not_make_a_model_damaged(
     tiny_model: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     cache_model(tiny_model, "gpt2")
-    monkeypatch.setattr("gpt2cli.core.weights.available_memory", lambda: 10)
+    monkeypatch.setattr("gpt2cli.core.memory.available_memory", lambda: 10)
     outcome = call("verify", "gpt2", "--json")
     (model,) = json.loads(outcome.out)["models"]
     assert (outcome.code, model["status"]) == (1, "unverified")
@@ -187,3 +188,21 @@ def test_as_a_process(tiny_model: Path, tmp_path: Path, monkeypatch: pytest.Monk
     flip_a_byte(home / "models" / "my-stories" / "local" / "model.safetensors")
     outcome = run("verify")
     assert outcome.code == 5 and "Traceback" not in outcome.err
+
+
+def test_damaged_converted_weights_are_no_fault_of_the_model(tiny_model: Path) -> None:
+    """They were deleted, and then a pull of the model was named as the repair."""
+    stored = store_model(tiny_model, "mine")
+    folder = weights_cache(stored)
+    folder.mkdir(parents=True)
+    for name in ("a.safetensors", "b.safetensors"):
+        (folder / name).write_bytes(name.encode())
+        (folder / f"{name}.sha256").write_text(sha256(folder / "a.safetensors") + "\n")
+    outcome = call("verify", "mine")
+    assert (outcome.code, "repair" in outcome.err) == (0, False), outcome.err
+    assert "b.safetensors: not what was written; deleted" in outcome.err
+    assert [path.name for path in sorted(folder.glob("*.safetensors"))] == ["a.safetensors"]
+    (folder / "b.safetensors").mkdir()
+    document = call("verify", "mine", "--json")
+    (model,) = json.loads(document.out)["models"]
+    assert document.code == 5 and model["repair"] == f"delete {folder}"

@@ -18,7 +18,7 @@ import typer
 from support import REPOSITORY, write_json
 
 from gpt2cli.cli import shells
-from gpt2cli.cli.app import app, main
+from gpt2cli.cli.app import command_tree, main
 from gpt2cli.cli.completions import Command, read_command
 from gpt2cli.hub.registry import BUILTIN
 
@@ -116,7 +116,7 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> World:
         (directory / name).mkdir(parents=True)
     for name in ("notes.txt", "two words.txt"):
         (directory / name).touch()
-    write_scripts(root / "scripts", read_command(typer.main.get_command(app)))
+    write_scripts(root / "scripts", read_command(typer.main.get_command(command_tree())))
     path = [str(Path(sys.executable).parent), *(str(Path(p).parent) for p in map(shutil.which, CHECKS) if p)]
     environment = {
         "PATH": ":".join([*path, "/usr/bin", "/bin"]),
@@ -147,7 +147,7 @@ def need(shell: str) -> None:
 def test_the_files_in_completions_are_current(shell: str) -> None:
     """Renew them with ``GPT2CLI_UPDATE=1 pytest tests/test_completions.py``."""
     file = REPOSITORY / "completions" / FILES[shell]
-    script = shells.SCRIPTS[shell](read_command(typer.main.get_command(app)))
+    script = shells.SCRIPTS[shell](read_command(typer.main.get_command(command_tree())))
     if UPDATE:
         file.parent.mkdir(exist_ok=True)
         file.write_text(script, "utf-8")

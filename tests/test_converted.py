@@ -142,7 +142,7 @@ class TestKeys:
         assert [*unused_converted()] == []
 
     def test_verify(self, model: Path) -> None:
-        """A flipped bit is found, and what it is in goes."""
+        """A flipped bit is found, and what it is in goes; the model itself is as it was."""
         stored = StoredModel("owner/name", "0" * 40, model, "directory")
         _load(model, "fp16", weights_cache(stored) / "key")
         (file,) = weights_cache(stored).glob("*.safetensors")
@@ -151,5 +151,6 @@ class TestKeys:
         data[-5] ^= 4
         file.write_bytes(data)
         report = verify_files(stored)
-        assert report.status == "damaged" and "deleted" in report.problems[0]
+        assert "deleted" in report.problems[0] and report.repair is None
+        assert report.status == "unverified", "as a directory without a manifest is"
         assert not file.exists()

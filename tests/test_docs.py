@@ -13,7 +13,7 @@ import pytest
 import typer
 from support import REPOSITORY
 
-from gpt2cli.cli.app import app
+from gpt2cli.cli.app import command_tree
 
 README = REPOSITORY / "README.md"
 UPDATE = bool(os.environ.get("GPT2CLI_UPDATE"))
@@ -31,7 +31,7 @@ def leaf_commands() -> list[tuple[str, ...]]:
         for name, child in (below or {}).items():
             walk(child, (*path, name))
 
-    walk(typer.main.get_command(app), ())
+    walk(typer.main.get_command(command_tree()), ())
     return found
 
 
@@ -76,7 +76,7 @@ def test_shell_examples_parse() -> None:
     """Every ``gpt2cli generate`` line of README and help uses options that exist."""
     options = {
         name
-        for parameter in typer.main.get_command(app).commands["generate"].params
+        for parameter in typer.main.get_command(command_tree()).commands["generate"].params
         for name in parameter.opts
     }
     pages = README.read_text("utf-8")

@@ -8,11 +8,11 @@ from pathlib import Path
 
 import pytest
 import torch
-from support import END_OF_TEXT_ID, make_model
+from support import BACKENDS, END_OF_TEXT_ID, load_on, make_model, native_available
 
 from gpt2cli.core.engine import Engine
-from gpt2cli.core.linear import has_fbgemm
 from gpt2cli.core.results import Chunk, new_choices
+from gpt2cli.core.torch_gpt2 import whole_texts
 from gpt2cli.errors import InvalidOption, ModelFileError, PromptTooLong, UsageError
 from gpt2cli.options import GenerateOptions, LoadOptions
 
@@ -21,9 +21,10 @@ PROMPT = "Once upon"
 DRAWN = GenerateOptions(seed=5, max_new_tokens=20, ignore_eos=True)
 
 
-@pytest.fixture
-def engine(tiny_model: Path) -> Engine:
-    return Engine.load(tiny_model)
+@pytest.fixture(params=BACKENDS)
+def engine(request: pytest.FixtureRequest, tiny_model: Path) -> Engine:
+    engine: Engine = load_on(request.param, tiny_model)
+    return engine
 
 
 def _ids(engine: Engine, options: GenerateOptions, prompt: str = PROMPT) -> list[list[int]]:
@@ -33,9 +34,7 @@ def _ids(engine: Engine, options: GenerateOptions, prompt: str = PROMPT) -> list
 class TestStream:
     @pytest.mark.parametrize("sequences", [1, 3])
     def test_generate_is_the_joined_stream(self, tiny_model: Path, sequences: int) -> None:
-        # Another number of threads may change the last bit of a log-probability.
-        one = LoadOptions(threads=1)
-        streaming, engine = Engine.load(tiny_model, one), Engine.load(tiny_model, one)
+        streaming, engine = Engine.load(tiny_model), Engine.load(tiny_model)
         options = replace(DRAWN, num_return_sequences=sequences, logprobs=2)
         choices = new_choices(options)
         for chunk in streaming.stream(PROMPT, options):
@@ -71,7 +70,6 @@ class TestStream:
         assert (stats.dropped_tokens, stats.cached_tokens) == (0, 0)
         assert 0 < stats.prefill_s <= stats.first_token_s <= took
         assert stats.tokens_per_s == pytest.approx(38 / stats.decode_s)
-        assert engine.load_s > 0
 
     def test_one_token_has_no_rate(self, engine: Engine) -> None:
         assert engine.generate(PROMPT, replace(DRAWN, max_new_tokens=1)).stats.tokens_per_s is None
@@ -102,7 +100,7 @@ class TestStream:
         options = replace(DRAWN, logprobs=3, temperature=0.3, top_k=2, repetition_penalty=1.5)
         choice = engine.generate(PROMPT, options).choices[0]
         ids = [*engine.encode(PROMPT), *choice.token_ids]
-        logits = engine.model.forward(torch.tensor([ids]), engine.model.new_cache(), all_positions=True)[0]
+        logits = engine.model.logits(engine.model.hidden_states(whole_texts([ids])))
         expected = logits.log_softmax(dim=-1)[len(PROMPT) - 1 : -1]
         for row, token, found in zip(expected, choice.token_ids, choice.logprobs, strict=True):
             assert found.logprob == pytest.approx(float(row[token]), abs=1e-5)
@@ -386,16 +384,33 @@ class TestLoading:
     def test_threads(self, tiny_model: Path) -> None:
         before = torch.get_num_threads()
         try:
-            assert Engine.load(tiny_model, LoadOptions(threads=1)).info.threads == 1
+            engine = Engine.load(tiny_model, LoadOptions(threads=1))
+            assert engine.info.threads == 1 and engine.load_s > 0
         finally:
             torch.set_num_threads(before)
 
-    def test_auto_is_16_bits_where_that_is_lossless(self, engine: Engine) -> None:
-        info = engine.info
-        if info.device == "cpu" and has_fbgemm():
-            assert (info.precision, info.kernels) == ("fp16", ("fbgemm fp16",))
-        else:
-            assert info.precision == ("fp32" if info.device == "cpu" else "fp16")
+    @pytest.mark.parametrize("backend", ["auto", "native", "torch"])
+    def test_auto_precision(self, tiny_model: Path, backend: str) -> None:
+        """16 bits where that is faster, and lossless in practice."""
+        if backend == "native" and not native_available():
+            pytest.skip("the native library is not available")
+        info = Engine.load(tiny_model, LoadOptions(device="cpu", backend=backend)).info  # type: ignore[arg-type]
+        native = native_available() and backend != "torch"
+        assert info.precision == ("fp16" if native else "fp32")
+        assert any("torch" in kernel for kernel in info.kernels) != native
+
+    def test_the_native_library_can_be_turned_off(
+        self, tiny_model: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setenv("GPT2CLI_NATIVE", "0")
+        engine = Engine.load(tiny_model, LoadOptions(device="cpu"))
+        assert engine.info.precision == "fp32" and engine.backend is not None
+        assert engine.info.kernels == Engine.load(tiny_model, LoadOptions(backend="torch")).info.kernels
+
+    def test_the_model_is_the_torch_one(self, engine: Engine) -> None:
+        """For what looks inside; whatever backend runs."""
+        assert engine.model.config == engine.config
+        assert engine.model is engine.model
 
 
 def test_a_chunk_has_its_logprob() -> None:

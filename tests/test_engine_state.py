@@ -6,21 +6,25 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from support import make_model
-from torch import Tensor
+from numpy_gpt2 import NumpyBackend, load_numpy
+from support import BACKENDS, load_on, make_model
 
-from gpt2cli.core import decode as decode_module
+from gpt2cli.checkpoint import open_checkpoint
+from gpt2cli.core import scheduler as scheduler_module
+from gpt2cli.core.backend import Floats
 from gpt2cli.core.engine import Engine
 from gpt2cli.options import GenerateOptions, LoadOptions
+from gpt2cli.text.tokenizer import Tokenizer
 
 CONTEXT = 64
 PROMPT = "Once upon"
 DRAWN = GenerateOptions(seed=5, max_new_tokens=20, ignore_eos=True)
 
 
-@pytest.fixture
-def engine(tiny_model: Path) -> Engine:
-    return Engine.load(tiny_model)
+@pytest.fixture(params=BACKENDS)
+def engine(request: pytest.FixtureRequest, tiny_model: Path) -> Engine:
+    engine: Engine = load_on(request.param, tiny_model)
+    return engine
 
 
 def _ids(engine: Engine, options: GenerateOptions) -> list[list[int]]:
@@ -49,7 +53,7 @@ class TestReproducible:
     def test_after_anything_else(self, engine: Engine, tiny_model: Path, rng: str) -> None:
         """Not on what the cache holds from before: an other text, its own beginning, an interrupt."""
         options = replace(DRAWN, rng=rng)  # type: ignore[arg-type]
-        expected = _ids(Engine.load(tiny_model), options)
+        expected = _ids(load_numpy(tiny_model), options)
 
         def unrelated() -> None:
             engine.generate("Twice", replace(DRAWN, seed=77))
@@ -89,14 +93,7 @@ class TestReproducible:
         options = replace(DRAWN, rng="transformers", num_return_sequences=3)
         assert [choice.seed for choice in engine.generate(PROMPT, options).choices] == [5, 5, 5]
 
-    @pytest.mark.parametrize("precision", ["int8", "int4"])
-    def test_with_rounded_activations(self, tiny_model: Path, precision: str) -> None:
-        """The same request gives the same texts; one text and a batch need not agree."""
-        load = LoadOptions(precision=precision, threads=1)  # type: ignore[arg-type]
-        options = replace(DRAWN, num_return_sequences=3)
-        assert _ids(Engine.load(tiny_model, load), options) == _ids(Engine.load(tiny_model, load), options)
-
-    @pytest.mark.parametrize("precision", ["fp16", "bf16"])
+    @pytest.mark.parametrize("precision", ["fp16", "bf16", "int8", "int4"])
     def test_in_every_precision(self, tiny_model: Path, precision: str) -> None:
         engine = Engine.load(tiny_model, LoadOptions(precision=precision))  # type: ignore[arg-type]
         together = _ids(engine, replace(DRAWN, num_return_sequences=3))
@@ -160,7 +157,7 @@ class TestPrefixReuse:
         result = engine.generate(PROMPT, options)
         text = [*engine.encode(PROMPT), *result.choices[0].token_ids][result.stats.dropped_tokens :]
         prompt = [*text[:-1], 7][: CONTEXT - 1]
-        expected = Engine(engine.checkpoint, engine.model, engine.tokenizer).generate(prompt, DRAWN)
+        expected = Engine(engine.checkpoint, engine.backend, engine.tokenizer).generate(prompt, DRAWN)
         found = engine.generate(prompt, DRAWN)
         assert found.stats.cached_tokens == len(prompt) - 1
         assert found.choices == expected.choices
@@ -168,7 +165,7 @@ class TestPrefixReuse:
     def test_what_is_reused_gives_the_same_logits(self, engine: Engine, tiny_model: Path) -> None:
         engine.generate(PROMPT, DRAWN)
         options = replace(DRAWN, logprobs=5)
-        found, fresh = (e.generate(PROMPT + " a", options) for e in (engine, Engine.load(tiny_model)))
+        found, fresh = (e.generate(PROMPT + " a", options) for e in (engine, load_numpy(tiny_model)))
         assert found.stats.cached_tokens > 0
         assert found.choices[0].token_ids == fresh.choices[0].token_ids
         for ours, theirs in zip(found.choices[0].logprobs, fresh.choices[0].logprobs, strict=True):
@@ -179,56 +176,81 @@ class _Crash(BaseException):
     """What a signal handler may raise, anywhere."""
 
 
-@pytest.fixture
-def crashing(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> tuple[Engine, list[int]]:
-    """An engine whose forward pass fails in its middle when the countdown in the list is over."""
-    countdown, block = [10**9], engine.model._block
+class _Crashing(NumpyBackend):
+    """Fails at a token, when the countdown is over; what it has written of the batch stays written."""
 
-    def counted(*arguments: object) -> Tensor:
-        countdown[0] -= 1
-        if countdown[0] == 0:
+    countdown = 10**9
+
+    def token(self, token: int, slot: int, position: int) -> Floats:
+        hidden = super().token(token, slot, position)
+        self.countdown -= 1
+        if self.countdown == 0:
             raise _Crash
-        return block(*arguments)  # type: ignore[arg-type]
+        return hidden
 
-    monkeypatch.setattr(engine.model, "_block", counted)
-    monkeypatch.setattr(decode_module, "PREFILL_CHUNK", 10)
-    return engine, countdown
+
+@pytest.fixture
+def crashing(tiny_model: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[Engine, _Crashing]:
+    """An engine whose forward pass can fail in its middle."""
+    monkeypatch.setattr(scheduler_module, "PREFILL_CHUNK", 10)
+    checkpoint = open_checkpoint(tiny_model)
+    backend = _Crashing(checkpoint)
+    return Engine(checkpoint, backend, Tokenizer.from_directory(tiny_model)), backend
 
 
 @pytest.mark.slow
 def test_a_crash_in_any_forward_pass_leaves_a_true_cache(
-    crashing: tuple[Engine, list[int]], tiny_model: Path
+    crashing: tuple[Engine, _Crashing], tiny_model: Path
 ) -> None:
     """Ctrl-C while the window slides once left old keys in the cache under new tokens."""
-    engine, countdown = crashing
+    engine, backend = crashing
     options = replace(DRAWN, max_new_tokens=70, overflow="slide")
-    reference = Engine.load(tiny_model)
+    reference = load_numpy(tiny_model)
     ids = [*reference.encode(PROMPT), *reference.generate(PROMPT, options).choices[0].token_ids]
     prompts = [ids[:20], *(ids[start : start + 50] for start in (16, 32))]
-    fresh = [Engine.load(tiny_model).generate(prompt, DRAWN).choices for prompt in prompts]
+    fresh = [load_numpy(tiny_model).generate(prompt, DRAWN).choices for prompt in prompts]
     crashes = 0
-    # The window moves at about the 112th call and the 154th, each time with ten calls.
-    for at in (*range(1, 112, 13), *range(110, 168, 2)):
+    # The window moves after 64 tokens, and 49 are read again.
+    for at in (*range(1, 64, 7), *range(60, 126, 3)):
         for prompt, expected in zip(prompts, fresh, strict=True):
-            countdown[0] = at
+            backend.countdown = at
             try:
                 engine.generate(PROMPT, options)
             except _Crash:
                 crashes += 1
-            countdown[0] = 10**9
+            backend.countdown = 10**9
             assert engine.generate(prompt, DRAWN).choices == expected, at
+            assert len(backend.slots) == 1
     assert crashes > 80
 
 
-def test_a_crash_while_a_prompt_is_read_leaves_a_true_cache(crashing: tuple[Engine, list[int]]) -> None:
+def test_a_crash_while_a_prompt_is_read_leaves_a_true_cache(crashing: tuple[Engine, _Crashing]) -> None:
     """What was remembered of the text before must not count for the tokens already replaced."""
-    engine, countdown = crashing
+    engine, backend = crashing
     before, other = [*range(40)], [*range(5), *range(100, 135)]
     expected = engine.generate(before, DRAWN).choices
-    for at in range(1, 8):
-        countdown[0] = at
+    for at in range(1, 30, 4):
+        backend.countdown = at
         with pytest.raises(_Crash):
             engine.generate(other, DRAWN)
-        countdown[0] = 10**9
+        backend.countdown = 10**9
         found = engine.generate(before, DRAWN)
         assert found.stats.cached_tokens == 5 and found.choices == expected
+
+
+@pytest.mark.parametrize("sequences", [1, 3])
+def test_a_crash_frees_the_slots(crashing: tuple[Engine, _Crashing], sequences: int) -> None:
+    """All but the one that is kept."""
+    engine, backend = crashing
+    options = replace(DRAWN, num_return_sequences=sequences)
+    expected = engine.generate(PROMPT, options).choices
+    for at in range(1, 16, 3):
+        backend.countdown = at
+        with pytest.raises(_Crash):
+            engine.generate("Twice", options)
+        backend.countdown = at
+        with pytest.raises(_Crash):
+            engine.generate(["Twice", "Thrice", "x"], options)
+        backend.countdown = 10**9
+        assert len(backend.slots) == 1
+    assert engine.generate(PROMPT, options).choices == expected

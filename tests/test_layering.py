@@ -11,9 +11,9 @@ from pathlib import Path
 
 import pytest
 import typer
-from support import REPOSITORY, some_slow
+from support import REPOSITORY, native_available, some_slow
 
-from gpt2cli.cli.app import app
+from gpt2cli.cli.app import command_tree
 
 PACKAGE = REPOSITORY / "gpt2cli"
 BASE = {"errors", "options", "paths", "files", "untrusted"}
@@ -120,7 +120,7 @@ def command_paths() -> Iterator[tuple[str, ...]]:
         for name, below in getattr(command, "commands", {}).items():
             yield from walk(below, (*path, name))
 
-    yield from walk(typer.main.get_command(app), ())
+    yield from walk(typer.main.get_command(command_tree()), ())
 
 
 def modules_loaded_by(*arguments: str | Path, stdin: str = "") -> set[str]:
@@ -179,18 +179,65 @@ def test_models_are_handled_without_torch(tiny_model: Path, tmp_path: Path) -> N
         assert modules_loaded_by(*arguments).isdisjoint(HEAVY), arguments
 
 
-def test_generate_does_not_load_transformers(tiny_model: Path) -> None:
-    """Two seconds that the token path never pays."""
-    loaded = modules_loaded_by("generate", "-q", "-m", tiny_model, "--max-new-tokens", "1", "ab")
-    assert "torch" in loaded
-    assert loaded.isdisjoint({"transformers", "prompt_toolkit", "huggingface_hub"})
+NOT_FOR_TOKENS = {"transformers", "prompt_toolkit", "huggingface_hub"}
+TOKENS = [
+    pytest.param(("generate", "-q", "--max-new-tokens", "1", "ab"), "", id="generate"),
+    pytest.param(("generate", "-q", "--max-new-tokens", "3", "-n", "3", "--top-p", "0.9", "ab"), "", id="-n"),
+    pytest.param(("chat", "-q", "--max-new-tokens", "1"), "ab\n", id="chat"),
+]
 
 
-def test_chat_without_a_terminal_loads_neither_transformers_nor_a_prompt(tiny_model: Path) -> None:
-    """The model's chat template is rendered without transformers."""
-    loaded = modules_loaded_by("chat", "-q", "-m", tiny_model, "--max-new-tokens", "1", stdin="ab\n")
-    assert "torch" in loaded
-    assert loaded.isdisjoint({"transformers", "prompt_toolkit", "huggingface_hub"})
+@pytest.mark.parametrize(("arguments", "stdin"), TOKENS)
+def test_the_token_path_does_not_load_transformers(
+    tiny_model: Path, arguments: tuple[str, ...], stdin: str
+) -> None:
+    """Two seconds that it never pays; a chat template is rendered without transformers."""
+    command, *rest = arguments
+    assert modules_loaded_by(command, "-m", tiny_model, *rest, stdin=stdin).isdisjoint(NOT_FOR_TOKENS)
+
+
+@pytest.mark.skipif(not native_available(), reason="the native library is not available")
+@pytest.mark.parametrize("precision", ["auto", "fp32", "int8"])
+@pytest.mark.parametrize(("arguments", "stdin"), TOKENS)
+def test_the_token_path_does_not_load_torch(
+    tiny_model: Path, arguments: tuple[str, ...], stdin: str, precision: str
+) -> None:
+    """On a CPU, with the default random numbers: another second."""
+    command, *rest = arguments
+    loaded = modules_loaded_by(command, "-m", tiny_model, "--precision", precision, *rest, stdin=stdin)
+    assert loaded.isdisjoint({*NOT_FOR_TOKENS, "torch"})
+
+
+TORCH_FREE = sorted(
+    path.stem
+    for path in (PACKAGE / "core").glob("*.py")
+    if path.stem
+    not in {"torch_gpt2", "torch_weights", "cuda_graph", "convert", "converted", "pickles", "__init__"}
+)
+
+
+@pytest.mark.parametrize("name", TORCH_FREE)
+def test_the_core_imports_torch_in_its_backend_only(name: str) -> None:
+    tree = ast.parse((PACKAGE / "core" / f"{name}.py").read_text("utf-8"))
+    names = [*imports(tree, module_level=True)]
+    assert not any(each.startswith(("torch", "gpt2cli.core.torch", "gpt2cli.core.cuda")) for each in names)
+
+
+def test_a_scheduler_runs_without_torch(tiny_model: Path) -> None:
+    """What the layering allows, done: the whole way of a token over a backend without torch."""
+    code = (
+        "import sys; from pathlib import Path; from numpy_gpt2 import load_numpy;"
+        "from gpt2cli.options import GenerateOptions;"
+        "options = GenerateOptions(seed=1, max_new_tokens=3, num_return_sequences=2, top_p=0.9, logprobs=2);"
+        "print(load_numpy(Path(sys.argv[1])).generate('ab', options));"
+        "sys.exit('torch' in sys.modules)"
+    )
+    subprocess.run(
+        [sys.executable, "-c", code, os.fspath(tiny_model)],
+        env={**os.environ, "PYTHONPATH": os.pathsep.join([str(REPOSITORY), str(REPOSITORY / "tests")])},
+        check=True,
+        capture_output=True,
+    )
 
 
 def test_importing_the_package_loads_nothing() -> None:

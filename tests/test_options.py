@@ -51,6 +51,7 @@ ALLOWED: dict[str, list[Any]] = {
     "device": ["auto", "cpu", "cuda", "mps"],
     "precision": ["auto", "fp32", "fp16", "bf16", "int8", "int4"],
     "threads": [None, 1, 1024],
+    "backend": ["auto", "native", "torch"],
 }
 REFUSED: dict[str, list[Any]] = {
     "temperature": [before(0.0), before(0.001), -1, 10**400],
@@ -71,6 +72,7 @@ REFUSED: dict[str, list[Any]] = {
     "device": ["", "tpu", None],
     "precision": ["", "fp8", 16],
     "threads": [0, 1025, 1.0, -1],
+    "backend": ["", "numpy", None],
 }
 NUMBERS = ("temperature", "top_p", "min_p", "typical_p", "repetition_penalty")
 SWITCHES = {"ignore_eos", "special_tokens", "allow_pickle", "converted"}

@@ -6,6 +6,7 @@ Every case is a model of its own shape, switches, file layout and type on disk; 
 
 from __future__ import annotations
 
+import itertools
 import random
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -13,13 +14,24 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 import transformers
-from support import load_fp32, make_model, random_weights, some_slow, write_json, write_weights
+from support import (
+    load_fp32,
+    load_torch,
+    make_model,
+    random_weights,
+    some_slow,
+    text_logits,
+    write_json,
+    write_weights,
+)
 from transformers import GPT2Config, GPT2LMHeadModel
 
 from gpt2cli.checkpoint import ACTIVATIONS
+from gpt2cli.core.backend import Batch
 from gpt2cli.core.engine import Engine
 from gpt2cli.options import GenerateOptions
 
@@ -184,23 +196,27 @@ def test_the_cases_cover_every_switch() -> None:
 
 
 def test_full_forward(pair: Pair) -> None:
-    ids = torch.tensor([_ids(pair.pick, pair.ours.config.vocab_size, CONTEXT)] * 2)
-    ids[1] = ids[0].flip(0)
+    ids = _ids(pair.pick, pair.ours.config.vocab_size, CONTEXT)
     with torch.inference_mode():
-        theirs = pair.theirs(ids).logits
-    ours = pair.ours.model.forward(ids, pair.ours.model.new_cache(rows=2), all_positions=True)
+        theirs = pair.theirs(torch.tensor([ids, ids[::-1]])).logits
+    ours = torch.stack(text_logits(pair.ours.model, ids, ids[::-1]))
     assert ours.dtype == torch.float32
     torch.testing.assert_close(ours, theirs, rtol=0, atol=TOLERANCE)
 
 
-def test_cached_steps_equal_the_full_forward(pair: Pair) -> None:
+def test_steps_equal_the_full_forward(pair: Pair) -> None:
     """A step that looks at the wrong keys, or at the wrong position, differs from the whole."""
-    model, ids = pair.ours.model, _ids(pair.pick, pair.ours.config.vocab_size, CONTEXT)
-    whole = model.forward(torch.tensor([ids]), model.new_cache(), all_positions=True)[0]
-    cache = model.new_cache(capacity=1)
-    chunks = [ids[:1], ids[1:2], ids[2:9], ids[9:10], *([token] for token in ids[10:])]
-    steps = [model.forward(torch.tensor([chunk]), cache, all_positions=True)[0] for chunk in chunks]
-    torch.testing.assert_close(torch.cat(steps), whole, rtol=0, atol=TOLERANCE)
+    backend, ids = pair.ours.backend, _ids(pair.pick, pair.ours.config.vocab_size, CONTEXT)
+    with torch.inference_mode():
+        theirs = pair.theirs(torch.tensor([ids])).logits[0]
+    slot = backend.new_slot()
+    edges = [0, 1, 2, 9, *range(10, CONTEXT + 1)]
+    steps = [
+        backend.forward(Batch.of([(slot, begin, ids[begin:end])], wanted=range(end - begin)))
+        for begin, end in itertools.pairwise(edges)
+    ]
+    backend.free_slot(slot)
+    torch.testing.assert_close(torch.from_numpy(np.concatenate(steps)), theirs, rtol=0, atol=TOLERANCE)
 
 
 def test_greedy(pair: Pair) -> None:
@@ -296,9 +312,7 @@ def test_a_head_of_its_own(tmp_path: Path, tie: bool) -> None:
     directory = make_model(tmp_path, tokenizer=None, tie_word_embeddings=False)
     config = GPT2Config.from_pretrained(directory)
     write_json(directory / "config.json", {**config.to_dict(), "tie_word_embeddings": tie})
-    ids = torch.tensor([[1, 2, 3, 4]])
-    engine = load_fp32(directory)
-    ours = engine.model.forward(ids, engine.model.new_cache(), all_positions=True)
+    ids = [1, 2, 3, 4]
     with torch.inference_mode():
-        theirs = _load(directory)(ids).logits
-    torch.testing.assert_close(ours, theirs, rtol=0, atol=TOLERANCE)
+        theirs = _load(directory)(torch.tensor([ids])).logits[0]
+    torch.testing.assert_close(text_logits(load_torch(directory), ids)[0], theirs, rtol=0, atol=TOLERANCE)

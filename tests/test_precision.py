@@ -10,6 +10,7 @@ import torch
 from support import shared, some_slow
 
 import gpt2cli
+from gpt2cli.core.backend import Batch
 from gpt2cli.core.engine import Engine
 from gpt2cli.options import LoadOptions
 
@@ -26,15 +27,15 @@ LARGEST_CHANGE = {"auto": 0.001, "fp16": 0.001, "bf16": 0.005, "int8": 0.01, "in
 def _perplexity(text: str, precision: str) -> float:
     """In windows of the whole context, side by side."""
     engine = Engine.load(BUILTIN, LoadOptions(precision=precision))  # type: ignore[arg-type]
-    engine.model.weights.pack()
-    ids, context = engine.encode(text), engine.config.n_positions
+    ids, context, backend = engine.encode(text), engine.config.n_positions, engine.backend
     total, count = 0.0, 0
     for start in range(0, len(ids) - 1, context):
-        window = torch.tensor([ids[start : start + context + 1]])
-        cache = engine.model.new_cache(capacity=context)
-        logits = engine.model.forward(window[:, :-1], cache, all_positions=True)
-        total += float(torch.nn.functional.cross_entropy(logits[0], window[0, 1:], reduction="sum"))
-        count += window.shape[1] - 1
+        window, slot = ids[start : start + context + 1], backend.new_slot()
+        batch = Batch.of([(slot, 0, window[:-1])], wanted=range(len(window) - 1))
+        logits = torch.from_numpy(backend.forward(batch))
+        backend.free_slot(slot)
+        total += float(torch.nn.functional.cross_entropy(logits, torch.tensor(window[1:]), reduction="sum"))
+        count += len(window) - 1
     return math.exp(total / count)
 
 

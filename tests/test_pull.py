@@ -10,6 +10,7 @@ import os
 import random
 import shutil
 import signal
+import stat
 import subprocess
 import sys
 import threading
@@ -609,6 +610,24 @@ def test_a_pickle_is_refused_or_converted(hub: HubServer, tmp_path: Path) -> Non
     assert texts[0] == texts[1]
 
 
+@pytest.mark.parametrize("umask", [0o022, 0o007])
+def test_who_may_read_the_store(hub: HubServer, tmp_path: Path, umask: int) -> None:
+    """What was converted could be read by its owner alone; directories by all, whatever the umask."""
+    repository = hub.add(NAME, pickled(make_model(tmp_path / "m")))
+    before = os.umask(umask)
+    try:
+        assert call("pull", NAME, "--allow-pickle").code == 0
+        assert call("import", tmp_path / "m", "--name", "mine").code == 0
+        assert call("export", NAME, tmp_path / "out").code == 0
+    finally:
+        os.umask(before)
+    folders = (model_directory(repository), store() / "mine", tmp_path / "out")
+    paths = [path for folder in folders for path in (folder, *folder.rglob("*"))]
+    assert len(paths) > 15
+    for path in paths:
+        assert stat.S_IMODE(path.stat().st_mode) == (0o777 if path.is_dir() else 0o666) & ~umask, path
+
+
 def test_a_pickle_with_code_in_it_is_refused(hub: HubServer, small: dict[str, bytes]) -> None:
     evil = b"cos\nsystem\n(S'echo hacked > /tmp/hacked'\ntR."
     files = {path: content for path, content in small.items() if path != WEIGHTS}
@@ -934,6 +953,41 @@ def test_the_hugging_face_cache_is_used(hub: HubServer, small: dict[str, bytes])
     assert hub.bytes_sent(WEIGHTS) == before
 
 
+def test_a_cached_model_without_its_tokenizer(hub: HubServer, small: dict[str, bytes]) -> None:
+    """What `AutoModel.from_pretrained` leaves: `generate` said that the model's files are corrupt."""
+    from huggingface_hub import snapshot_download
+
+    repository = hub.add(NAME, small)
+    cache = Path(os.environ["HF_HUB_CACHE"])
+    snapshot_download(NAME, token=False, cache_dir=cache, allow_patterns=["config.json", WEIGHTS])
+    before = hub.bytes_sent(WEIGHTS)
+    arguments = ("generate", "-m", NAME, "--greedy", "--max-new-tokens", "3", "ab")
+    offline = call(*arguments, "--offline")
+    assert_one_line_error(offline, 4)
+    assert "without its tokenizer" in offline.err and f"hint: gpt2cli pull {NAME}" in offline.err
+    assert_nothing_pulled()
+    outcome = call(*arguments)
+    assert outcome.code == 0 and outcome.out, outcome.err
+    assert "without its tokenizer" in outcome.err
+    assert_whole(repository)
+    assert hub.bytes_sent(WEIGHTS) == before, "the weights lie in the cache"
+    requests = len(hub.requests)
+    again = call(*arguments)
+    assert again.out == outcome.out and "tokenizer" not in again.err and len(hub.requests) == requests
+
+
+def test_a_cached_model_whose_repository_has_no_tokenizer(hub: HubServer, small: dict[str, bytes]) -> None:
+    """It is pulled once, not at each run."""
+    from huggingface_hub import snapshot_download
+
+    hub.add(NAME, {name: small[name] for name in ("config.json", WEIGHTS)})
+    snapshot_download(NAME, token=False, cache_dir=os.environ["HF_HUB_CACHE"])
+    assert_one_line_error(call("generate", "-m", NAME, "ab"), 5)
+    requests = len(hub.requests)
+    assert_one_line_error(call("generate", "-m", NAME, "ab"), 5)
+    assert len(hub.requests) == requests
+
+
 # The command line.
 
 
@@ -1007,6 +1061,16 @@ def test_the_default_is_not_taken_from_the_user(hub: HubServer, small: dict[str,
     assert call("config", "get", "model").out == "mine\n"
 
 
+def test_a_pull_that_happens_by_itself_makes_no_default(hub: HubServer, small: dict[str, bytes]) -> None:
+    """Only who pulls a model chooses it; `generate -m NAME` once made NAME the default."""
+    hub.add(NAME, small)
+    outcome = call("generate", "-m", NAME, "--max-new-tokens", "1", "ab")
+    assert outcome.code == 0 and "used without -m" not in outcome.err
+    assert call("config", "get", "model").out == ""
+    assert "used without -m" in call("pull", NAME).err
+    assert call("config", "get", "model").out == f"{NAME}\n"
+
+
 @pytest.mark.parametrize(
     "environ",
     [
@@ -1020,7 +1084,7 @@ def test_the_default_is_not_taken_from_the_user(hub: HubServer, small: dict[str,
 def test_an_environment_that_cannot_work(hub: HubServer, environ: dict[str, str]) -> None:
     outcome = run("pull", NAME, "--debug", env={**os.environ, **environ})
     assert outcome.code in (2, 4)
-    assert "error: " in outcome.err and "defect" not in outcome.err
+    assert "error: " in outcome.err and "a defect of gpt2cli" not in outcome.err
     assert "secret" not in outcome.err
 
 

@@ -17,11 +17,12 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from support import load_fp32, shared
+from support import load_fp32, shared, text_logits
 from torch import Tensor
 
+from gpt2cli.core.backend import Batch
 from gpt2cli.core.engine import Engine
-from gpt2cli.core.model import GPT2
+from gpt2cli.core.torch_gpt2 import Slots, TorchGPT2, whole_texts
 from gpt2cli.options import GenerateOptions
 
 
@@ -33,17 +34,11 @@ def _load(model: str) -> Engine:
     return load_fp32(shared("models", model, "hf"))
 
 
-def _batched_nll(model: GPT2, rows: Sequence[Sequence[int]]) -> Iterator[float]:
+def _batched_nll(model: TorchGPT2, rows: Sequence[Sequence[int]]) -> Iterator[float]:
     """The negative log-likelihood of each row after its first token, rows of any length in one pass."""
-    counts = [len(row) - 1 for row in rows]
-    inputs = torch.zeros(len(rows), max(counts), dtype=torch.long)
-    targets = torch.zeros_like(inputs)
-    for n, row in enumerate(rows):
-        inputs[n, : counts[n]], targets[n, : counts[n]] = torch.tensor(row[:-1]), torch.tensor(row[1:])
-    logits = model.forward(inputs, model.new_cache(len(rows)), counts, all_positions=True)
-    logprobs = logits.double().log_softmax(dim=-1).gather(-1, targets[..., None])[..., 0]
-    for n, count in enumerate(counts):
-        yield -float(logprobs[n, :count].sum())
+    for row, logits in zip(rows, text_logits(model, *(row[:-1] for row in rows)), strict=True):
+        logprobs = logits.double().log_softmax(dim=-1)
+        yield -float(logprobs[range(len(row) - 1), row[1:]].sum())
 
 
 @pytest.fixture(scope="module")
@@ -93,8 +88,10 @@ def test_slm_sliding_ends_at_a_stop(slm: Engine) -> None:
 
 def test_slm_last_logits(slm: Engine, slm_expected: Any) -> None:
     prompt = next(iter(slm_expected["greedy_until_newline_sliding_window_128"]))
-    logits = slm.model.forward(torch.tensor([slm.encode(prompt)]), slm.model.new_cache())
-    np.testing.assert_allclose(logits[0].numpy(), slm_expected["first_prompt_last_logits"], rtol=0, atol=1e-4)
+    (logits,) = text_logits(slm.model, slm.encode(prompt))
+    np.testing.assert_allclose(
+        logits[-1].numpy(), slm_expected["first_prompt_last_logits"], rtol=0, atol=1e-4
+    )
 
 
 def test_slm_mean_nll(slm: Engine, slm_expected: Any) -> None:
@@ -121,7 +118,7 @@ def makemore_expected() -> Any:
 
 @pytest.mark.slow
 def test_makemore_nll_of_all_names(makemore: Engine, makemore_expected: Any) -> None:
-    """32,033 rows through the ragged forward pass; roughly by length, since padding costs time."""
+    """32,033 rows in batches of all lengths; roughly by length, since some are attended at once."""
     text = shared("models", "makemore_names_lmj9", "source", "names.txt").read_text("utf-8")
     names = sorted(text.split(), key=lambda name: len(name) // 4)
     assert len(names) == makemore_expected["n_names"]
@@ -152,7 +149,7 @@ def test_makemore_greedy_completions(makemore: Engine, makemore_expected: Any) -
 
 
 def test_makemore_first_token_logits(makemore: Engine, makemore_expected: Any) -> None:
-    logits = makemore.model.forward(torch.tensor([[0]]), makemore.model.new_cache())
+    (logits,) = text_logits(makemore.model, [0])
     np.testing.assert_allclose(logits[0].numpy(), makemore_expected["first_token_logits"], rtol=0, atol=1e-5)
 
 
@@ -189,14 +186,28 @@ def truth() -> dict[str, Tensor]:
         return {name: torch.from_numpy(arrays[name]) for name in arrays}
 
 
+def _stages(model: TorchGPT2, batch: Batch, slots: Slots | None = None) -> dict[str, Tensor]:
+    """Each stage of the computation; of attention weights those of all texts, one after the other."""
+    seen: dict[str, list[Tensor]] = {}
+
+    def observe(stage: str, tensor: Tensor) -> None:
+        seen.setdefault(stage, []).append(tensor)
+
+    model.hidden_states(batch, slots, observe=observe, attention=range(model.config.n_layer))
+    return {stage: torch.cat(tensors) for stage, tensors in seen.items()}
+
+
 def test_sorter_every_stage(sorter: Engine, truth: dict[str, Tensor]) -> None:
-    seen: dict[str, Tensor] = {}
     model, ids = sorter.model, truth["idx"].long()
-    cache = model.new_cache(rows=len(ids))
-    logits = model.forward(ids, cache, all_positions=True, observe=seen.__setitem__)
+    seen = _stages(model, whole_texts(ids.tolist()))
+    logits = model.logits(seen["ln_f"]).view_as(truth["lm_head"])
     for theirs, ours in STAGES:
         torch.testing.assert_close(
-            seen[ours], truth[theirs], rtol=0, atol=1e-5, msg=lambda m, at=ours: f"{at}: {m}"
+            seen[ours].view_as(truth[theirs]),
+            truth[theirs],
+            rtol=0,
+            atol=1e-5,
+            msg=lambda m, at=ours: f"{at}: {m}",
         )
     q, k, v = seen["h.0.attn.c_attn"].view(*ids.shape, 3, 3, 16).permute(2, 0, 3, 1, 4)
     for name, found in (("q", q), ("k", k), ("v", v), ("lm_head", logits)):
@@ -205,39 +216,40 @@ def test_sorter_every_stage(sorter: Engine, truth: dict[str, Tensor]) -> None:
 
 
 def test_sorter_stages_of_cached_steps(sorter: Engine, truth: dict[str, Tensor]) -> None:
-    """The attention weights of a step are a row of the whole, in uniform and in ragged batches."""
-    model, ids = sorter.model, truth["idx"].long()
-    uniform, ragged = model.new_cache(rows=3), model.new_cache(rows=3)
-    model.forward(ids[:, :7], uniform)
-    model.forward(ids[:, :7], ragged, [7, 5, 7])
-    for cache, counts in ((uniform, [4, 4, 4]), (ragged, [4, 2, 4])):
-        seen: dict[str, Tensor] = {}
-        model.forward(ids[:, 7:], cache, counts, observe=seen.__setitem__)
-        found, expected = seen["h.0.attn.weights"][[0, 2]], truth["attSm"][[0, 2], :, 7:]
-        torch.testing.assert_close(found, expected, rtol=0, atol=1e-5)
+    """The attention weights of later tokens are rows of the whole, whatever stands beside them."""
+    model, ids = sorter.model, truth["idx"].long().tolist()
+    slots = model.new_slots()
+    places = [slots.new() for _ in ids]
+    for begin, end in ((0, 7), (7, 8), (8, 11)):
+        batch = Batch.of([(slot, begin, row[begin:end]) for slot, row in zip(places, ids, strict=True)])
+        found = _stages(model, batch, slots)["h.0.attn.weights"]
+        expected = truth["attSm"][:, :, begin:end, :end]
+        torch.testing.assert_close(found.view_as(expected), expected, rtol=0, atol=1e-5)
 
 
 def test_sorter_expected_logits(sorter: Engine) -> None:
     expected = _expected("llmviz_gpt_nano_sort")
-    ids = torch.tensor(expected["idx"])
-    logits = sorter.model.forward(ids, sorter.model.new_cache(rows=len(ids)), all_positions=True)
+    logits = torch.stack(text_logits(sorter.model, *expected["idx"]))
     torch.testing.assert_close(logits, torch.tensor(expected["logits_pytorch"]), rtol=0, atol=1e-5)
 
 
 def test_sorter_sorts_every_sequence(sorter: Engine) -> None:
-    """729 of 729, six cached steps in batches."""
-    model, sorted_right = sorter.model, 0
+    """729 of 729, in batches of one step at a time."""
+    backend, sorted_right = sorter.backend, 0
     inputs = list(itertools.product(range(3), repeat=6))
     for start in range(0, len(inputs), 81):
-        batch = inputs[start : start + 81]
-        cache = model.new_cache(rows=len(batch))
-        newest = model.forward(torch.tensor(batch), cache).argmax(dim=-1, keepdim=True)
-        digits = [newest]
-        for _ in range(5):
-            newest = model.forward(newest, cache).argmax(dim=-1, keepdim=True)
-            digits.append(newest)
-        found = torch.cat(digits, dim=1).tolist()
-        sorted_right += sum(f == sorted(b) for f, b in zip(found, batch, strict=True))
+        digits = inputs[start : start + 81]
+        slots = [backend.new_slot() for _ in digits]
+        found: list[list[int]] = [[] for _ in digits]
+        newest: Sequence[Sequence[int]] = digits
+        for at in (0, *range(6, 11)):
+            logits = backend.forward(Batch.of([(s, at, ids) for s, ids in zip(slots, newest, strict=True)]))
+            newest = logits.argmax(axis=-1)[:, None].tolist()
+            for row, new in zip(found, newest, strict=True):
+                row += new
+        for slot in slots:
+            backend.free_slot(slot)
+        sorted_right += sum(f == sorted(b) for f, b in zip(found, digits, strict=True))
     assert sorted_right == 729
 
 
@@ -254,8 +266,8 @@ def test_saved_by_transformers(tmp_path: Path, weights: str, section: str) -> No
         (weights, "model.safetensors"),
     ):
         (tmp_path / name).write_bytes((source / file).read_bytes())
-    engine, ids = load_fp32(tmp_path), torch.tensor(document["input_ids"])
-    logits = engine.model.forward(ids, engine.model.new_cache(rows=len(ids)))
+    engine = load_fp32(tmp_path)
+    logits = torch.stack([logits[-1] for logits in text_logits(engine.model, *document["input_ids"])])
     expected = _starting_with(document[section], "logits_last_position")
     np.testing.assert_allclose(logits.numpy(), expected, rtol=0, atol=1e-4)
     assert engine.tokenizer is None and engine.config.bos_token_id is None

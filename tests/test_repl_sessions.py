@@ -29,6 +29,7 @@ from gpt2cli.repl import history as history_module
 from gpt2cli.repl.export import export, kind_of_file
 from gpt2cli.repl.formats import FORMATS
 from gpt2cli.repl.history import History
+from gpt2cli.repl.lines import locked
 from gpt2cli.repl.sessions import Session, last_session, list_sessions, parse_session, sessions_dir
 
 
@@ -395,6 +396,7 @@ def test_a_history_that_is_shortened_under_others(tmp_path: Path) -> None:
 WRITER = """
 import sys, time
 from gpt2cli.repl.history import History
+from gpt2cli.repl.lines import locked
 from gpt2cli.repl.sessions import Session, turn_event
 from gpt2cli.repl.tree import Tree, Turn
 name, last = sys.argv[1], int(sys.argv[2])
@@ -505,3 +507,16 @@ def test_reading_what_is_too_large_is_refused(monkeypatch: pytest.MonkeyPatch) -
     (sessions_dir() / "x.jsonl").write_bytes(file_of(HEADER, *[TURN] * 5))
     with pytest.raises(Gpt2cliError, match="larger"):
         Session.open("x")
+
+
+def test_what_the_block_raises_leaves_the_lock(tmp_path: Path) -> None:
+    """A FileNotFoundError of the block was taken for one of the lock, and the block entered twice."""
+    path, entered = tmp_path / "history", []
+    with pytest.raises(FileNotFoundError, match="of the block"), locked(path) as descriptor:
+        entered.append(descriptor)
+        raise FileNotFoundError("of the block")
+    assert len(entered) == 1
+    with pytest.raises(OSError):
+        os.fstat(entered[0])
+    with locked(path):
+        pass

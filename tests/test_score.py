@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 import torch
-from support import load_fp32, make_model, shared
+from support import load_fp32, make_model, shared, text_logits
 from test_analysis_parity import guide
 from transformers import GPT2LMHeadModel
 
@@ -35,9 +35,8 @@ def brute_force(engine: Engine, context: list[int], ids: list[int]) -> float:
     """The product of the probabilities, one whole forward pass a token, in float64."""
     total = 0.0
     for n, token in enumerate(ids):
-        row = torch.tensor([[*context, *ids[:n]]])
-        logits = engine.model.forward(row, engine.model.new_cache())[0].double()
-        total += float(logits.log_softmax(dim=-1)[token])
+        (logits,) = text_logits(engine.model, [*context, *ids[:n]])
+        total += float(logits[-1].double().log_softmax(dim=-1)[token])
     return total
 
 

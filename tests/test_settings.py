@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import subprocess
+import sys
 import tomllib
 from collections.abc import Callable
 from pathlib import Path
@@ -18,13 +20,13 @@ from gpt2cli.settings import (
     KEYS,
     Settings,
     Value,
+    change_config_file,
     environment_name,
     known_key,
     parse_value,
     read_config_file,
     set_in_file,
     unset_in_file,
-    write_config_file,
 )
 
 SAMPLES: dict[str, Value] = {
@@ -90,7 +92,7 @@ def test_what_bears_an_options_name_is_that_option() -> None:
 
 
 def test_flag_over_environment_over_file() -> None:
-    write_config_file({"top_k": 1, "top_p": 0.1, "min_p": 0.1, "model": "file"})
+    change_config_file({"top_k": 1, "top_p": 0.1, "min_p": 0.1, "model": "file"})
     found = Settings.load({"GPT2CLI_TOP_P": "0.2", "GPT2CLI_MIN_P": "0.2", "GPT2CLI_QUIET": ""})
     flags = {"top_k": None, "top_p": None, "min_p": 0.3, "temperature": None}
     assert found.over(flags) == {"top_k": 1, "top_p": 0.2, "min_p": 0.3}
@@ -117,7 +119,7 @@ def test_the_environment_and_the_file_read_alike(key: str, write_file: Callable[
     set_in_file(key, value)
     text = str(value).lower() if isinstance(value, bool) else str(value)
     from_environment = Settings.load({environment_name(key): text}).get(key)
-    write_config_file({key: value})
+    change_config_file({key: value})
     from_file = Settings.load({}).get(key)
     assert from_environment is not None
     assert from_file is not None
@@ -179,7 +181,7 @@ def test_an_unknown_key_lists_the_known() -> None:
 
 
 def test_the_file_holds_what_was_written() -> None:
-    write_config_file(SAMPLES)
+    change_config_file(SAMPLES)
     assert read_config_file() == SAMPLES
     assert tomllib.loads(paths.config_file().read_text("utf-8")) == SAMPLES
 
@@ -187,21 +189,21 @@ def test_the_file_holds_what_was_written() -> None:
 @pytest.mark.parametrize("text", HOSTILE)
 def test_hostile_texts_survive(text: str) -> None:
     """A value that ends its own string could write further keys, or damage the file for good."""
-    write_config_file({"model": text, "top_k": 3})
+    change_config_file({"model": text, "top_k": 3})
     assert tomllib.loads(paths.config_file().read_text("utf-8")) == {"model": text, "top_k": 3}
 
 
 @given(strategies.text(strategies.characters(codec="utf-8"), min_size=1))
 @settings(max_examples=300, suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_any_text_survives(text: str) -> None:
-    write_config_file({"model": text})
+    change_config_file({"model": text})
     assert read_config_file() == {"model": text}
 
 
 @pytest.mark.parametrize("text", ["\udcff", "a\ud800b", os.fsdecode(b"/models/\xff")])
 def test_a_lone_surrogate_is_refused_and_the_file_kept(text: str) -> None:
     """TOML cannot hold it: written as an escape it would make the whole file unreadable."""
-    write_config_file({"top_k": 3})
+    change_config_file({"top_k": 3})
     with pytest.raises(UsageError, match="model"):
         set_in_file("model", text)
     assert read_config_file() == {"top_k": 3}
@@ -210,7 +212,7 @@ def test_a_lone_surrogate_is_refused_and_the_file_kept(text: str) -> None:
 @given(strategies.floats(0.001, allow_nan=False, allow_infinity=False))
 @settings(max_examples=300, suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_a_number_comes_back_to_the_last_bit(number: float) -> None:
-    write_config_file({"temperature": number})
+    change_config_file({"temperature": number})
     assert read_config_file() == {"temperature": number}
 
 
@@ -276,6 +278,28 @@ def test_an_unknown_key_in_the_file_is_named(write_file: Callable[..., Path]) ->
     assert "temperature" in (caught.value.hint or "")
 
 
+def test_comments_and_order_are_kept(write_file: Callable[..., Path]) -> None:
+    """`config set` once wrote the file anew, without them."""
+    path = write_file("# mine\ntop_p  =  0.5 # so\n\n# and this\ntop_k=3\t# few\nmodel = 'x'")
+    set_in_file("top_p", 0.25)
+    set_in_file("quiet", True)
+    set_in_file("top_k", 4)
+    assert unset_in_file("model")
+    wanted = "# mine\ntop_p  =  0.25 # so\n\n# and this\ntop_k=4\t# few\nquiet = true\n"
+    assert path.read_text() == wanted
+
+
+def test_two_at_once_lose_nothing() -> None:
+    """Each read the file, changed its own key, and wrote the other's away."""
+    whole = {key: SAMPLES[key] for key in KEYS}
+    code = "import sys; from gpt2cli.settings import *; set_in_file(sys.argv[1], eval(sys.argv[2]))"
+    processes = [
+        subprocess.Popen([sys.executable, "-c", code, key, repr(value)]) for key, value in whole.items()
+    ]
+    assert [process.wait(60) for process in processes] == [0] * len(whole)
+    assert read_config_file() == whole
+
+
 def test_no_file_is_no_settings() -> None:
     assert read_config_file() == {}
     assert not unset_in_file("top_k")
@@ -286,16 +310,16 @@ def test_a_directory_in_the_place_of_the_file() -> None:
     paths.config_file().mkdir(parents=True)
     with pytest.raises(UsageError, match="config"):
         read_config_file()
-    with pytest.raises(Gpt2cliError, match="cannot write"):
-        write_config_file({"top_k": 1})
-    assert sorted(p.name for p in paths.config_file().parent.iterdir()) == ["config.toml"]
+    with pytest.raises(Gpt2cliError, match="config"):
+        change_config_file({"top_k": 1})
+    assert sorted(p.name for p in paths.config_file().parent.iterdir()) == ["config.toml", "state"]
 
 
 def test_a_file_in_the_place_of_the_directory(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     monkeypatch.setenv("GPT2CLI_HOME", str(tmp_path / "file"))
     with pytest.raises(Gpt2cliError, match="cannot write"):
-        write_config_file({"top_k": 1})
+        change_config_file({"top_k": 1})
 
 
 def test_a_link_is_kept(tmp_path: Path, write_file: Callable[..., Path]) -> None:
@@ -310,13 +334,13 @@ def test_a_link_is_kept(tmp_path: Path, write_file: Callable[..., Path]) -> None
 
 def test_a_failed_write_leaves_the_old_file(monkeypatch: pytest.MonkeyPatch) -> None:
     """The file is replaced in one rename, and no temporary stays behind."""
-    write_config_file({"top_k": 1})
+    change_config_file({"top_k": 1})
 
     def full(*_: Any) -> None:
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(os, "replace", full)
     with pytest.raises(Gpt2cliError, match="No space left"):
-        write_config_file({"top_k": 2})
+        change_config_file({"top_k": 2})
     assert read_config_file() == {"top_k": 1}
-    assert [p.name for p in paths.config_file().parent.iterdir()] == ["config.toml"]
+    assert sorted(p.name for p in paths.config_file().parent.iterdir()) == ["config.toml", "state"]

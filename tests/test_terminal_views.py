@@ -17,8 +17,9 @@ from rich.color import Color
 from gpt2cli.terminal import page, views
 from gpt2cli.terminal.canvas import _THEMES, Canvas, draw_svg
 from gpt2cli.terminal.csvout import csv_text
-from gpt2cli.terminal.heat import COLOURS, INK, Span, heat_lines, legend, visible
+from gpt2cli.terminal.heat import COLOURS, INK, Span, heat_lines, legend
 from gpt2cli.terminal.streams import Terminal
+from gpt2cli.text.visible import visible
 
 HOSTILE = "\x1b]0;title\x07\x1b[2J<script>alert(1)</script>&amp;\"'\u202e\x9b31m\x00\ufffe\uffff[bold]:smile:"
 spans_of = st.lists(

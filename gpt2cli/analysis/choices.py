@@ -10,7 +10,7 @@ from typing import Literal
 from gpt2cli.analysis.logprobs import Scores
 from gpt2cli.analysis.score import Batcher
 from gpt2cli.core.engine import Engine
-from gpt2cli.core.model import GPT2
+from gpt2cli.core.torch_gpt2 import TorchGPT2
 from gpt2cli.errors import PromptTooLong, UsageError
 
 Normalize = Literal["none", "tokens", "bytes"]
@@ -42,17 +42,7 @@ def continuations(
 ) -> list[Scores]:
     """The scores of each of ``followers`` after ``context``; all must fit (`check_fits`)."""
     rows = [[*context, *follower] for follower in followers]
-    found: list[Scores | None] = [None] * len(rows)
-    order = sorted(range(len(rows)), key=lambda n: -len(rows[n]))
-    while order:
-        count = max(1, batcher.batch_tokens // len(rows[order[0]]))
-        batch, order = order[:count], order[count:]
-        firsts = [len(context)] * len(batch)
-        for n, scores in zip(
-            batch, batcher.score([rows[n] for n in batch], firsts, details=details), strict=True
-        ):
-            found[n] = scores
-    return [scores for scores in found if scores is not None]
+    return batcher.score(rows, [len(context)] * len(rows), details=details)
 
 
 def rank_choices(
@@ -98,7 +88,7 @@ def rank_choices(
     return sorted(choices, key=lambda choice: -choice.score)
 
 
-def check_fits(model: GPT2, tokens: int, text: str) -> None:
+def check_fits(model: TorchGPT2, tokens: int, text: str) -> None:
     """Raise `PromptTooLong` unless ``tokens`` can be scored at once: the last is only predicted."""
     if tokens > model.config.n_positions + 1:
         raise PromptTooLong(

@@ -128,7 +128,7 @@ def opinion(engines: Sequence[Engine], prompt: str, run: Run, model: int) -> Opi
                 return Opinion(None, 0, size, False, "the text has a character that is not whole")
             ids = judge.tokenizer.encode(text)
             size = len(text.encode("utf-8"))
-        before = judge.encode(prompt)
+        before = judge.encode(prompt, special_tokens=run.options.special_tokens)
     except UsageError as error:
         return Opinion(None, 0, size, same, str(error))
     if not ids:
@@ -170,12 +170,13 @@ class WordTable:
     """Whether the search came to its end; see `NextWords.likeliest`."""
 
 
-def likeliest_words(engine: Engine, prompts: Sequence[str], count: int) -> WordTable:
+def likeliest_words(
+    engine: Engine, prompts: Sequence[str], count: int, *, special_tokens: bool = False
+) -> WordTable:
     """The ``count`` likeliest next words of each prompt, all of them with their probability after every
     prompt, those with the largest average first.
     """
-    longer = continuing_tokens(engine)
-    places = [NextWords(engine, engine.encode(prompt), longer) for prompt in prompts]
+    places = _places(engine, prompts, special_tokens)
     paths: dict[str, set[Path]] = {}
     finished = True
     for place in places:
@@ -188,10 +189,11 @@ def likeliest_words(engine: Engine, prompts: Sequence[str], count: int) -> WordT
     return WordTable(tuple(order), tuple(rows[word] for word in order), finished)
 
 
-def given_words(engine: Engine, prompts: Sequence[str], words: Sequence[str]) -> WordTable:
+def given_words(
+    engine: Engine, prompts: Sequence[str], words: Sequence[str], *, special_tokens: bool = False
+) -> WordTable:
     """The probability of each of ``words`` after each prompt, written as the tokenizer writes it."""
-    longer = continuing_tokens(engine)
-    places = [NextWords(engine, engine.encode(prompt), longer) for prompt in prompts]
+    places = _places(engine, prompts, special_tokens)
     rows = tuple(
         tuple(
             place.probability([place.path_of(prompt, word)])
@@ -200,3 +202,10 @@ def given_words(engine: Engine, prompts: Sequence[str], words: Sequence[str]) ->
         for word in words
     )
     return WordTable(tuple(words), rows, True)
+
+
+def _places(engine: Engine, prompts: Sequence[str], special_tokens: bool) -> list[NextWords]:
+    """The next words of each prompt, read as `Engine.stream` reads it."""
+    longer = continuing_tokens(engine)
+    ids = (engine.encode(prompt, special_tokens=special_tokens) for prompt in prompts)
+    return [NextWords(engine, each, longer) for each in ids]

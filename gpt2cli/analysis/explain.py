@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-import torch
-from torch import Tensor
+import numpy as np
+from numpy.typing import NDArray
 
-from gpt2cli.core.decode import prefill
-from gpt2cli.core.model import GPT2
-from gpt2cli.core.random import uniform
-from gpt2cli.core.sampling import NEVER, SequenceState, check_finite, draw, named_filters
+from gpt2cli.core.backend import Backend, Batch, Floats
+from gpt2cli.core.random import gumbel
+from gpt2cli.core.sampling import NEVER, check_finite, draw, named_filters, top_k
+from gpt2cli.core.scheduler import PREFILL_CHUNK
 from gpt2cli.errors import PromptTooLong
 from gpt2cli.options import SamplingOptions
 
@@ -64,13 +64,12 @@ class Explanation:
     """The token that stands there in the text, if one does."""
     drawn: Candidate | None
     """The token that the seed draws, if one is given."""
-    uniform: float | None
-    """The random number in [0, 1) that draws it."""
+    noise: float | None
+    """Of the token that the seed draws: with it, its score after the filters is the highest of all."""
 
 
-@torch.inference_mode()
 def explain(
-    model: GPT2,
+    backend: Backend,
     ids: Sequence[int],
     options: SamplingOptions,
     *,
@@ -84,43 +83,54 @@ def explain(
     random numbers), ``top`` how many of the likeliest tokens are listed. Raises `PromptTooLong` where
     the context has no room for the step, `ModelFileError` for a model that computes no numbers.
     """
-    if len(ids) >= model.config.n_positions:
+    config = backend.config
+    if len(ids) >= config.n_positions:
         raise PromptTooLong(
-            f"the {len(ids)} tokens before the step leave no room in the context of "
-            f"{model.config.n_positions}",
+            f"the {len(ids)} tokens before the step leave no room in the context of {config.n_positions}",
             hint="explain an earlier step, or a shorter text",
         )
-    logits = prefill(model, model.new_cache(1, len(ids)), ids)  # [1, V]
-    check_finite(logits.amax(dim=-1))
-    state = SequenceState(index=0, seed=seed or 0, ids=list(ids), prompt_tokens=len(ids))
-    return explain_logits(logits, state, options, actual=actual, seed=seed, top=top)
+    logits = _logits_after(backend, ids)
+    check_finite(logits)
+    return explain_logits(logits, ids, options, actual=actual, seed=seed, top=top)
+
+
+def _logits_after(backend: Backend, ids: Sequence[int]) -> Floats:
+    """[V]"""
+    slot = backend.new_slot()
+    try:
+        for begin in range(0, len(ids), PREFILL_CHUNK):
+            logits = backend.forward(Batch.of([(slot, begin, ids[begin : begin + PREFILL_CHUNK])]))
+    finally:
+        backend.free_slot(slot)
+    last: Floats = logits[0]
+    return last
 
 
 def explain_logits(
-    logits: Tensor,
-    state: SequenceState,
+    logits: Floats,
+    ids: Sequence[int],
     options: SamplingOptions,
     *,
     actual: int | None = None,
     seed: int | None = None,
     top: int = 10,
 ) -> Explanation:
-    """`explain` from the logits [1, V] after ``state``'s tokens."""
-    own = _probabilities(logits)  # [V], float64
+    """`explain` from the logits [V] after the tokens ``ids``."""
+    own = _probabilities(logits)
     scores, current = logits, own
     removed_by: dict[int, str] = {}
     effects = []
-    for name, filtered in _steps(logits, state, options):
-        gone = ((filtered == NEVER) & (scores > NEVER)).squeeze(0)
+    for name, filtered in _steps(logits, ids, options):
+        gone = np.flatnonzero((filtered == NEVER) & (scores > NEVER))
         after = _probabilities(filtered)
-        removed_by.update(dict.fromkeys(gone.nonzero().squeeze(1).tolist(), name))
+        removed_by.update(dict.fromkeys(gone.tolist(), name))
         effects.append(
             FilterEffect(
                 option=name,
                 value=getattr(options, name),
-                removed=int(gone.sum()),
-                left=int((filtered > NEVER).sum()),
-                moved=float((after - current).abs().sum() / 2),
+                removed=len(gone),
+                left=int(np.count_nonzero(filtered > NEVER)),
+                moved=float(np.abs(after - current).sum() / 2),
                 entropy=_entropy(after),
             )
         )
@@ -129,55 +139,63 @@ def explain_logits(
     def candidate(token: int) -> Candidate:
         return Candidate(
             token=token,
-            rank=int((own > own[token]).sum()) + 1,
+            rank=int(np.count_nonzero(own > own[token])) + 1,
             before=float(own[token]),
             after=float(current[token]),
             removed_by=removed_by.get(token),
         )
 
-    number = None if seed is None or options.greedy else uniform(seed, state.position)
-    drawn = None
+    drawn, noise = None, None
     if options.greedy:
         drawn = int(scores.argmax())
-    elif number is not None:
-        drawn = draw(scores[0], number)
+    elif seed is not None:
+        drawn = draw(scores, seed, len(ids))
+        noise = float(gumbel(seed, len(ids), [drawn])[0])
     return Explanation(
-        position=state.position,
-        vocabulary=logits.shape[-1],
+        position=len(ids),
+        vocabulary=len(logits),
         entropy=_entropy(own),
         effects=tuple(effects),
-        left=int((scores > NEVER).sum()),
-        candidates=tuple(candidate(token) for token in _likeliest(own, current, top)),
+        left=int(np.count_nonzero(scores > NEVER)),
+        candidates=tuple(candidate(token) for token in _likeliest(logits, scores, top)),
         actual=None if actual is None else candidate(actual),
         drawn=None if drawn is None else candidate(drawn),
-        uniform=number,
+        noise=noise,
     )
 
 
-def _steps(logits: Tensor, state: SequenceState, options: SamplingOptions) -> Iterator[tuple[str, Tensor]]:
-    """The scores [1, V] after each filter; greedy decoding ends with the likeliest token alone."""
+def _steps(logits: Floats, ids: Sequence[int], options: SamplingOptions) -> Iterator[tuple[str, Floats]]:
+    """The scores [V] after each filter; greedy decoding ends with the likeliest token alone."""
     scores = logits
     for name, apply in named_filters(options):
-        scores = apply(scores, [state])
+        scores = apply(scores, ids)
         yield name, scores
     if options.greedy:
-        best = scores.argmax(dim=-1, keepdim=True)
-        yield "temperature", torch.full_like(scores, NEVER).scatter(-1, best, scores.gather(-1, best))
+        alone = np.full_like(scores, NEVER)
+        best = scores.argmax()
+        alone[best] = scores[best]
+        yield "temperature", alone
 
 
-def _probabilities(scores: Tensor) -> Tensor:
-    """scores: [1, V] -> [V], in float64 as a token is drawn"""
-    return scores[0].double().softmax(dim=-1)
+def _probabilities(scores: Floats) -> NDArray[np.float64]:
+    """scores: [V] -> [V], in float64 as a token is drawn"""
+    weights = np.exp(scores.astype(np.float64) - scores.max())
+    probabilities: NDArray[np.float64] = weights / weights.sum()
+    return probabilities
 
 
-def _entropy(probabilities: Tensor) -> float:
-    return float(torch.special.entr(probabilities).sum())
+def _entropy(probabilities: NDArray[np.float64]) -> float:
+    some = probabilities[probabilities > 0]
+    return float(-(some * np.log(some)).sum())
 
 
-def _likeliest(before: Tensor, after: Tensor, top: int) -> list[int]:
-    """The ``top`` tokens of each distribution [V], in the order of the first; what was removed not of the
-    second."""
-    count = min(top, before.shape[-1])
-    tokens = set(before.topk(count).indices.tolist())
-    tokens.update(token for token in after.topk(count).indices.tolist() if after[token] > 0)
+def _likeliest(before: Floats, after: Floats, top: int) -> list[int]:
+    """The ``top`` tokens by the scores [V] before and after, in the order of the first; none that was
+    removed."""
+    tokens = _best(before, top) | {token for token in _best(after, top) if after[token] > NEVER}
     return sorted(tokens, key=lambda token: (-float(before[token]), token))
+
+
+def _best(scores: Floats, top: int) -> set[int]:
+    kept = top_k(scores, top)
+    return set(kept[np.argsort(-scores[kept], kind="stable")][:top].tolist())

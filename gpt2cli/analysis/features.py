@@ -13,7 +13,8 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from gpt2cli.core.model import GPT2
+from gpt2cli.analysis.windows import by_length
+from gpt2cli.core.torch_gpt2 import TorchGPT2, whole_texts
 from gpt2cli.errors import PromptTooLong, UsageError
 
 Pool = Literal["none", "mean", "last"]
@@ -78,7 +79,7 @@ def _layer(text: str, n_layer: int, first: int) -> int:
 
 @torch.inference_mode()
 def extract_batch(
-    model: GPT2, tags: Sequence[Any], rows: Sequence[Sequence[int]], options: FeatureOptions
+    model: TorchGPT2, tags: Sequence[Any], rows: Sequence[Sequence[int]], options: FeatureOptions
 ) -> list[Features]:
     """The features of texts of any length, at least one token each, in one batch. Raises `PromptTooLong`."""
     counts = [len(row) for row in rows]
@@ -87,31 +88,21 @@ def extract_batch(
             f"the text has {max(counts)} tokens; the model's context is {model.config.n_positions}",
             hint="shorten it, or keep its end with --truncate",
         )
-    inputs = torch.zeros(len(rows), max(counts), dtype=torch.long)
-    for number, row in enumerate(rows):
-        inputs[number, : counts[number]] = torch.tensor(row)
     names = {_stage(layer, model.config.n_layer): layer for layer in options.layers}
     blocks = {f"h.{block - 1}.attn.weights": block for block in options.attention}
     found: dict[int, list[Tensor]] = {}
-    weights: dict[int, list[Tensor]] = {}
+    weights: dict[int, list[Tensor]] = {block: [] for block in options.attention}
 
     def observe(stage: str, tensor: Tensor) -> None:
         # Pooled at once: the states of all layers are never held together.
         if stage in names:
-            states = zip(tensor, counts, strict=True)
-            found[names[stage]] = [_pooled(state[:count], options.pool) for state, count in states]
+            found[names[stage]] = [_pooled(states, options.pool) for states in torch.split(tensor, counts)]
         if stage in blocks:
-            pairs = zip(tensor, counts, strict=True)
-            # Whole in memory: safetensors writes a view of a larger tensor wrongly.
-            weights[blocks[stage]] = [
-                weight[:, :count, :count]
-                .to("cpu", torch.float32)
-                .clone(memory_format=torch.contiguous_format)
-                for weight, count in pairs
-            ]
+            weights[blocks[stage]].append(_whole(tensor))
 
-    cache = model.new_cache(len(rows), max(counts))
-    model.hidden_states(inputs.to(model.device), cache, counts, observe=observe)
+    model.hidden_states(
+        whole_texts(rows), observe=observe, attention=[block - 1 for block in options.attention]
+    )
     return [
         Features(
             tag,
@@ -132,20 +123,25 @@ def _stage(layer: int, n_layer: int) -> str:
 def _pooled(states: Tensor, pool: Pool) -> Tensor:
     """states: [T, D] -> [T, D] or [D], a copy on the CPU."""
     if pool == "mean":
-        states = states.double().mean(dim=0)
+        states = states.cpu().double().mean(dim=0)
     elif pool == "last":
         states = states[-1]
-    return states.to("cpu", torch.float32).clone(memory_format=torch.contiguous_format)
+    return _whole(states)
+
+
+def _whole(tensor: Tensor) -> Tensor:
+    """A copy on the CPU: safetensors writes a view of a larger tensor wrongly."""
+    return tensor.to("cpu", torch.float32).clone(memory_format=torch.contiguous_format)
 
 
 def extract(
-    model: GPT2,
+    model: TorchGPT2,
     texts: Iterable[tuple[Any, Sequence[int]]],
     options: FeatureOptions,
     *,
     batch_tokens: int | None = None,
 ) -> Iterator[Features]:
-    """The features of tagged texts, in their order, in batches of like length. Raises `PromptTooLong`."""
+    """The features of tagged texts, in their order, some at once. Raises `PromptTooLong`."""
     batch_tokens = batch_tokens or BATCH_TOKENS.get(model.device.type, 2048)
     group: list[tuple[Any, Sequence[int]]] = []
     tokens = 0
@@ -160,13 +156,10 @@ def extract(
 
 
 def _extract_group(
-    model: GPT2, group: Sequence[tuple[Any, Sequence[int]]], options: FeatureOptions, batch_tokens: int
+    model: TorchGPT2, group: Sequence[tuple[Any, Sequence[int]]], options: FeatureOptions, batch_tokens: int
 ) -> Iterator[Features]:
-    order = sorted(range(len(group)), key=lambda n: -len(group[n][1]))
     found: dict[int, Features] = {}
-    while order:
-        rows = max(1, batch_tokens // len(group[order[0]][1]))
-        batch, order = order[:rows], order[rows:]
+    for batch in by_length([len(ids) for _, ids in group], batch_tokens):
         tags, ids = [group[n][0] for n in batch], [group[n][1] for n in batch]
         found.update(zip(batch, extract_batch(model, tags, ids, options), strict=True))
     yield from (found[n] for n in range(len(group)))

@@ -13,8 +13,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from gpt2cli.core.cache import KVCache
-from gpt2cli.core.model import GPT2
+from gpt2cli.core.torch_gpt2 import TorchGPT2, whole_texts
 from gpt2cli.errors import ModelFileError, PromptTooLong
 
 LOGITS_AT_ONCE = 2**21
@@ -74,7 +73,7 @@ class Scores:
             yield TokenScore(token, logprob, rank, entropy, top)
 
 
-def score_ids(model: GPT2, ids: Sequence[int], *, top: int = 0) -> list[TokenScore]:
+def score_ids(model: TorchGPT2, ids: Sequence[int], *, top: int = 0) -> list[TokenScore]:
     """Score every token of one text but the first: ``len(ids) - 1`` entries, the i-th about ``ids[i + 1]``.
 
     ``top`` is the number of likeliest tokens listed at each place. The text may have one token more
@@ -87,19 +86,18 @@ def score_ids(model: GPT2, ids: Sequence[int], *, top: int = 0) -> list[TokenSco
 
 @torch.inference_mode()
 def score_rows(
-    model: GPT2,
+    model: TorchGPT2,
     rows: Sequence[Sequence[int]],
     firsts: Sequence[int] | None = None,
     *,
     details: bool = False,
     top: int = 0,
-    cache: KVCache | None = None,
 ) -> list[Scores]:
     """Score texts of any length (at least 2 tokens) in one batch: row r's tokens from ``firsts[r]`` on.
 
     ``firsts`` are at least 1, and 1 where not given; ``details`` adds ranks and entropies, ``top`` > 0
-    the likeliest tokens. ``cache`` is a buffer of as many rows to work in, whose content is lost.
-    Raises `PromptTooLong` for a row that does not fit, `ModelFileError` where the model computes no numbers.
+    the likeliest tokens. Raises `PromptTooLong` for a row that does not fit, `ModelFileError` where the
+    model computes no numbers.
     """
     firsts = firsts or [1] * len(rows)
     counts = [len(row) - 1 for row in rows]
@@ -108,17 +106,14 @@ def score_rows(
         raise PromptTooLong(
             f"the text has {longest + 1} tokens; the model's context is {model.config.n_positions}"
         )
-    inputs = torch.zeros(len(rows), longest, dtype=torch.long)
-    for number, row in enumerate(rows):
-        inputs[number, : counts[number]] = torch.tensor(row[:-1])
-    if cache is None:
-        cache = model.new_cache(len(rows), longest)
-    cache.truncate(0)
-    hidden = model.hidden_states(inputs.to(model.device), cache, counts)
-    # What predicts the token at place p is the state at p - 1; [N, D] over all rows.
-    states = torch.cat(
-        [hidden[n, first - 1 : count] for n, (first, count) in enumerate(zip(firsts, counts, strict=True))]
-    )
+    hidden = model.hidden_states(whole_texts([row[:-1] for row in rows]))
+    # What predicts the token at place p is the state at p - 1.
+    ends = itertools.accumulate(counts)
+    wanted = [
+        torch.arange(end - count + first - 1, end)
+        for end, count, first in zip(ends, counts, firsts, strict=True)
+    ]
+    states = hidden[torch.cat(wanted).to(model.device)]
     targets = torch.tensor([token for row, first in zip(rows, firsts, strict=True) for token in row[first:]])
     scores = score_states(model, states, targets, details=details, top=top)
     return _split(scores, [count - first + 1 for count, first in zip(counts, firsts, strict=True)])
@@ -126,7 +121,7 @@ def score_rows(
 
 @torch.inference_mode()
 def score_states(
-    model: GPT2, states: Tensor, targets: Tensor, *, details: bool = False, top: int = 0
+    model: TorchGPT2, states: Tensor, targets: Tensor, *, details: bool = False, top: int = 0
 ) -> Scores:
     """Score the tokens ``targets``: [N] by the final hidden states that predict them, [N, D]."""
     at_once = max(FEWEST_ROWS, LOGITS_AT_ONCE // model.config.vocab_size)
@@ -141,11 +136,7 @@ def score_states(
 def _score_slice(logits: Tensor, targets: Tensor, details: bool, top: int) -> tuple[Tensor | None, ...]:
     """logits: [n, V], targets: [n] -> the columns of `Scores` after ``tokens``."""
     normaliser = logits.logsumexp(dim=-1)
-    if not bool(normaliser.isfinite().all()):
-        raise ModelFileError(
-            "the model computes NaN or infinity",
-            hint="its weights are damaged, or too large for the precision; try --precision fp32",
-        )
+    check_finite(normaliser)
     chosen = logits.gather(-1, targets.to(logits.device)[:, None])
     columns: list[Tensor | None] = [chosen.squeeze(-1) - normaliser, None, None, None, None]
     if details:
@@ -155,6 +146,15 @@ def _score_slice(logits: Tensor, targets: Tensor, details: bool, top: int) -> tu
         best, columns[3] = logits.topk(min(top, logits.shape[-1]), dim=-1)
         columns[4] = best - normaliser[:, None]
     return tuple(None if column is None else column.cpu() for column in columns)
+
+
+def check_finite(numbers: Tensor) -> None:
+    """Raise `ModelFileError` for what no model should compute: weights can be finite and overflow."""
+    if not bool(numbers.isfinite().all()):
+        raise ModelFileError(
+            "the model computes NaN or infinity",
+            hint="its weights are damaged, or too large for the precision; try --precision fp32",
+        )
 
 
 def _split(scores: Scores, lengths: Sequence[int]) -> list[Scores]:

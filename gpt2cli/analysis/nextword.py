@@ -2,7 +2,9 @@
 
 The probability of a word is that of its tokens, times that of all tokens after them that do not make the
 word longer. So " law" and " lawyer" are two words whose probabilities can be compared, and the
-probabilities of all words add up to 1. A mark of punctuation and a line break count as words.
+probabilities of all words add up to 1. A mark of punctuation and a line break count as words. What makes the
+last word of the prompt longer is no next word: its probability, which is then missing from the sum, is that
+the prompt does not end where a word does.
 """
 
 from __future__ import annotations
@@ -15,9 +17,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from gpt2cli.core.decode import prefill
+from gpt2cli.analysis.logprobs import check_finite
+from gpt2cli.core.backend import Batch
 from gpt2cli.core.engine import Engine
-from gpt2cli.core.sampling import check_finite
 from gpt2cli.errors import PromptTooLong, UsageError
 
 Path = tuple[int, ...]
@@ -36,6 +38,7 @@ FLOOR = 1e-6
 
 # Word characters, or a byte of a character that is not whole yet.
 _CONTINUES = re.compile(r"[\w\ufffd]|['\u2019]\w")
+_IN_WORD = re.compile(r"(?:[\w\ufffd]|\w['\u2019])\Z")
 _OPEN = re.compile(r"[^\S\n]*(?:[\w\ufffd]+(?:['\u2019][\w\ufffd]+)*)?")
 
 
@@ -62,11 +65,11 @@ class NextWords:
         self._longer = continuing_tokens(engine) if longer is None else longer
         assert engine.tokenizer is not None
         self._model, self._tokenizer = engine.model, engine.tokenizer
-        self._room = engine.config.n_positions - len(ids)
-        self._cache = self._model.new_cache(1, len(ids))
-        logits = prefill(self._model, self._cache, ids)
-        check_finite(logits.amax(dim=-1))
-        self._first = logits[0].double().softmax(dim=-1)  # [V]
+        self._tokens, self._room = len(ids), engine.config.n_positions - len(ids)
+        self._slots = self._model.new_slots()
+        self._prompt = self._slots.new()
+        (self._first,) = self._read([(self._prompt, 0, ids)])  # [V]
+        self._in_word = _IN_WORD.search(self._tokenizer.decode(ids)) is not None
 
     def likeliest(self, count: int) -> tuple[list[NextWord], bool]:
         """The ``count`` likeliest words, best first, and whether the search could be finished.
@@ -77,7 +80,8 @@ class NextWords:
         """
         found: Found = {}
         frontier: list[Beginning] = []
-        _push_next(frontier, self._children((), 1.0, self._first))
+        begins = self._first * ~self._longer if self._in_word else self._first
+        _push_next(frontier, self._children((), 1.0, begins))
         expanded = 0
         while True:
             batch: list[tuple[float, Path]] = []
@@ -146,16 +150,24 @@ class NextWords:
     def _text(self, path: Path) -> str:
         return self._tokenizer.decode(path)
 
-    @torch.inference_mode()
     def _after(self, paths: Sequence[Path]) -> Tensor:
         """The probabilities [B, V] of what follows each path, float64."""
-        counts = [len(path) for path in paths]
-        ids = torch.zeros(len(paths), max(counts), dtype=torch.long)
-        for row, path in enumerate(paths):
-            ids[row, : len(path)] = torch.tensor(path)
-        cache = self._cache.expand(len(paths))
-        logits = self._model.forward(ids.to(self._model.device), cache, counts)
-        return logits.double().softmax(dim=-1)
+        copies = [self._slots.new() for _ in paths]
+        for copy in copies:
+            self._slots.copy(self._prompt, copy, self._tokens)
+        found = self._read([(copy, self._tokens, path) for copy, path in zip(copies, paths, strict=True)])
+        for copy in copies:
+            self._slots.free(copy)
+        return found
+
+    @torch.inference_mode()
+    def _read(self, parts: Sequence[tuple[int, int, Sequence[int]]]) -> Tensor:
+        """The probabilities [B, V] of what follows parts of a batch (`Batch.of`), float64 on the CPU."""
+        batch = Batch.of(parts)
+        hidden = self._model.hidden_states(batch, self._slots)
+        logits = self._model.logits(hidden[batch.wanted.tolist()])
+        check_finite(logits.amax(dim=-1))
+        return logits.cpu().double().softmax(dim=-1)
 
 
 def continuing_tokens(engine: Engine) -> Tensor:

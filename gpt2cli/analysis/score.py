@@ -13,15 +13,12 @@ import torch
 
 from gpt2cli.analysis.logprobs import Scores, score_rows
 from gpt2cli.analysis.totals import TokenUnits, Totals
-from gpt2cli.analysis.windows import Window, WindowOptions, in_order_of_length, windows
-from gpt2cli.core.cache import KVCache
+from gpt2cli.analysis.windows import Window, WindowOptions, by_length, windows
 from gpt2cli.core.engine import Engine
-from gpt2cli.core.model import GPT2
+from gpt2cli.core.torch_gpt2 import TorchGPT2
 
 BATCH_TOKENS = {"cpu": 2048, "cuda": 16384, "mps": 4096}
-"""Tokens that go through the model at once, padding included; one window always does."""
-PACK_AT_ONCE = 40_000_000
-"""How many weights each batch after the first packs for those to come: about half a second."""
+"""Tokens that go through the model at once; one text always does."""
 GROUP_TOKENS = 4
 """Windows are gathered, and sorted by length, in groups of so many batches."""
 
@@ -36,26 +33,30 @@ class WindowScore:
 
 
 class Batcher:
-    """Runs many texts through a model, texts of like length together, in one buffer for keys and values."""
+    """Runs any number of texts through a model, some at once."""
 
-    def __init__(self, model: GPT2, batch_tokens: int | None = None) -> None:
+    def __init__(self, model: TorchGPT2, batch_tokens: int | None = None) -> None:
         self._model = model
         self.batch_tokens = batch_tokens or BATCH_TOKENS.get(model.device.type, 2048)
-        self._cache: KVCache | None = None
 
     def score(
-        self, rows: Sequence[Sequence[int]], firsts: Sequence[int], *, details: bool = False, top: int = 0
+        self,
+        rows: Sequence[Sequence[int]],
+        firsts: Sequence[int],
+        *,
+        details: bool = False,
+        top: int = 0,
+        tick: Callable[[], None] = lambda: None,
     ) -> list[Scores]:
-        """`score_rows` in one batch. Raises what that raises."""
-        longest = max(map(len, rows)) - 1
-        # A long text pays for the packing, one batch does not.
-        if self._cache is not None:
-            self._model.weights.pack(PACK_AT_ONCE)
-        cache = self._cache
-        if cache is None or cache.rows != len(rows) or not longest <= cache.capacity <= 2 * longest:
-            self._cache = None
-            cache = self._cache = self._model.new_cache(len(rows), longest)
-        return score_rows(self._model, rows, firsts, details=details, top=top, cache=cache)
+        """`score_rows` of them all. ``tick`` is called after each batch. Raises what `score_rows` raises."""
+        found: dict[int, Scores] = {}
+        for batch in by_length([len(row) - 1 for row in rows], self.batch_tokens):
+            parts = score_rows(
+                self._model, [rows[n] for n in batch], [firsts[n] for n in batch], details=details, top=top
+            )
+            found.update(zip(batch, parts, strict=True))
+            tick()
+        return [found[n] for n in range(len(rows))]
 
 
 class Scorer:
@@ -93,13 +94,17 @@ class Scorer:
             yield self._score(group, tick)
 
     def _score(self, group: Sequence[Window], tick: Callable[[], None]) -> list[WindowScore]:
-        scores = [_nothing()] * len(group)
-        for batch in in_order_of_length(group, self._batcher.batch_tokens):
-            rows, firsts = [group[n].ids for n in batch], [group[n].first for n in batch]
-            found = self._batcher.score(rows, firsts, details=self._details, top=self._top)
-            for n, part in zip(batch, found, strict=True):
-                scores[n] = part
-            tick()
+        scored = [window for window in group if window.scored]
+        found = iter(
+            self._batcher.score(
+                [window.ids for window in scored],
+                [window.first for window in scored],
+                details=self._details,
+                top=self._top,
+                tick=tick,
+            )
+        )
+        scores = [next(found) if window.scored else _nothing() for window in group]
         return [
             WindowScore(window, self._totals(window, part), part)
             for window, part in zip(group, scores, strict=True)

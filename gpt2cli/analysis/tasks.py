@@ -86,11 +86,13 @@ class LambadaResult:
         }
 
 
-def passage(engine: Engine, tag: Any, text: str, encode: Callable[[str], list[int]]) -> Passage:
+def passage(
+    engine: Engine, tag: Any, text: str, encode: Callable[[str], list[int]], before: Sequence[int] = ()
+) -> Passage:
     """``text`` cut before its last word, which is scored with the space before it.
 
-    What does not fit the model's context is left out at the beginning. Raises `UsageError` where there are
-    not two words.
+    ``before`` are tokens that stand before the text, as a bos token. What does not fit the model's context
+    is left out at the beginning, these first. Raises `UsageError` where there are not two words.
     """
     text = text.rstrip()
     cut = max(text.rfind(" "), text.rfind("\n"), text.rfind("\t"))
@@ -100,32 +102,24 @@ def passage(engine: Engine, tag: Any, text: str, encode: Callable[[str], list[in
     room = engine.config.n_positions + 1 - len(target)
     if room < 1:
         raise UsageError(f"{tag}: its last word alone does not fit the model's context")
-    dropped = max(0, len(context) - room)
-    return Passage(tag, context[dropped:], target, dropped)
+    return Passage(tag, [*before, *context][-room:], target, max(0, len(context) - room))
 
 
 def last_words(batcher: Batcher, passages: Iterable[Passage]) -> Iterator[LastWord]:
     """Score passages, in batches of like length, in the order they come in."""
     source = iter(passages)
     while group := list(islice(source, PASSAGES_AT_ONCE)):
-        found: list[LastWord | None] = [None] * len(group)
-        order = sorted(range(len(group)), key=lambda n: -len(group[n].context) - len(group[n].target))
-        while order:
-            longest = len(group[order[0]].context) + len(group[order[0]].target)
-            count = max(1, batcher.batch_tokens // longest)
-            batch, order = order[:count], order[count:]
-            rows = [[*group[n].context, *group[n].target] for n in batch]
-            firsts = [len(group[n].context) for n in batch]
-            for n, scores in zip(batch, batcher.score(rows, firsts, details=True), strict=True):
-                assert scores.ranks is not None
-                found[n] = LastWord(
-                    group[n],
-                    logprob=-scores.nll,
-                    last_token_logprob=float(scores.logprobs[-1]),
-                    correct=bool((scores.ranks == 1).all()),
-                    last_token_correct=bool(scores.ranks[-1] == 1),
-                )
-        yield from (word for word in found if word is not None)
+        rows = [[*passage.context, *passage.target] for passage in group]
+        firsts = [len(passage.context) for passage in group]
+        for passage, scores in zip(group, batcher.score(rows, firsts, details=True), strict=True):
+            assert scores.ranks is not None
+            yield LastWord(
+                passage,
+                logprob=-scores.nll,
+                last_token_logprob=float(scores.logprobs[-1]),
+                correct=bool((scores.ranks == 1).all()),
+                last_token_correct=bool(scores.ranks[-1] == 1),
+            )
 
 
 @dataclass(frozen=True, slots=True)
@@ -183,9 +177,15 @@ def read_cloze(tag: Any, record: Mapping[str, Any], text: str) -> Cloze:
 
 
 def score_cloze(
-    batcher: Batcher, engine: Engine, cloze: Cloze, encode: Callable[[str], list[int]]
+    batcher: Batcher,
+    engine: Engine,
+    cloze: Cloze,
+    encode: Callable[[str], list[int]],
+    first: Sequence[int] = (),
 ) -> ClozeScore:
     """Put each choice into the gap. What is common to all and does not fit is left out at the beginning.
+
+    ``first`` are tokens that stand before the text, as a bos token; they are the first to be left out.
 
     The text is cut before the space that stands before the gap, so that a choice is tokenised as a word
     within the text. Raises `UsageError` where nothing stands before the gap and the model has no bos.
@@ -195,13 +195,12 @@ def score_cloze(
         before, space = before[:-1], before[-1]
     followers = [encode(space + choice + cloze.after) for choice in cloze.choices]
     context = encode(before) if before else []
-    if not context:
+    if not context and not first:
         if engine.config.bos_token_id is None:
             raise UsageError(f"{cloze.tag}: nothing stands before the gap, and the model has no bos token")
         context = [engine.config.bos_token_id]
     room = engine.config.n_positions + 1 - max(map(len, followers))
     if room < 1:
         raise UsageError(f"{cloze.tag}: what follows the gap does not fit the model's context")
-    dropped = max(0, len(context) - room)
-    scores = continuations(batcher, context[dropped:], followers)
-    return ClozeScore(cloze, tuple(-part.nll for part in scores), dropped)
+    scores = continuations(batcher, [*first, *context][-room:], followers)
+    return ClozeScore(cloze, tuple(-part.nll for part in scores), max(0, len(context) - room))

@@ -6,7 +6,6 @@ held are scored. The first token of a text is never scored: nothing stands befor
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -91,16 +90,18 @@ def from_token(chunks: Iterable[Sequence[int]], skip: int) -> Iterator[Sequence[
         skip = 0
 
 
-def in_order_of_length(found: Sequence[Window], tokens: int) -> Iterator[list[int]]:
-    """Batches, as indices into ``found``, of at most ``tokens`` tokens with their padding; at least one each.
+def by_length(lengths: Sequence[int], tokens: int) -> Iterator[list[int]]:
+    """Batches of texts, as indices into ``lengths``, of at most ``tokens`` tokens; at least one text each.
 
-    Windows of like length share a batch, and what scores nothing is in none.
+    The longest come first, and texts of one length stand together.
     """
-    order = sorted(
-        (n for n, window in enumerate(found) if window.scored), key=lambda n: (-len(found[n].ids), n)
-    )
-    at = 0
-    while at < len(order):
-        rows = max(1, tokens // len(found[order[at]].ids))
-        yield list(itertools.islice(order, at, at + rows))
-        at += rows
+    batch: list[int] = []
+    held = 0
+    for n in sorted(range(len(lengths)), key=lambda n: (-lengths[n], n)):
+        if batch and held + lengths[n] > tokens:
+            yield batch
+            batch, held = [], 0
+        batch.append(n)
+        held += lengths[n]
+    if batch:
+        yield batch

@@ -2,41 +2,24 @@
 
 from __future__ import annotations
 
+import contextlib
+import importlib
 import os
 import sys
 import traceback
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Annotated
 
 import typer
 
 from gpt2cli import __version__
-from gpt2cli.cli import bench as bench_module
-from gpt2cli.cli import chat as chat_module
-from gpt2cli.cli import compare as compare_module
-from gpt2cli.cli import completions, config, models, store
-from gpt2cli.cli import distill as distill_module
-from gpt2cli.cli import features as features_module
-from gpt2cli.cli import finetune as finetune_module
-from gpt2cli.cli import generate as generate_module
-from gpt2cli.cli import inspect as inspect_module
-from gpt2cli.cli import pull as pull_module
-from gpt2cli.cli import score as score_module
-from gpt2cli.cli import train as train_module
-from gpt2cli.cli import verify as verify_module
-from gpt2cli.errors import Gpt2cliError, InvalidOption, ReaderGone, Signalled
+from gpt2cli.errors import Gpt2cliError, InvalidOption, ReaderGone, Signalled, UsageError
+from gpt2cli.options import shown
+from gpt2cli.settings import KEYS, Settings, environment_name, unknown_variables
 from gpt2cli.terminal.streams import Terminal
 
 PROGRAM = "gpt2cli"
-
-app = typer.Typer(
-    name=PROGRAM,
-    help="Run the GPT-2 family of language models in the terminal.",
-    epilog='Start with: gpt2cli generate "Once upon a time"',
-    add_completion=False,
-    context_settings={"help_option_names": ["--help", "-h"]},
-)
 
 
 def _print_version(ctx: typer.Context, value: bool) -> None:
@@ -45,8 +28,7 @@ def _print_version(ctx: typer.Context, value: bool) -> None:
         raise typer.Exit
 
 
-@app.callback(invoke_without_command=True)
-def root(
+def _root(
     ctx: typer.Context,
     version: Annotated[
         bool,
@@ -59,26 +41,49 @@ def root(
         ctx.get_help()
 
 
-app.command("generate", epilog=generate_module.EXAMPLES)(generate_module.generate)
-app.command("chat", epilog=chat_module.EXAMPLES)(chat_module.chat)
-app.command("score", epilog=score_module.EXAMPLES)(score_module.score)
-app.command("inspect", epilog=inspect_module.EXAMPLES)(inspect_module.inspect)
-app.command("compare", epilog=compare_module.EXAMPLES)(compare_module.compare)
-app.command("features", epilog=features_module.EXAMPLES)(features_module.features)
-app.command("pull", epilog=pull_module.EXAMPLES)(pull_module.pull)
-app.command("list", epilog=models.LIST_EXAMPLES)(models.list_models)
-app.command("show", epilog=models.SHOW_EXAMPLES)(models.show)
-app.command("rm", epilog=store.RM_EXAMPLES)(store.rm)
-app.command("verify", epilog=verify_module.EXAMPLES)(verify_module.verify)
-app.command("import", epilog=store.IMPORT_EXAMPLES)(store.import_model)
-app.command("export", epilog=store.EXPORT_EXAMPLES)(store.export)
-app.command("gc", epilog=store.GC_EXAMPLES)(store.gc)
-app.command("train", epilog=train_module.EXAMPLES)(train_module.train)
-app.command("finetune", epilog=finetune_module.EXAMPLES)(finetune_module.finetune)
-app.command("distill", epilog=distill_module.EXAMPLES)(distill_module.distill)
-app.command("bench", epilog=bench_module.EXAMPLES)(bench_module.bench)
-app.add_typer(config.app, name="config")
-app.command("completions", epilog=completions.EXAMPLES)(completions.completions)
+COMMANDS = {
+    "generate": ("generate", "generate", "EXAMPLES"),
+    "chat": ("chat", "chat", "EXAMPLES"),
+    "score": ("score", "score", "EXAMPLES"),
+    "inspect": ("inspect", "inspect", "EXAMPLES"),
+    "compare": ("compare", "compare", "EXAMPLES"),
+    "features": ("features", "features", "EXAMPLES"),
+    "pull": ("pull", "pull", "EXAMPLES"),
+    "list": ("models", "list_models", "LIST_EXAMPLES"),
+    "show": ("models", "show", "SHOW_EXAMPLES"),
+    "rm": ("store", "rm", "RM_EXAMPLES"),
+    "verify": ("verify", "verify", "EXAMPLES"),
+    "import": ("store", "import_model", "IMPORT_EXAMPLES"),
+    "export": ("store", "export", "EXPORT_EXAMPLES"),
+    "gc": ("store", "gc", "GC_EXAMPLES"),
+    "train": ("train", "train", "EXAMPLES"),
+    "finetune": ("finetune", "finetune", "EXAMPLES"),
+    "distill": ("distill", "distill", "EXAMPLES"),
+    "bench": ("bench", "bench", "EXAMPLES"),
+    "config": ("config", "app", None),
+    "completions": ("completions", "completions", "EXAMPLES"),
+}
+"""Of each command, in the order of the help page: its module in `cli`, its function, and its examples."""
+
+
+def command_tree(names: Iterable[str] = COMMANDS) -> typer.Typer:
+    """The commands ``names``. Only their modules are imported: one command does not wait for twenty."""
+    app = typer.Typer(
+        name=PROGRAM,
+        help="Run the GPT-2 family of language models in the terminal.",
+        epilog='Start with: gpt2cli generate "Once upon a time"',
+        add_completion=False,
+        context_settings={"help_option_names": ["--help", "-h"]},
+    )
+    app.callback(invoke_without_command=True)(_root)
+    for name in names:
+        module_name, function, examples = COMMANDS[name]
+        module = importlib.import_module(f"gpt2cli.cli.{module_name}")
+        if examples is None:
+            app.add_typer(getattr(module, function), name=name)
+        else:
+            app.command(name, epilog=getattr(module, examples))(getattr(module, function))
+    return app
 
 
 def main(argv: Sequence[str] | None = None, terminal: Terminal | None = None) -> int:
@@ -95,12 +100,34 @@ def main(argv: Sequence[str] | None = None, terminal: Terminal | None = None) ->
         with warnings.catch_warnings(), terminal.signals:
             if not debug:
                 warnings.simplefilter("ignore")
+            _warn_of_variables(terminal, arguments)
+            first = arguments[0] if arguments else None
+            wanted = () if first in ("--version", "-V") else COMMANDS
+            app = command_tree([first] if first in COMMANDS else wanted)
             code = app(args=arguments, prog_name=PROGRAM, standalone_mode=False, obj=terminal)
         return code if isinstance(code, int) else 0
     except BaseException as error:
         if debug:
             terminal.traceback(traceback.format_exc())
         return _report(terminal, error)
+
+
+def _warn_of_variables(terminal: Terminal, arguments: Sequence[str]) -> None:
+    """One line for variables that look like settings and are none; nothing where it is to be quiet."""
+    unknown = unknown_variables(terminal.environ)
+    if not unknown or {"-q", "--quiet"} & set(arguments):
+        return
+    with contextlib.suppress(UsageError):
+        # What is wrong with the settings the command itself says.
+        if Settings.load(terminal.environ).value("quiet"):
+            return
+    import difflib
+
+    known = [environment_name(key) for key in KEYS]
+    near = difflib.get_close_matches(unknown[0], known, n=1, cutoff=0.75)
+    more = f"; did you mean {near[0]}?" if near and len(unknown) == 1 else ""
+    plural = "mean" if len(unknown) > 1 else "means"
+    terminal.warn(f"{', '.join(unknown[:5])} in the environment {plural} nothing to {PROGRAM}{more}")
 
 
 def _report(terminal: Terminal, error: BaseException) -> int:
@@ -114,7 +141,7 @@ def _report(terminal: Terminal, error: BaseException) -> int:
         terminal.error(error, error.hint)
         return error.exit_code
     if isinstance(error, typer.TyperException):
-        terminal.error(Gpt2cliError(error.format_message()), _usage_hint(error))
+        terminal.error(Gpt2cliError(_refused_value(error) or error.format_message()), _usage_hint(error))
         return error.exit_code
     if isinstance(error, KeyboardInterrupt | typer.Abort):
         return 130
@@ -132,12 +159,35 @@ def _report(terminal: Terminal, error: BaseException) -> int:
     return 1
 
 
+def _refused_value(error: typer.TyperException) -> str | None:
+    """What is wrong with an option's value, in our words; None where Typer did not read it by pydantic."""
+    errors = getattr(error.__cause__, "errors", None)
+    if errors is None or not isinstance(error, typer.BadParameter):
+        return None
+    first = errors()[0]
+    kind, value, limits = first["type"], shown(first["input"]), first.get("ctx", {})
+    if kind.startswith(("int_", "float_", "bool_")):
+        what = {"int": "a whole number", "float": "a number", "bool": "true or false"}
+        reason = f"{value} is not {what[kind.partition('_')[0]]}"
+    elif kind in ("greater_than_equal", "less_than_equal"):
+        less = kind == "greater_than_equal"
+        reason = f"{value} is {'less' if less else 'more'} than {limits['ge' if less else 'le']}"
+    else:
+        reason = first["msg"].removeprefix("Value error, ").removesuffix(".")
+    names = getattr(error.param, "opts", None) or [getattr(error.param, "human_readable_name", "a value")]
+    return f"{max(names, key=len)}: {reason}"
+
+
 def _usage_hint(error: typer.TyperException) -> str:
     context = getattr(error, "ctx", None)
     return f"see {context.command_path if context else PROGRAM} --help"
 
 
 def prepare_environment() -> None:
-    """Set what OpenMP reads when torch loads, unless the user did: long spins cost a busy machine much."""
+    """Set what libraries read when they load, unless the user did.
+
+    Long spins of OpenMP cost a busy machine much; numpy has no product to compute that is worth threads.
+    """
     if "OMP_WAIT_POLICY" not in os.environ:
         os.environ.setdefault("GOMP_SPINCOUNT", "50000")
+    os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")

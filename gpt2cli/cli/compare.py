@@ -16,7 +16,7 @@ from gpt2cli.cli import params
 from gpt2cli.cli.formats import Output, read_output
 from gpt2cli.cli.loading import FoundModel, find_model, load_engine, start, tokenizer_of
 from gpt2cli.cli.prompt import read_prompt
-from gpt2cli.errors import UsageError
+from gpt2cli.errors import PromptTooLong, UsageError
 from gpt2cli.options import MAX_SEED, GenerateOptions, SamplingOptions, check_whole
 from gpt2cli.settings import Settings
 from gpt2cli.terminal.streams import Terminal
@@ -291,10 +291,15 @@ def _run(request: Request) -> None:
     from gpt2cli.cli.compare_report import Comparison
 
     comparison = Comparison(request, engines)
-    if request.output.format == "jsonl" and request.output.file is None:
-        for line in comparison.events():
-            terminal.write(line)
-    else:
-        request.output.write(comparison.render())
+    try:
+        if request.output.format == "jsonl" and request.output.file is None:
+            for line in comparison.events():
+                terminal.write(line)
+        else:
+            request.output.write(comparison.render())
+    except PromptTooLong as error:
+        # Cutting prompts would compare other texts than were given: there is no --overflow here.
+        error.hint = "shorten the prompt"
+        raise
     if request.output.format in ("text", "svg", "html", "csv"):
         terminal.note(comparison.summary_line())

@@ -164,13 +164,14 @@ class Comparison:
         own = tuple(n for n in range(len(request.prompts)) if self.variation_of(n) is None)
         if own:
             groups.append((own, tuple(request.prompts[n] for n in own), None))
+        special = bool(request.settings[0].get("special_tokens"))
         for model, engine in enumerate(self.engines):
             for places, labels, template in groups:
                 prompts = [request.prompts[place] for place in places]
                 if request.given_words:
-                    table = given_words(engine, prompts, request.given_words)
+                    table = given_words(engine, prompts, request.given_words, special_tokens=special)
                 else:
-                    table = likeliest_words(engine, prompts, request.next_words)
+                    table = likeliest_words(engine, prompts, request.next_words, special_tokens=special)
                 words = Words(model, places, labels, template, table)
                 self.words.append(words)
                 yield words

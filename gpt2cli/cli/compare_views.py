@@ -13,7 +13,7 @@ from gpt2cli.options import SamplingOptions
 from gpt2cli.terminal import page, views
 from gpt2cli.terminal.canvas import SVG_WIDTH, Canvas, draw_svg
 from gpt2cli.terminal.csvout import csv_text
-from gpt2cli.terminal.heat import visible
+from gpt2cli.text.visible import visible
 
 SHOWN_PROMPT = 200
 

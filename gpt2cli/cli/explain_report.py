@@ -9,7 +9,7 @@ from typing import Any
 
 from gpt2cli.analysis.explain import Candidate, Explanation, FilterEffect, explain
 from gpt2cli.cli.formats import Output
-from gpt2cli.cli.inspect_report import percent, quoted, token_text
+from gpt2cli.cli.inspect_report import percent
 from gpt2cli.core.engine import Engine
 from gpt2cli.options import GenerateOptions
 from gpt2cli.terminal import page, views
@@ -17,6 +17,7 @@ from gpt2cli.terminal.canvas import SVG_WIDTH, Canvas, draw_svg
 from gpt2cli.terminal.csvout import csv_text
 from gpt2cli.terminal.jsonout import json_line
 from gpt2cli.text.tokenizer import Tokenizer
+from gpt2cli.text.visible import quoted, token_text
 
 LN2 = math.log(2)
 SHOWN_CONTEXT = 40
@@ -57,7 +58,7 @@ class StepReport:
         """Explain the step after the first ``before`` of ``ids``. Raises `Gpt2cliError`."""
         assert engine.tokenizer is not None
         step = explain(
-            engine.model,
+            engine.backend,
             ids[:before],
             sampling,
             actual=ids[before] if before < len(ids) else None,
@@ -95,9 +96,9 @@ class StepReport:
             f"{step.left} can be drawn"
         )
         if step.drawn is not None:
-            by = "greedy decoding takes" if step.uniform is None else f"seed {self.sampling.seed} draws"
-            number = "" if step.uniform is None else f" (its random number is {step.uniform:.6f})"
-            yield f"{by} {self._name(step.drawn)}{number}"
+            by = "greedy decoding takes" if step.noise is None else f"seed {self.sampling.seed} draws"
+            why = "" if step.noise is None else f": its score and its noise of {step.noise:+.3f} sum highest"
+            yield f"{by} {self._name(step.drawn)}{why}"
         if step.actual is not None:
             gone = step.actual.removed_by
             fate = (
@@ -156,7 +157,7 @@ class StepReport:
 
     def _result(self) -> dict[str, Any]:
         step = self.step
-        drawn = None if step.drawn is None else {**self._entry(step.drawn), "uniform": step.uniform}
+        drawn = None if step.drawn is None else {**self._entry(step.drawn), "noise": step.noise}
         return {
             "left": step.left,
             "actual": None if step.actual is None else self._entry(step.actual),

@@ -12,14 +12,24 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 
 from gpt2cli.cli import params
-from gpt2cli.cli.loading import FoundModel, find_model, load_engine, start, tokenizer_of
-from gpt2cli.cli.records import Record, Source, open_source, read_lines, read_records, says_jsonl
+from gpt2cli.cli.loading import FoundModel, encode_text, find_model, load_engine, start, tokenizer_of
+from gpt2cli.cli.records import (
+    Record,
+    Source,
+    at_record,
+    open_source,
+    read_lines,
+    read_records,
+    says_jsonl,
+    some_records,
+)
 from gpt2cli.errors import PromptTooLong, UsageError
 from gpt2cli.files import check_writable, write_atomically
 from gpt2cli.options import check_whole
 from gpt2cli.terminal.jsonout import json_line
 from gpt2cli.terminal.streams import Terminal
 from gpt2cli.text.pieces import read_pieces
+from gpt2cli.text.reading import bad_bytes
 
 if TYPE_CHECKING:
     from gpt2cli.analysis.features import FeatureOptions, Features
@@ -136,9 +146,12 @@ def features(
         check_whole("batch_tokens", batch_tokens, 1, 10**7, f"1 to {10**7}")
     if lines and from_jsonl:
         raise UsageError("--lines and --from-jsonl do not go together")
-    with open_source(terminal, words or (), prompt, file, strict=strict) as source:
+    many = lines or from_jsonl or says_jsonl(file)
+    with open_source(terminal, words or (), prompt, file, strict=strict, lines=many) as source:
         found = find_model(terminal, settings, ctx.params)
-        run = _Run(terminal, ctx.params, source, found, load_engine(terminal, found), output)
+        run = _Run(
+            terminal, ctx.params, source, found, load_engine(terminal, found, to_look_inside=True), output
+        )
         run.run()
 
 
@@ -173,16 +186,13 @@ class _Run:
     def _texts(self) -> Iterator[tuple[Record, list[int]]]:
         """The texts, as ids that fit the context. Raises `UsageError`, `PromptTooLong`."""
         config, bad = self.engine.config, 0
-        tokenizer = tokenizer_of(self.engine)
-        for record in self._records():
+        special = bool(self.flags["special_tokens"])
+        for record in some_records(self._records(), self.source.name):
             bad += record.bad
             if record.bad and self.flags["strict"]:
-                raise UsageError(f"{self.source.name}: {record.place} has bytes that are NUL or no UTF-8")
-            ids = tokenizer.encode(record.text, special_tokens=bool(self.flags["special_tokens"]))
-            if config.bos_token_id is not None and (self.flags["bos"] or not ids):
-                ids = [config.bos_token_id, *ids]
-            if not ids:
-                raise UsageError(f"{record.place}: the text is empty, and the model has no bos token")
+                raise UsageError(bad_bytes(f"{self.source.name}: {record.place}", record.bad))
+            with at_record(record):
+                ids = encode_text(self.engine, record.text, bos=self.flags["bos"], special_tokens=special)
             if self.flags["truncate"]:
                 ids = ids[-config.n_positions :]
             if len(ids) > config.n_positions:
@@ -192,7 +202,7 @@ class _Run:
                 )
             yield record, ids
         if bad:
-            self.terminal.warn(f"{self.source.name} has bytes that are NUL or no UTF-8; replaced")
+            self.terminal.warn(f"{bad_bytes(self.source.name, bad)}; replaced")
 
     def _records(self) -> Iterator[Record]:
         source, flags = self.source, self.flags
@@ -205,8 +215,6 @@ class _Run:
         return iter([Record(0, "".join(piece.text for piece in pieces), bad=bad)])
 
     def _write(self, path: Path, found: Sequence[Features], options: FeatureOptions) -> None:
-        if not found:
-            raise UsageError(f"{self.source.name} holds no text")
         kind = path.suffix.lower()
         if kind == ".jsonl":
             write_atomically(path, "".join(map(_line, found)))

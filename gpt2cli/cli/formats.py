@@ -1,4 +1,4 @@
-"""The formats of `inspect` and `compare`: from a flag, or from the name of the output file."""
+"""The formats of what is put out: from a flag, or from the name of the output file."""
 
 from __future__ import annotations
 
@@ -39,6 +39,11 @@ class Output:
             write_atomically(self.file, content)
 
 
+def format_of(file: Path | None) -> Format:
+    """The format that a file's suffix names; text where it names none."""
+    return "text" if file is None else _SUFFIXES.get(file.suffix.lower(), "text")
+
+
 def read_output(terminal: Terminal, flags: Mapping[str, Any]) -> Output:
     """What the flags ask for; without one, the suffix of ``--output`` decides. Raises `UsageError`."""
     named = [name for name in _FLAGS if flags.get(name)]
@@ -50,8 +55,7 @@ def read_output(terminal: Terminal, flags: Mapping[str, Any]) -> Output:
         terminal.check_stdout()
     else:
         check_writable(file)
-    by_suffix = _SUFFIXES.get(file.suffix.lower(), "text") if file else "text"
-    kind = named[0] if named else by_suffix
+    kind = named[0] if named else format_of(file)
     if flags["theme"] and kind != "svg":
         raise UsageError("--theme is for an SVG; a page follows the browser, a terminal is as it is")
     return Output(terminal, kind, file, flags["theme"] or "light")

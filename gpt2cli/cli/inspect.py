@@ -11,7 +11,7 @@ import typer
 
 from gpt2cli.cli import params
 from gpt2cli.cli.formats import Output, read_output
-from gpt2cli.cli.loading import FoundModel, find_model, load_engine, start, tokenizer_of
+from gpt2cli.cli.loading import FoundModel, encode_text, find_model, load_engine, start, tokenizer_of
 from gpt2cli.cli.prompt import read_prompt
 from gpt2cli.errors import InvalidOption, UsageError
 from gpt2cli.options import GenerateOptions, SamplingOptions, check_whole
@@ -211,15 +211,11 @@ def _given_sampling(settings: Settings, flags: Mapping[str, Any]) -> dict[str, A
 
 
 def _inspect(request: Request) -> None:
-    engine = load_engine(request.terminal, request.model)
+    engine = load_engine(request.terminal, request.model, to_look_inside=True)
     tokenizer_of(engine)
     from gpt2cli.cli.inspect_report import TextReport
 
-    ids = engine.encode(request.text, special_tokens=request.special_tokens)
-    if request.bos:
-        if engine.config.bos_token_id is None:
-            raise UsageError("--bos: the model has no bos token")
-        ids = [engine.config.bos_token_id, *ids]
+    ids = encode_text(engine, request.text, bos=request.bos, special_tokens=request.special_tokens)
     if len(ids) > MAX_TOKENS:
         raise UsageError(
             f"the text has {len(ids)} tokens; inspect shows at most {MAX_TOKENS}",
@@ -235,11 +231,11 @@ def _inspect(request: Request) -> None:
 
 
 def _explain(request: Request, sampling: GenerateOptions) -> None:
-    engine = load_engine(request.terminal, request.model)
+    engine = load_engine(request.terminal, request.model, to_look_inside=True)
     tokenizer_of(engine)
     from gpt2cli.cli.explain_report import StepReport
 
-    ids = engine.encode(request.text, special_tokens=request.special_tokens)
+    ids = encode_text(engine, request.text, bos=request.bos, special_tokens=request.special_tokens)
     before = _step(request.at, len(ids))
     report = StepReport.of(engine, ids, before, sampling, request.model.head(), top=request.top or 10)
     request.output.write(report.render(request.output))

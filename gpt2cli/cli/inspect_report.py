@@ -13,9 +13,10 @@ from gpt2cli.core.engine import Engine
 from gpt2cli.terminal import page, views
 from gpt2cli.terminal.canvas import SVG_WIDTH, Canvas, draw_svg
 from gpt2cli.terminal.csvout import csv_text
-from gpt2cli.terminal.heat import SCALES, Span, heat_lines, legend, visible
+from gpt2cli.terminal.heat import SCALES, Span, heat_lines, legend
 from gpt2cli.terminal.jsonout import json_line
 from gpt2cli.text.tokenizer import Tokenizer
+from gpt2cli.text.visible import quoted, token_text
 
 LN2 = math.log(2)
 _LISTED = ("", "token", "probability", "rank", "entropy", "likeliest")
@@ -188,21 +189,6 @@ def _figures(token: Token) -> tuple[str, str, str]:
     if score is None:
         return "", "", ""
     return percent(math.exp(score.logprob)), str(score.rank), f"{score.entropy / LN2:.2f}"
-
-
-def token_text(tokenizer: Tokenizer, token: int) -> str:
-    """A token's text; one that is part of a character as its bytes, such as ``\\xf0\\x9f``."""
-    text = tokenizer.decode([token])
-    if "\ufffd" in text and tokenizer.byte_level:
-        data = tokenizer.token_bytes(token)
-        if data.decode("utf-8", "ignore").encode() != data:
-            return "".join(f"\\x{byte:02x}" for byte in data)
-    return text
-
-
-def quoted(text: str) -> str:
-    """A token among others: with marks, so that its spaces are seen."""
-    return f"'{visible(text)}'"
 
 
 def percent(probability: float) -> str:

@@ -217,7 +217,15 @@ Field = Annotated[
     str | None,
     _option(_TEXTS, "--field", metavar="NAME", help="The field of the text. Default: text, or prompt."),
 ]
-Bos = Annotated[bool, _flag(_TEXTS, "--bos", help="Put the model's bos token before each text.")]
+Bos = Annotated[
+    bool,
+    _flag(
+        _TEXTS,
+        "--bos",
+        help="Put the model's bos token before each text. An empty text starts from it anyway; a model "
+        "without one takes no empty text.",
+    ),
+]
 
 Json = Annotated[bool, _flag(_OUTPUT, "--json", help="One JSON document.")]
 Jsonl = Annotated[

@@ -2,25 +2,31 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 from gpt2cli.errors import UsageError
 from gpt2cli.terminal.streams import Terminal
+from gpt2cli.text.reading import bad_bytes, clean, decode, without_final_newline, without_mark
 
 MAX_PROMPT_BYTES = 32 * 2**20
-_BAD = re.compile("[\x00\ud800-\udfff]")
 
 
-def read_prompt(
-    terminal: Terminal, words: Sequence[str], prompt: str | None, file: Path | None, *, strict: bool
-) -> str:
-    """The prompt of a command line.
+@dataclass(frozen=True, slots=True)
+class Named:
+    """What a command line names as its text: at most one of ``typed`` and ``file``, and stdin after it."""
+
+    typed: str | None
+    file: Path | None
+    stdin: bool
+
+
+def named_sources(terminal: Terminal, words: Sequence[str], prompt: str | None, file: Path | None) -> Named:
+    """Where the text of a command line comes from.
 
     It comes from the words, from ``--prompt`` or from ``--file``; from stdin when there is none of
-    them. A last word ``-`` is stdin too, and what else is given then stands before it, joined by a
-    space as words are. Raises `UsageError`.
+    them. A last word ``-`` is stdin too, and what else is given then stands before it. Raises `UsageError`.
     """
     words = list(words)
     from_stdin = bool(words) and words[-1] == "-"
@@ -38,24 +44,39 @@ def read_prompt(
                 hint='give words, --prompt, --file, or - for stdin; --prompt "" starts a text from nothing',
             )
         from_stdin = True
+    return Named(" ".join(words) if words else prompt, file, from_stdin)
+
+
+def read_prompt(
+    terminal: Terminal, words: Sequence[str], prompt: str | None, file: Path | None, *, strict: bool
+) -> str:
+    """The prompt of a command line, from `named_sources`; two are joined by a space, as words are.
+
+    Raises `UsageError`.
+    """
+    named = named_sources(terminal, words, prompt, file)
     parts = []
-    if words or prompt is not None:
-        text = " ".join(words) if words else str(prompt)
-        parts.append(_clean(terminal, text, "the prompt", strict))
-    if file is not None:
-        parts.append(_clean(terminal, _decode(_read_file(file)), str(file), strict))
-    if from_stdin:
+    if named.typed is not None:
+        parts.append(clean_typed(terminal, named.typed, strict=strict))
+    if named.file is not None:
+        parts.append(_clean(terminal, _decode(_read_file(named.file)), str(named.file), strict))
+    if named.stdin:
         data = terminal.read_stdin(MAX_PROMPT_BYTES + 1)
         parts.append(_clean(terminal, _decode(_capped(data, "standard input")), "standard input", strict))
     return _join(parts)
+
+
+def clean_typed(terminal: Terminal, text: str, *, strict: bool) -> str:
+    """A text of the command line, cleaned. Raises `UsageError`."""
+    return _clean(terminal, text, "the prompt", strict)
 
 
 def read_lines(terminal: Terminal, *, strict: bool) -> Iterator[str]:
     """Each line of stdin, cleaned as a prompt is, as it comes. Raises `UsageError`, `Gpt2cliError`."""
     for number, line in enumerate(terminal.lines(MAX_PROMPT_BYTES), 1):
         if number == 1:
-            line = line.removeprefix(b"\xef\xbb\xbf")
-        yield _clean(terminal, line.decode("utf-8", "surrogateescape"), f"line {number}", strict)
+            line = without_mark(line)
+        yield _clean(terminal, decode(line), f"line {number}", strict)
 
 
 def _join(parts: Sequence[str]) -> str:
@@ -83,19 +104,14 @@ def _capped(data: bytes, source: str) -> bytes:
 
 
 def _decode(data: bytes) -> str:
-    """Bytes as text, without a byte-order mark and one final newline; a bad byte is a lone surrogate."""
-    text = data.removeprefix(b"\xef\xbb\xbf").decode("utf-8", "surrogateescape")
-    return text.removesuffix("\n").removesuffix("\r") if text.endswith("\r\n") else text.removesuffix("\n")
+    return without_final_newline(decode(without_mark(data)))
 
 
 def _clean(terminal: Terminal, text: str, source: str, strict: bool) -> str:
     """``text`` with NUL and what is no UTF-8 replaced by U+FFFD, and a warning; ``strict`` refuses it."""
-    bad = len(_BAD.findall(text))
-    if not bad:
-        return text
-    what = "a byte that is" if bad == 1 else f"{bad} bytes that are"
-    message = f"{source} has {what} NUL or no UTF-8"
-    if strict:
-        raise UsageError(message)
-    terminal.warn(f"{message}; replaced")
-    return _BAD.sub("\ufffd", text)
+    cleaned, bad = clean(text)
+    if bad and strict:
+        raise UsageError(bad_bytes(source, bad))
+    if bad:
+        terminal.warn(f"{bad_bytes(source, bad)}; replaced")
+    return cleaned

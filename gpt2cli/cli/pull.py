@@ -11,14 +11,17 @@ import typer
 
 from gpt2cli import __version__
 from gpt2cli.cli import params
+from gpt2cli.cli.conversion import convert_for_auto
 from gpt2cli.errors import Gpt2cliError, ModelNotFound, Unavailable, UsageError
 from gpt2cli.hub.registry import ModelName, is_name, parse_name, parse_revision
 from gpt2cli.hub.resolve import ResolvedModel, resolve
+from gpt2cli.hub.store import StoredModel
 from gpt2cli.settings import Settings, set_in_file
 from gpt2cli.terminal.jsonout import json_line
 from gpt2cli.terminal.progress import PullProgress, seconds
 from gpt2cli.terminal.streams import Terminal
 from gpt2cli.terminal.table import shown_bytes
+from gpt2cli.text.tokenizer_files import has_tokenizer
 
 if TYPE_CHECKING:
     from gpt2cli.hub.pull import Pulled
@@ -66,7 +69,9 @@ def pull(
         if without_network:
             _say_present(terminal, name, at, jsonl=jsonl)
         else:
-            pull_model(terminal, name, at, settings=settings, allow_pickle=allow_pickle, jsonl=jsonl)
+            pulled = pull_model(terminal, name, at, settings=settings, allow_pickle=allow_pickle, jsonl=jsonl)
+            convert_for_auto(terminal, pulled.model)
+            _make_default(terminal, name)
 
 
 def _parse(text: str, revision: str | None) -> tuple[ModelName, str | None]:
@@ -132,7 +137,6 @@ def pull_model(
         terminal.note(
             f"{name.given}: {shown_bytes(pulled.size)} in {seconds(took)} ({pulled.model.revision[:12]})"
         )
-    _make_default(terminal, name)
     return pulled
 
 
@@ -170,7 +174,7 @@ def _end(name: ModelName, pulled: Pulled, took: float) -> dict[str, Any]:
 
 
 def _make_default(terminal: Terminal, name: ModelName) -> None:
-    """The first model pulled is the one used without -m."""
+    """The first model that the user pulls is the one used without -m."""
     if Settings.load(terminal.environ).get("model") is not None:
         return
     try:
@@ -190,16 +194,32 @@ def resolve_or_pull(
     settings: Settings,
     allow_pickle: bool = False,
 ) -> ResolvedModel:
-    """The directory of a model; one that is not on this disk is pulled first, unless ``offline``.
+    """The directory of a model; what of it is not on this disk is pulled first, unless ``offline``.
 
+    A Hugging Face cache holds a model without its tokenizer where transformers' ``AutoModel`` alone has
+    loaded it: then that commit is pulled, which takes the files that are there and fetches the others.
     Raises as `gpt2cli.hub.resolve.resolve` and a pull do.
     """
     try:
-        return resolve(model, revision=revision, offline=offline)
+        found = resolve(model, revision=revision, offline=offline)
     except ModelNotFound:
         if model is None or not is_name(model) or "/" not in parse_name(model).repository:
             raise
         if offline:
             raise Unavailable(f"{model}: not on this disk, and offline") from None
+    else:
+        if found.stored is None or not _lacks_tokenizer(found.stored):
+            return found
+        model, revision = found.name, found.revision
+        lacking = f"{model}: the Hugging Face cache has it without its tokenizer"
+        if offline:
+            raise Unavailable(f"{lacking}, and offline", hint=f"gpt2cli pull {model} fetches what is missing")
+        terminal.note(f"{lacking}; what is missing is fetched")
     pull_model(terminal, parse_name(model), revision, settings=settings, allow_pickle=allow_pickle)
     return resolve(model, revision=revision)
+
+
+def _lacks_tokenizer(model: StoredModel) -> bool:
+    """Whether a model of the Hugging Face cache has no tokenizer, and a pull may find one."""
+    can_be_pulled = "/" in parse_name(model.name).repository
+    return model.source == "hf-cache" and can_be_pulled and not has_tokenizer(model.directory)

@@ -4,22 +4,21 @@ from __future__ import annotations
 
 import contextlib
 import json
-import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from io import BytesIO
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from gpt2cli.cli.prompt import read_prompt
+from gpt2cli.cli.prompt import clean_typed, named_sources
 from gpt2cli.errors import UsageError
 from gpt2cli.options import shown
 from gpt2cli.terminal.streams import Terminal
+from gpt2cli.text.reading import clean, decode, without_mark
 
 MAX_LINE_BYTES = 32 * 2**20
 BLOCK_BYTES = 2**16
 JSONL_SUFFIXES = (".jsonl", ".ndjson")
-_BAD = re.compile("[\x00\ud800-\udfff]")
 
 Read = Callable[[int], bytes]
 
@@ -39,23 +38,59 @@ class Source:
 
 @contextlib.contextmanager
 def open_source(
-    terminal: Terminal, words: Sequence[str], prompt: str | None, file: Path | None, *, strict: bool
+    terminal: Terminal,
+    words: Sequence[str],
+    prompt: str | None,
+    file: Path | None,
+    *,
+    strict: bool,
+    lines: bool = False,
 ) -> Iterator[Source]:
-    """The source that a command line names, as `gpt2cli.cli.prompt.read_prompt` does. Raises `UsageError`."""
-    words = list(words)
-    if file is not None and str(file) != "-" and not words and prompt is None:
-        with _open(file) as opened:
-            regular = file.is_file()
-            size = file.stat().st_size if regular else None
-            yield Source(str(file), _checked(opened.read, file), opened.seek, file if regular else None, size)
-        return
-    from_stdin = prompt is None and words in ([], ["-"]) and (not terminal.stdin_is_terminal or bool(words))
-    if from_stdin or (file is not None and str(file) == "-" and not words and prompt is None):
-        yield Source("standard input", terminal.read_stdin)
-        return
-    text = read_prompt(terminal, words, prompt, file, strict=strict)
-    data = BytesIO(text.encode("utf-8", "replace"))
-    yield Source("the text", data.read, data.seek, typed=True)
+    """The source that a command line names (`gpt2cli.cli.prompt.named_sources`). Raises `UsageError`.
+
+    What is given before stdin is joined to it by a space, with ``lines`` by a line end, where none of them
+    is there already.
+    """
+    named = named_sources(terminal, words, prompt, file)
+    with contextlib.ExitStack() as stack:
+        source = Source("standard input", terminal.read_stdin)
+        if named.file is not None:
+            source = _file_source(stack.enter_context(_open(named.file)), named.file)
+        elif named.typed is not None:
+            data = BytesIO(clean_typed(terminal, named.typed, strict=strict).encode("utf-8", "replace"))
+            source = Source("the text", data.read, data.seek, typed=True)
+        if named.stdin and source.seek is not None:
+            name = f"{source.name} and standard input"
+            source = Source(name, _joined(source.read, terminal.read_stdin, b"\n" if lines else b" "))
+        yield source
+
+
+def _file_source(opened: BinaryIO, file: Path) -> Source:
+    regular = file.is_file()
+    size = file.stat().st_size if regular else None
+    return Source(str(file), _checked(opened.read, file), opened.seek, file if regular else None, size)
+
+
+def _joined(before: Read, after: Read, joint: bytes) -> Read:
+    """``after`` read after ``before``, without a byte-order mark, and ``joint`` between them where it is
+    neither at their border nor implied by a white space there.
+    """
+    last, first = b"", True
+
+    def read(limit: int) -> bytes:
+        nonlocal last, first
+        if first:
+            data = before(limit)
+            if data:
+                last = data[-1:]
+                return data
+            first = False
+            wanted = last != b"\n" if joint == b"\n" else not last.isspace()
+            data = without_mark(after(max(limit, 3)))
+            return joint + data if last and wanted else data
+        return after(limit)
+
+    return read
 
 
 def _open(file: Path) -> BinaryIO:
@@ -111,16 +146,11 @@ def read_lines(read: Read, name: str, *, offset: int = 0, index: int = 0) -> Ite
             lines.pop()
         for number, line in enumerate(lines):
             offset += len(line) + (not ended or number < len(lines) - 1)
-            text, bad = _clean(line if index else line.removeprefix(b"\xef\xbb\xbf"))
+            text, bad = clean(decode(line if index else without_mark(line)).removesuffix("\r"))
             yield Record(index, text, end=offset, bad=bad)
             index += 1
         if len(rest) > MAX_LINE_BYTES:
             raise UsageError(f"{name}: line {index + 1} is longer than {MAX_LINE_BYTES >> 20} MiB")
-
-
-def _clean(line: bytes) -> tuple[str, int]:
-    text = line.decode("utf-8", "surrogateescape").removesuffix("\r")
-    return _BAD.subn("\ufffd", text)
 
 
 def read_records(
@@ -149,8 +179,27 @@ def read_records(
             )
         if not isinstance(data[found], str):
             raise UsageError(f"{where}: the field {shown(found)} is not a text")
-        text, bad = _BAD.subn("\ufffd", data[found])
+        text, bad = clean(data[found])
         yield Record(line.index, text, data.get("id"), data, line.end, line.bad + bad)
+
+
+def some_records(found: Iterable[Record], name: str) -> Iterator[Record]:
+    """``found``, of which there must be one at least. Raises `UsageError`."""
+    empty = True
+    for record in found:
+        empty = False
+        yield record
+    if empty:
+        raise UsageError(f"{name} holds no text")
+
+
+@contextlib.contextmanager
+def at_record(record: Record) -> Iterator[None]:
+    """A `UsageError` of the block names the line that it is about."""
+    try:
+        yield
+    except UsageError as error:
+        raise UsageError(f"{record.place}: {error}", hint=error.hint) from None
 
 
 def says_jsonl(file: Path | None) -> bool:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 
 from gpt2cli.cli import params
+from gpt2cli.cli.formats import format_of
 from gpt2cli.cli.loading import FoundModel, find_model, load_engine, start
 from gpt2cli.cli.records import Source, open_source, says_jsonl
 from gpt2cli.errors import UsageError
@@ -66,7 +67,9 @@ def score(
     ] = None,
     file: Annotated[
         Path | None,
-        typer.Option("--file", "-f", metavar="FILE", help="Read the text from FILE.", show_default=False),
+        typer.Option(
+            "--file", "-f", metavar="FILE", help="Read the text from FILE, as it is.", show_default=False
+        ),
     ] = None,
     model: params.Model = None,
     revision: params.Revision = None,
@@ -95,8 +98,14 @@ def score(
         bool, _flag(_TEXTS, "--eos", help="Score the end of each text too: the model's eos token after it.")
     ] = False,
     keep_newline: Annotated[
-        bool, _flag(_TEXTS, "--keep-newline", help="Keep the final newline of a file or of stdin.")
-    ] = False,
+        bool | None,
+        _flag(
+            _TEXTS,
+            "--keep-newline/--drop-newline",
+            help="Whether one final newline of a file or of stdin belongs to the text. Default: a text is "
+            "scored as it is; before --choices it is dropped, as from a prompt.",
+        ),
+    ] = None,
     special_tokens: params.SpecialTokens = None,
     strict: params.Strict = False,
     choices: Annotated[
@@ -148,7 +157,16 @@ def score(
     jsonl: Annotated[
         bool, _flag(_SHOWN, "--jsonl", help="JSON events, one a line: token, text, choices, summary.")
     ] = False,
-    output: params.OutputFile = None,
+    output: Annotated[
+        Path | None,
+        _value(
+            _SHOWN,
+            "--output",
+            "-o",
+            metavar="FILE",
+            help="Write to FILE, whole or not at all; .json and .jsonl as --json and --jsonl. - is stdout.",
+        ),
+    ] = None,
     no_resume: Annotated[
         bool, _flag(_SHOWN, "--no-resume", help="Begin a long file anew, not where a run was broken off.")
     ] = False,
@@ -167,7 +185,7 @@ def score(
         terminal.check_stdout()
     if options.task is not None:
         words, file = _task_file(words, file)
-    with open_source(terminal, words or (), prompt, file, strict=strict) as source:
+    with open_source(terminal, words or (), prompt, file, strict=strict, lines=options.many) as source:
         _run(Job(terminal, settings, ctx.params, options, source))
 
 
@@ -184,6 +202,7 @@ class ScoreOptions:
     bos: bool
     eos: bool
     keep_newline: bool
+    """Whether a final newline of a file or of stdin belongs to the text."""
     special_tokens: bool
     strict: bool
     choices: tuple[str, ...]
@@ -226,7 +245,9 @@ def _options(flags: Mapping[str, Any]) -> ScoreOptions:
     for option, low in (("top", 0), ("limit", 1), ("batch_tokens", 1)):
         if flags[option] is not None:
             check_whole(option, flags[option], low, 10**7, f"{low} to {10**7}")
-    output = flags["output"]
+    output = None if flags["output"] is None or str(flags["output"]) == "-" else flags["output"]
+    named = flags["json"] or flags["jsonl"]
+    by_suffix = "text" if named else format_of(output)
     options = ScoreOptions(
         many=flags["lines"] or records,
         records=records,
@@ -235,7 +256,7 @@ def _options(flags: Mapping[str, Any]) -> ScoreOptions:
         window=flags["window"],
         bos=flags["bos"],
         eos=flags["eos"],
-        keep_newline=flags["keep_newline"],
+        keep_newline=not choices if flags["keep_newline"] is None else flags["keep_newline"],
         special_tokens=bool(flags["special_tokens"]),
         strict=flags["strict"],
         choices=choices,
@@ -245,9 +266,9 @@ def _options(flags: Mapping[str, Any]) -> ScoreOptions:
         tokens=flags["tokens"] or flags["top"] is not None,
         top=flags["top"] or 0,
         plot=flags["plot"],
-        json=flags["json"],
-        jsonl=flags["jsonl"],
-        output=None if output is None or str(output) == "-" else output,
+        json=flags["json"] or by_suffix == "json",
+        jsonl=flags["jsonl"] or by_suffix == "jsonl",
+        output=output,
         resume=not flags["no_resume"],
         batch_tokens=flags["batch_tokens"],
     )
@@ -302,7 +323,7 @@ def _run(job: Job) -> None:
     """Load the model and do what is asked."""
     found = find_model(job.terminal, job.settings, job.flags)
     windows = _windows(job, found)
-    engine = load_engine(job.terminal, found)
+    engine = load_engine(job.terminal, found, to_look_inside=True)
     if job.options.bos and engine.config.bos_token_id is None:
         raise UsageError("--bos: the model has no bos token")
     if job.options.eos and not engine.config.eos_token_ids:

@@ -14,6 +14,7 @@ from gpt2cli.terminal.jsonout import json_line
 from gpt2cli.terminal.streams import Terminal
 from gpt2cli.terminal.table import tab_separated
 from gpt2cli.text.sanitize import one_line, sanitize
+from gpt2cli.text.visible import quoted
 
 if TYPE_CHECKING:
     from gpt2cli.analysis.logprobs import TokenScore
@@ -127,24 +128,24 @@ def token_document(place: int, score: TokenScore, text_of: Callable[[int], str])
 
 def token_line(document: Mapping[str, Any], *, aligned: bool) -> str:
     """A token's line."""
-    d = document
+    d, shown = document, quoted if aligned else written_token
     others = [
         cell
         for other in d.get("top", ())
-        for cell in (shown_token(other["token"]), f"{math.exp(other['logprob'] or 0.0):.4f}")
+        for cell in (shown(other["token"]), f"{math.exp(other['logprob'] or 0.0):.4f}")
     ]
     logprob = -math.inf if d["logprob"] is None else d["logprob"]
     if not aligned:
         cells = [str(d["token_id"]), f"{logprob:.6f}", f"{d['probability']:.6g}", str(d["rank"])]
-        return tab_separated([[*cells, f"{d['entropy']:.6f}", shown_token(d["token"]), *others]])
+        return tab_separated([[*cells, f"{d['entropy']:.6f}", shown(d["token"]), *others]])
     numbers = (
         f"{d['token_id']:>9} {logprob:>10.4f} {d['probability']:>12.6f} {d['rank']:>7} {d['entropy']:>8.4f}"
     )
-    return f"{numbers}  {shown_token(d['token']):<16} {' '.join(others)}".rstrip() + "\n"
+    return f"{numbers}  {shown(d['token']):<16} {' '.join(others)}".rstrip() + "\n"
 
 
-def shown_token(text: str) -> str:
-    """A token between quotation marks; line ends and what must not reach a terminal as escapes."""
+def written_token(text: str) -> str:
+    """A token for another program: as Python writes it, line ends as escapes."""
     return sanitize(repr(text))
 
 
@@ -172,7 +173,8 @@ def text_line(record: Any, totals: Totals, *, aligned: bool, width: int) -> str:
 
 def totals_lines(totals: Totals, windows: Mapping[str, int] | None) -> Iterable[str]:
     """The figures of one text, for a person or a pipe."""
-    yield _figure("tokens", f"{totals.tokens}", f"{totals.unscored} not scored" if totals.unscored else "")
+    whole = totals.tokens + totals.unscored
+    yield _figure("tokens scored", f"{totals.tokens}", f"of {whole}" if totals.unscored else "")
     yield _figure("nll", f"{totals.nll:.4f}", "nats")
     for name, value, note in (
         ("nll per token", totals.mean_nll, "nats"),

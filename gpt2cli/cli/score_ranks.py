@@ -20,8 +20,8 @@ from gpt2cli.analysis.tasks import (
     score_cloze,
 )
 from gpt2cli.cli import score_output as show
-from gpt2cli.cli.loading import FoundModel, tokenizer_of
-from gpt2cli.cli.records import Record, read_lines, read_records
+from gpt2cli.cli.loading import FoundModel, encode_text, tokenizer_of
+from gpt2cli.cli.records import Record, at_record, read_lines, read_records, some_records
 from gpt2cli.cli.score import Job
 from gpt2cli.core.engine import Engine
 from gpt2cli.errors import UsageError
@@ -29,6 +29,8 @@ from gpt2cli.terminal.jsonout import json_line
 from gpt2cli.terminal.progress import Meter, make_meter
 from gpt2cli.terminal.table import aligned, tab_separated
 from gpt2cli.text.pieces import read_pieces
+from gpt2cli.text.reading import bad_bytes
+from gpt2cli.text.visible import quoted
 
 METER_AFTER_S = 1.0
 
@@ -55,13 +57,16 @@ class _Run:
             raise UsageError("the tokenizer has more entries than the model's vocabulary")
         return ids
 
+    @property
+    def bos(self) -> list[int]:
+        """What ``--bos`` puts before each text."""
+        bos = self.engine.config.bos_token_id
+        return [bos] if self.options.bos and bos is not None else []
+
     def encode_context(self, text: str) -> list[int]:
         """The ids of a beginning, with bos where it is asked for, or where there is no other."""
-        bos = self.engine.config.bos_token_id
-        ids = self.encode(text)
-        if bos is not None and (self.options.bos or not ids):
-            return [bos, *ids]
-        return ids
+        options = self.options
+        return encode_text(self.engine, text, bos=options.bos, special_tokens=options.special_tokens)
 
     def records(self) -> Iterator[Record]:
         """The texts, with their progress on stderr."""
@@ -72,16 +77,17 @@ class _Run:
             found = (record for record in read_lines(source.read, source.name) if record.text.strip())
         else:
             found = self._whole()
-        for record in islice(found, self.options.limit):
+        for record in islice(some_records(found, source.name), self.options.limit):
             self._bad += record.bad
             if record.bad and self.options.strict:
-                raise UsageError(f"{source.name}: {record.place} has bytes that are NUL or no UTF-8")
+                raise UsageError(bad_bytes(f"{source.name}: {record.place}", record.bad))
             self._show_progress(record.end)
             yield record
 
     def _whole(self) -> Iterator[Record]:
         source = self.job.source
-        pieces = list(read_pieces(source.read, self._tokenizer, keep_end=source.typed))
+        keep = source.typed or self.options.keep_newline
+        pieces = list(read_pieces(source.read, self._tokenizer, keep_end=keep))
         yield Record(0, "".join(piece.text for piece in pieces), bad=sum(piece.bad for piece in pieces))
 
     def _show_progress(self, done: int) -> None:
@@ -107,7 +113,7 @@ class _Run:
                 self.rows.abandon(keep=False)
         self.rows.finish()
         if self._bad:
-            self.job.terminal.warn(f"{self.job.source.name} has bytes that are NUL or no UTF-8; replaced")
+            self.job.terminal.warn(f"{bad_bytes(self.job.source.name, self._bad)}; replaced")
 
     def tail(self) -> dict[str, Any]:
         """The last fields of a document."""
@@ -128,9 +134,8 @@ def run_choices(job: Job, found: FoundModel, engine: Engine) -> None:
 
     def ranked() -> Iterator[tuple[Record, list[Choice]]]:
         for record in run.records():
-            context = run.encode_context(record.text)
-            if not context:
-                raise UsageError(f"{record.place}: the text is empty, and the model has no bos token")
+            with at_record(record):
+                context = run.encode_context(record.text)
             yield record, rank_choices(engine, context, texts, followers, options.normalize, run.batcher)
 
     run.put(lambda: _put_choices(run, ranked()))
@@ -172,17 +177,18 @@ def _choice_document(choice: Choice) -> dict[str, Any]:
 
 def _put_ranking(run: _Run, record: Record, choices: list[Choice]) -> None:
     """Best first: probability, its share among the choices, log-probability, tokens, the choice."""
+    on_screen = run.job.terminal.stdout_is_terminal and run.options.output is None
     rows = [
         (
             f"{choice.probability:.6g}",
             f"{choice.share:.4f}",
             f"{choice.logprob:.4f}",
             str(len(choice.tokens)),
-            show.shown_token(choice.text),
+            quoted(choice.text) if on_screen else show.written_token(choice.text),
         )
         for choice in choices
     ]
-    if run.job.terminal.stdout_is_terminal and run.options.output is None:
+    if on_screen:
         header = ("probability", "share", "logprob", "tokens", "choice")
         run.rows.write("\n".join(aligned(header, rows, right=(0, 1, 2, 3))) + "\n")
         return
@@ -198,12 +204,8 @@ def run_task(job: Job, found: FoundModel, engine: Engine) -> None:
 
 def _lambada(run: _Run) -> None:
     def passages() -> Iterator[Passage]:
-        bos = run.engine.config.bos_token_id
         for record in run.records():
-            made = passage(run.engine, record, record.text, run.encode)
-            if run.options.bos and bos is not None and not made.truncated:
-                made = Passage(record, [bos, *made.context][-run.engine.config.n_positions :], made.target)
-            yield made
+            yield passage(run.engine, record, record.text, run.encode, run.bos)
 
     result = LambadaResult()
     items = []
@@ -213,8 +215,6 @@ def _lambada(run: _Run) -> None:
             items.append(_word_document(word))
         if run.options.jsonl:
             run.rows.write(json_line({"event": "passage", **items.pop()}))
-    if not result.passages:
-        raise UsageError(f"{run.job.source.name} holds no passages")
     _put_result(run, "lambada", result.document(), items)
 
 
@@ -235,7 +235,7 @@ def _cloze(run: _Run) -> None:
     items = []
     for record in run.records():
         cloze = read_cloze(record.place, record.data, record.text)
-        scored = score_cloze(run.batcher, run.engine, cloze, run.encode)
+        scored = score_cloze(run.batcher, run.engine, cloze, run.encode, run.bos)
         count, known = count + 1, known + (scored.correct is not None)
         right, cut = right + bool(scored.correct), cut + (scored.truncated > 0)
         document: dict[str, Any] = {
@@ -251,8 +251,6 @@ def _cloze(run: _Run) -> None:
             items.append(document)
         elif run.options.jsonl:
             run.rows.write(json_line({"event": "cloze", **document}))
-    if not count:
-        raise UsageError(f"{run.job.source.name} holds no texts with a gap")
     accuracy = right / known if known else None
     result = {"texts": count, "with_answer": known, "accuracy": accuracy, "truncated_texts": cut}
     _put_result(run, "cloze", result, items)

@@ -15,8 +15,8 @@ from gpt2cli.analysis.surprisal import Surprisal
 from gpt2cli.analysis.totals import Totals
 from gpt2cli.analysis.windows import Window, WindowOptions, from_token, windows
 from gpt2cli.cli import score_output as show
-from gpt2cli.cli.loading import FoundModel, tokenizer_of
-from gpt2cli.cli.records import Record, read_lines, read_records
+from gpt2cli.cli.loading import FoundModel, encode_text, tokenizer_of
+from gpt2cli.cli.records import Record, at_record, read_lines, read_records, some_records
 from gpt2cli.cli.score import Job
 from gpt2cli.core.engine import Engine
 from gpt2cli.errors import ModelFileError, UsageError
@@ -25,6 +25,7 @@ from gpt2cli.terminal.jsonout import json_line
 from gpt2cli.terminal.plots import Panel, save_panels
 from gpt2cli.terminal.progress import Meter, make_meter
 from gpt2cli.text.pieces import read_pieces
+from gpt2cli.text.reading import bad_bytes
 
 METER_AFTER_S = 1.0
 
@@ -51,6 +52,8 @@ class TextRun:
         self._aligned = job.terminal.stdout_is_terminal and self._options.output is None
         self._meter: Meter | None = None
         self._resumed = False
+        self._empty = False
+        """Whether the one text is empty."""
         self._state = self._fresh()
         self._current = Totals()
         self._marks: deque[tuple[int, int]] = deque()
@@ -200,7 +203,7 @@ class TextRun:
 
     def _note_bad(self, bad: int) -> None:
         if bad and self._options.strict:
-            raise UsageError(f"{self._source.name} has {_bad_bytes(bad)} NUL or no UTF-8")
+            raise UsageError(bad_bytes(self._source.name, bad))
         self._bad += bad
 
     def _one(self) -> Iterator[Window]:
@@ -224,30 +227,42 @@ class TextRun:
             offset=cursor["offset"],
             keep_end=self._source.typed or self._options.keep_newline,
         )
+        self._empty = not self._resumed
         for piece in pieces:
+            self._empty = False
             self._note_bad(piece.bad)
             if at > 0 or self._resumed:
                 self._marks.append((piece.offset, at))
             ids = self._encode(piece.text)
             at += len(ids)
             yield ids
+        if self._empty and not before:
+            yield encode_text(self._engine, "")
         yield after
 
     def _many(self) -> Iterator[Window]:
         """The windows of all texts, one after the other."""
         cursor = self._state["cursor"]
         self._count, self._bad = self._state["texts"], self._state["bad"]
-        before, after = self._specials
+        _, after = self._specials
         for record in self._records(cursor["offset"], cursor["index"]):
             self._note_bad(record.bad)
-            ids = [*before, *self._encode(record.text), *after]
-            yield from windows(record, [ids], self._windows)
+            with at_record(record):
+                ids = encode_text(
+                    self._engine,
+                    record.text,
+                    bos=self._options.bos,
+                    special_tokens=self._options.special_tokens,
+                )
+            yield from windows(record, [ids, after], self._windows)
 
     def _records(self, offset: int, index: int) -> Iterator[Record]:
         source, name = self._source.read, self._source.name
         if self._options.records:
-            return read_records(source, name, self._options.field, offset=offset, index=index)
-        return read_lines(source, name, offset=offset, index=index)
+            found = read_records(source, name, self._options.field, offset=offset, index=index)
+        else:
+            found = read_lines(source, name, offset=offset, index=index)
+        return found if self._resumed else some_records(found, name)
 
     # Putting out.
 
@@ -293,10 +308,10 @@ class TextRun:
     def _finish(self, plot: Surprisal | None) -> None:
         options, totals = self._options, self._total
         if self._bad:
-            self._terminal.warn(f"{self._source.name} has {_bad_bytes(self._bad)} NUL or no UTF-8; replaced")
-        if not options.many and not totals.tokens:
+            self._terminal.warn(f"{bad_bytes(self._source.name, self._bad)}; replaced")
+        if not options.many and not totals.tokens and not self._empty:
             raise UsageError(
-                f"{self._source.name} has {totals.unscored} tokens, and the first cannot be scored",
+                f"{self._source.name} has a single token, and the first of a text cannot be scored",
                 hint="give a longer text" if options.bos else "--bos puts the model's bos token before it",
             )
         document = self._document()
@@ -372,10 +387,6 @@ class TextRun:
             self._meter.start(self._source.name, size, offset)
         elif self._meter is not None:
             self._meter.move(offset)
-
-
-def _bad_bytes(count: int) -> str:
-    return "a byte that is" if count == 1 else f"{count} bytes that are"
 
 
 def _panels(name: str, plot: Surprisal) -> list[Panel]:

@@ -157,11 +157,11 @@ def _show(terminal: Terminal, report: Report) -> None:
     for problem in report.problems:
         terminal.warn(f"{short_name(model)}: {problem}")
     if report.status == "damaged":
-        terminal.note(f"to repair it: {repair_command(model)}")
+        terminal.note(f"to repair it: {_repair(report)}")
 
 
 def _detail(report: Report) -> str:
-    files = report.files.files
+    files = [check for check in report.files.files if check.status != "deleted"]
     good = sum(check.status == "verified" for check in files)
     detail = f"{good} of {len(files)} files have the right hash"
     if report.files.status == "unverified":
@@ -194,16 +194,21 @@ def _document(report: Report) -> dict[str, Any]:
             for text in report.texts
         ],
         "problems": report.problems,
-        "repair": repair_command(model) if report.status == "damaged" else None,
+        "repair": _repair(report) if report.status == "damaged" else None,
     }
+
+
+def _repair(report: Report) -> str:
+    """What puts a damaged model right: it is its files, or what it makes of a text."""
+    return report.files.repair or repair_command(report.files.model)
 
 
 def _raise_for(reports: Sequence[Report], unreadable: Sequence[Path]) -> None:
     """Raise `ModelFileError` where something is damaged, `Gpt2cliError` where a model stays unverified."""
-    damaged = [report.files.model for report in reports if report.status == "damaged"]
+    damaged = [report for report in reports if report.status == "damaged"]
     if damaged:
-        names = ", ".join(short_name(model) for model in damaged)
-        raise ModelFileError(f"damaged: {names}", hint=f"to repair it: {repair_command(damaged[0])}")
+        names = ", ".join(short_name(report.files.model) for report in damaged)
+        raise ModelFileError(f"damaged: {names}", hint=f"to repair it: {_repair(damaged[0])}")
     if unreadable:
         raise ModelFileError(
             f"{unreadable[0]}: the manifest is damaged",

@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 
 from gpt2cli.checkpoint import open_checkpoint
-from gpt2cli.core.weights import read_pickles
+from gpt2cli.core.pickles import read_pickles
 from gpt2cli.errors import Gpt2cliError
 
 TARGET = "model.safetensors"

@@ -3,25 +3,23 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Generator, Sequence
 from pathlib import Path
-from typing import Any, cast, overload
-
-import torch
+from typing import TYPE_CHECKING, Any, cast, overload
 
 from gpt2cli.checkpoint import Checkpoint, open_checkpoint
-from gpt2cli.core.decode import Step, decode, prefill_chunks
-from gpt2cli.core.linear import has_fbgemm
-from gpt2cli.core.model import GPT2
-from gpt2cli.core.pages import keep_freed_memory
-from gpt2cli.core.quantise import Kind
-from gpt2cli.core.results import Chunk, EngineInfo, Result, Stats, TextOf, new_choices
-from gpt2cli.core.sampling import SequenceState
-from gpt2cli.core.threads import Governor, default_threads
-from gpt2cli.core.weights import check_cache_memory, check_memory, load_weights
+from gpt2cli.core.backend import Backend, EngineInfo
+from gpt2cli.core.choose import Progress, open_backend
+from gpt2cli.core.memory import check_cache_memory
+from gpt2cli.core.results import Chunk, Result, Stats, new_choices
+from gpt2cli.core.scheduler import ROWS, Scheduler
+from gpt2cli.core.sequence import Group
 from gpt2cli.errors import InvalidOption, ModelFileError, PromptTooLong, UsageError
-from gpt2cli.options import GenerateOptions, LoadOptions, Precision
+from gpt2cli.options import GenerateOptions, LoadOptions
 from gpt2cli.text.tokenizer import Tokenizer
+
+if TYPE_CHECKING:
+    from gpt2cli.core.torch_gpt2 import TorchGPT2
 
 
 class Engine:
@@ -33,15 +31,17 @@ class Engine:
     """
 
     def __init__(
-        self, checkpoint: Checkpoint, model: GPT2, tokenizer: Tokenizer | None, load_s: float = 0.0
+        self, checkpoint: Checkpoint, backend: Backend, tokenizer: Tokenizer | None, load_s: float = 0.0
     ) -> None:
         self.checkpoint = checkpoint
         self.config = checkpoint.config
-        self.model = model
+        self.backend = backend
         self.tokenizer = tokenizer
         self.load_s = load_s
-        self._cache = model.new_cache()
-        self._cached_ids: list[int] = []
+        self._scheduler = Scheduler(backend)
+        self._kept_slot: int | None = None
+        self._kept_ids: list[int] = []
+        self._model: TorchGPT2 | None = None
         self._open: Generator[Chunk, None, None] | None = None
         self._interrupted = False
 
@@ -56,30 +56,34 @@ class Engine:
         return cls.from_checkpoint(open_checkpoint(Path(path), allow_pickle=options.allow_pickle), options)
 
     @classmethod
-    def from_checkpoint(cls, checkpoint: Checkpoint, options: LoadOptions | None = None) -> Engine:
-        """Load a model whose directory is already read and checked."""
+    def from_checkpoint(
+        cls, checkpoint: Checkpoint, options: LoadOptions | None = None, progress: Progress | None = None
+    ) -> Engine:
+        """Load a model whose directory is already read and checked.
+
+        ``progress(done, total)`` is told how many bytes of a conversion are done, should there be one.
+        """
         started = time.perf_counter()
-        options = options or LoadOptions()
-        device = _choose_device(options.device)
-        threads = options.threads or default_threads()
-        torch.set_num_threads(threads)
-        precision = _choose_precision(options.precision, device)
-        check_memory(checkpoint, precision)
         tokenizer = Tokenizer.from_directory(checkpoint.directory)
-        model = GPT2(checkpoint.config, load_weights(checkpoint, precision, device, options.converted))
-        if device.type == "cpu":
-            keep_freed_memory()
-        if options.threads is None and device.type == "cpu":
-            model.governor = Governor(threads)
-        return cls(checkpoint, model, tokenizer, time.perf_counter() - started)
+        backend = open_backend(checkpoint, options or LoadOptions(), progress)
+        return cls(checkpoint, backend, tokenizer, time.perf_counter() - started)
 
     @property
     def info(self) -> EngineInfo:
         """Device, precision, kernels and threads."""
-        weights = self.model.weights
-        governor = self.model.governor
-        threads = torch.get_num_threads() if governor is None else governor.most
-        return EngineInfo(self.model.device.type, weights.precision, weights.kernels, threads)
+        return self.backend.info
+
+    @property
+    def model(self) -> TorchGPT2:
+        """The torch reference of this model, for what looks inside; loaded now where another backend runs."""
+        from gpt2cli.core.torch_gpt2 import TorchBackend, load_model
+
+        if isinstance(self.backend, TorchBackend):
+            return self.backend.model
+        if self._model is None:
+            info = self.info
+            self._model = load_model(self.checkpoint, info.precision, info.device, info.threads)  # type: ignore[arg-type]
+        return self._model
 
     def options(self, **given: Any) -> GenerateOptions:
         """`GenerateOptions` with the model's own sampling defaults under what is ``given``."""
@@ -115,10 +119,10 @@ class Engine:
         """
         started = time.perf_counter()
         options = (options or self.options()).settled()
-        ids, dropped, max_new_tokens = self.prepare(prompt, options)
-        check_cache_memory(self.config, options.num_return_sequences, len(ids) + max_new_tokens)
+        group = self._group(prompt, options, started)
+        self._check_cache_memory([group])
         self._close_stream()
-        self._open = self._run(ids, dropped, max_new_tokens, options, started)
+        self._open = self._stream(group)
         return self._open
 
     @overload
@@ -140,10 +144,7 @@ class Engine:
         """
         options = (options or self.options()).settled()
         if isinstance(prompt, list) and not all(isinstance(token, int) for token in prompt):
-            from gpt2cli.core.batch import generate_batch
-
-            self._close_stream()
-            return generate_batch(self, cast(list[str], prompt), options)
+            return self._generate_list(cast(list[str], prompt), options)
         prompt = cast("str | Sequence[int]", prompt)
         choices = new_choices(options)
         stats = None
@@ -188,7 +189,7 @@ class Engine:
 
     def _check_bytes(self, prompt: str, options: GenerateOptions) -> None:
         """Refuse, before tokenising it, a prompt that cannot fit."""
-        if options.overflow != "error" or self.tokenizer is None:
+        if options.overflow != "error" or self.tokenizer is None or len(prompt) <= self.config.n_positions:
             return
         longest = self.tokenizer.longest_token
         if longest and len(prompt) > longest * self.config.n_positions:
@@ -223,122 +224,83 @@ class Engine:
             )
         return kept, new
 
-    def _run(
-        self, ids: list[int], dropped: int, max_new_tokens: int, options: GenerateOptions, started: float
-    ) -> Generator[Chunk, None, None]:
-        states = [
-            SequenceState(index=i, seed=seed, ids=list(ids), prompt_tokens=len(ids), dropped=dropped)
-            for i, seed in enumerate(options.seeds)
-        ]
-        texts = [TextOf(self.tokenizer, options.stop) for _ in states]
-        cached = self._reuse(ids)
-        self._cache.reserve(min(len(ids) + max_new_tokens, self.config.n_positions))
-        for part in prefill_chunks(self.model, self._cache, ids[cached:]):
-            logits, now = part, time.perf_counter()
-            self._cached_ids = ids[: self._cache.lengths[0]]
-            if self._interrupted:
-                yield from self._end(states, texts, cached, (started, now, now))
-                return
-        prefilled = time.perf_counter()
-        cache = self._cache
-        if len(states) > 1:
-            cache, logits = cache.expand(len(states)), logits.expand(len(states), -1)
-        steps = decode(
-            self.model,
-            cache,
-            logits,
-            states,
+    def _group(
+        self, prompt: str | Sequence[int], options: GenerateOptions, started: float | None = None
+    ) -> Group:
+        ids, dropped, max_new_tokens = self.prepare(prompt, options)
+        return Group(
+            ids,
             options,
             max_new_tokens=max_new_tokens,
+            dropped=dropped,
             eos_ids=self.eos_ids(options),
+            tokenizer=self.tokenizer,
+            started=started,
         )
-        first = None
+
+    def _check_cache_memory(self, groups: Sequence[Group]) -> None:
+        rows = sum(len(group.sequences) for group in groups)
+        if groups[0].options.rng != "transformers":
+            rows = min(rows, ROWS)
+        longest = max(len(group.prompt) + group.max_new_tokens for group in groups)
+        check_cache_memory(self.backend, rows, longest)
+
+    def _stream(self, group: Group) -> Generator[Chunk, None, None]:
+        self._reuse(group)
         try:
-            for step in steps:
-                first = first or time.perf_counter()
-                yield from self._chunks(step, texts[step.state.index])
+            self._scheduler.admit([group])
+            for step in self._scheduler.run():
+                if step is not None:
+                    yield from step.chunks
                 if self._interrupted:
                     break
         finally:
-            steps.close()
-            if len(states) == 1:
-                self._remember(states[0])
-        yield from self._end(states, texts, cached, (started, prefilled, first or prefilled))
+            self._scheduler.drop([group])
+            self._keep(group)
+        for sequence in group.sequences:
+            if sequence.finish_reason is None:
+                yield sequence.end("interrupted")
+        yield Chunk(group.sequences[-1].index, stats=group.stats)
 
-    def _end(
-        self,
-        states: Sequence[SequenceState],
-        texts: Sequence[TextOf],
-        cached: int,
-        times: tuple[float, float, float],
-    ) -> Iterator[Chunk]:
-        """The end of sequences that were interrupted, and the last chunk; ``times`` as in `_last_chunk`."""
-        for state in states:
-            if state.finish_reason is None:
-                state.finish_reason = "interrupted"
-                yield Chunk(state.index, texts[state.index].flush(), finish_reason="interrupted")
-        yield self._last_chunk(states, cached, times)
+    def _generate_list(
+        self, prompts: Sequence[str] | Sequence[Sequence[int]], options: GenerateOptions
+    ) -> list[Result]:
+        groups = [self._group(prompt, options) for prompt in prompts]
+        self._close_stream()
+        self._check_cache_memory(groups)
+        choices = {group: new_choices(options) for group in groups}
+        try:
+            self._scheduler.admit(groups)
+            for step in self._scheduler.run():
+                if step is not None:
+                    for chunk in step.chunks:
+                        choices[step.sequence.group][chunk.sequence].add(chunk)
+                if self._interrupted:
+                    break
+        finally:
+            self._scheduler.drop(groups)
+        for group, own in choices.items():
+            for sequence, choice in zip(group.sequences, own, strict=True):
+                if sequence.finish_reason is None:
+                    choice.add(sequence.end("interrupted"))
+        return [Result(own, options, group.stats) for group, own in choices.items()]
 
-    def _chunks(self, step: Step, text: TextOf) -> Iterator[Chunk]:
-        """A token's chunk, and the end of its sequence where this is it. The very last chunk comes later."""
-        state = step.state
-        if step.token is not None:
-            shown = text.push(step.token)
-            if text.stopped:
-                state.finish_reason = "stop"
-            yield Chunk(state.index, shown, step.token, step.logprobs)
-        if state.finish_reason is not None:
-            yield Chunk(state.index, text.flush(), finish_reason=state.finish_reason)
+    def _reuse(self, group: Group) -> None:
+        """Have ``group`` read its prompt into the slot that is kept, after what of it is there already.
 
-    def _last_chunk(
-        self, states: Sequence[SequenceState], cached: int, times: tuple[float, float, float]
-    ) -> Chunk:
-        """Statistics; ``times`` are when the stream was asked for, prefilled, and had its first token."""
-        started, prefilled, first = times
-        last = time.perf_counter()
-        completed = sum(state.new_tokens for state in states)
-        later = completed - sum(1 for state in states if state.new_tokens)
-        stats = Stats(
-            prompt_tokens=states[0].dropped + states[0].prompt_tokens,
-            completion_tokens=completed,
-            dropped_tokens=states[0].dropped + max(state.window for state in states),
-            cached_tokens=cached,
-            prefill_s=prefilled - started,
-            first_token_s=first - started,
-            decode_s=last - first,
-            tokens_per_s=later / (last - first) if later and last > first else None,
-        )
-        return Chunk(states[-1].index, stats=stats)
-
-    def _reuse(self, ids: Sequence[int]) -> int:
-        """Keep the part of the cache that is a prefix of ``ids``; its length. The last id is always new."""
+        The last id is always new, for the logits after it.
+        """
+        if self._kept_slot is None:
+            self._kept_slot = self.backend.new_slot()
         common = 0
-        for old, new in zip(self._cached_ids, ids[:-1], strict=False):
+        for old, new in zip(self._kept_ids, group.prompt[:-1], strict=False):
             if old != new:
                 break
             common += 1
-        self._cache.truncate(common)
-        self._cached_ids = list(ids[:common])
-        return self._cache.lengths[0]
+        group.lend(self._kept_slot, common)
+        self._kept_ids = group.prompt[:common]
 
-    def _remember(self, state: SequenceState) -> None:
-        """What the cache now holds. Its length is true even after an interrupt in the middle of a step."""
-        self._cached_ids = state.ids[state.window :][: self._cache.lengths[0]]
-
-
-def _choose_precision(asked: Precision, device: torch.device) -> Kind:
-    """``auto`` is the fastest that is lossless in practice: 16-bit weights, with sums in fp32 on a CPU."""
-    if asked != "auto":
-        return asked
-    if device.type == "cpu":
-        return "fp16" if has_fbgemm() else "fp32"
-    return "fp16"
-
-
-def _choose_device(asked: str) -> torch.device:
-    present = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
-    if asked == "auto":
-        return torch.device("cuda" if present["cuda"] else "cpu")
-    if not present[asked]:
-        raise UsageError(f"--device {asked}: there is no such device here", hint="use --device auto")
-    return torch.device(asked)
+    def _keep(self, group: Group) -> None:
+        """What the slot now holds; it is true even after an interrupt in the middle of a step."""
+        reader = group.reader
+        self._kept_ids = reader.ids[reader.window :][: reader.present]

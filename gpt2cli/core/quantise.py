@@ -1,107 +1,110 @@
-"""A weight matrix in another precision: the numbers, before any kernel's packing.
+"""A weight matrix in few bits: groups of inputs, each with a scale of its own. Without torch.
 
-What is made here is what may be kept in a file (`core/converted.py`), so that it does not depend on the
-machine that made it.
+The numbers are the same for every backend, to the last bit: all arithmetic is float32, each result rounded,
+in the order that is written here. A scale is a float32 whose value bf16 holds exactly.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Literal
 
-import torch
-from torch import Tensor
+import numpy as np
+from numpy.typing import NDArray
 
 Kind = Literal["fp32", "fp16", "bf16", "int8", "int4"]
+Floats = NDArray[np.float32]
+Int8s = NDArray[np.int8]
 
 FP16_MAX = 65504.0
-INT4_GROUP = 64
-_INT4_SHRINKS = (1.0, 0.95, 0.9, 0.85, 0.8, 0.75, 0.7)
+GROUP = 64
+"""Inputs that share a scale; the last group of a row may have fewer."""
+SHRINKS = (1.0, 0.95, 0.9, 0.85, 0.8, 0.75, 0.7)
+"""The steps that int4 tries, as parts of the one that holds the largest weight."""
+_AT_ONCE = 2**17
+"""Weights: so few that what is computed with them stays in the cache of a core."""
 
 
-@dataclass(frozen=True, slots=True)
-class Matrix:
-    """A weight [out, in] as it is stored.
+def quantise(weight: Floats, bits: Literal[4, 8]) -> tuple[Int8s, Floats]:
+    """weight: [out, in] -> whole numbers [out, in] and their scales [out, groups].
 
-    ``values`` are fp32, fp16 or bf16 [out, in]; int8 [out, in] with ``scales`` fp32 [out]; or, for int4,
-    two of 0…15 (8 is zero) in a byte, the first in the low bits, uint8 [out, in / 2] with ``scales``
-    bf16 [out, in / `INT4_GROUP`].
+    A weight is about the number times the scale of its group. Of 8 bits numbers are -127 … 127, of 4 bits
+    -8 … 7.
     """
+    outputs, inputs = weight.shape
+    groups = -(-inputs // GROUP)
+    numbers = np.empty((outputs, inputs), np.int8)
+    scales = np.empty((outputs, groups), np.float32)
+    rows = max(1, _AT_ONCE // inputs)
+    for start in range(0, outputs, rows):
+        part = weight[start : start + rows]
+        # Zeros after a short last group change neither its largest weight nor its error.
+        padded = np.zeros((groups * GROUP, len(part)), np.float32)
+        padded[:inputs] = part.T
+        # [GROUP, out, groups]: the inputs of a group are apart, so that sums run over whole rows of memory.
+        grouped = np.ascontiguousarray(padded.reshape(groups, GROUP, -1).transpose(1, 2, 0))
+        found, scales[start : start + rows] = _int8(grouped) if bits == 8 else _int4(grouped)
+        wide = found.transpose(1, 2, 0).reshape(len(part), -1)
+        numbers[start : start + rows] = wide[:, :inputs]
+    return numbers, scales
 
-    kind: Kind
-    values: Tensor
-    scales: Tensor | None = None
 
-    def to(self, device: torch.device) -> Matrix:
-        """The matrix on ``device``."""
-        scales = None if self.scales is None else self.scales.to(device)
-        return Matrix(self.kind, self.values.to(device), scales)
+def dequantise(numbers: Int8s, scales: Floats) -> Floats:
+    """numbers: [out, in], scales: [out, groups] -> [out, in]"""
+    return numbers * np.repeat(scales, GROUP, axis=1)[:, : numbers.shape[1]]
 
 
-def kind_for(weight: Tensor, precision: Kind) -> Kind:
-    """The precision that a matrix [out, in] is kept in when ``precision`` is asked for.
+def _int8(grouped: Floats) -> tuple[Floats, Floats]:
+    """grouped: [GROUP, out, groups]; the largest weight of each group becomes 127, or a little less.
 
-    fp16 cannot hold what is over 65,504; int4 needs whole groups.
+    A group of zeros has the scale 0.
     """
-    if precision == "fp16" and weight.dtype != torch.float16 and float(weight.abs().max()) > FP16_MAX:
-        return "fp32"
-    if precision == "int4" and weight.shape[1] % INT4_GROUP:
-        return "int8"
-    return precision
+    scales = _up_to_bf16(np.abs(grouped).max(axis=0) / np.float32(127))
+    steps = np.where(scales > 0, scales, np.float32(1))
+    return np.clip(np.rint(grouped / steps), -127, 127), scales
 
 
-def to_matrix(weight: Tensor, precision: Kind) -> Matrix:
-    """``weight`` [out, in] in ``precision``, or in the next one that can hold it."""
-    kind = kind_for(weight, precision)
-    if kind == "int8":
-        return Matrix(kind, *quantise_int8(weight))
-    if kind == "int4":
-        quantised, scales = quantise_int4(weight)
-        return Matrix(kind, pack_int4(quantised), scales)
-    dtype = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}[kind]
-    weight = weight.to(dtype)
-    # An fp32 weight is packed from whatever view it is; a 16-bit one may be read row by row.
-    return Matrix(kind, weight if kind == "fp32" else weight.contiguous())
-
-
-def quantise_int8(weight: Tensor) -> tuple[Tensor, Tensor]:
-    """Symmetric int8 by output: weight [out, in] -> int8 [out, in], scales fp32 [out]."""
-    weight = weight.float()
-    scales = weight.abs().amax(dim=1).clamp_min(1e-12) / 127
-    return torch.round(weight / scales[:, None]).to(torch.int8).contiguous(), scales
-
-
-def quantise_int4(weight: Tensor) -> tuple[Tensor, Tensor]:
-    """int4 by group of inputs: weight [out, in] -> uint8 0…15 [out, in] (8 is zero), bf16 scales.
-
-    Of some steps between 0.7 times the one that holds the largest weight and that one itself, each group
-    takes the one of the smallest squared error. scales: [out, groups].
-    """
-    # grouped: [out, groups, group]
-    grouped = weight.float().reshape(len(weight), -1, INT4_GROUP)
-    largest = grouped.abs().amax(dim=2)
+def _int4(grouped: Floats) -> tuple[Floats, Floats]:
+    """grouped: [GROUP, out, groups]; each group takes, of the steps tried, the first of the least error."""
+    largest = np.abs(grouped).max(axis=0)
     # The side of the largest weight gets the eighth step.
-    sign = torch.where(grouped.amax(dim=2) >= largest, -1.0, 1.0)
-    best = torch.full_like(largest, torch.inf)
-    scales = torch.empty_like(largest)
-    for shrink in _INT4_SHRINKS:
-        tried = (sign * shrink * largest.clamp_min(1e-12) / 8).bfloat16().float()
-        error = (_round_int4(grouped, tried) * tried[..., None] - grouped).square_().sum(dim=2)
-        better = error < best
-        best, scales = torch.where(better, error, best), torch.where(better, tried, scales)
-    quantised = (_round_int4(grouped, scales) + 8).to(torch.uint8)
-    return quantised.view(len(weight), -1), scales.bfloat16()
+    sign = np.where(grouped.max(axis=0) >= largest, np.float32(-1), np.float32(1))
+    largest = np.maximum(largest, np.float32(1e-12))
+    best, scales = np.full_like(largest, np.inf), np.zeros_like(largest)
+    for shrink in SHRINKS:
+        tried = _to_nearest_bf16(sign * np.float32(shrink) * largest / np.float32(8))
+        error = _squared_error(grouped, tried)
+        # Of weights so large that every error is infinite, the first.
+        better = (error < best) | (scales == 0)
+        best, scales = np.where(better, error, best), np.where(better, tried, scales)
+    return _round_int4(grouped, scales), scales
 
 
-def _round_int4(grouped: Tensor, scales: Tensor) -> Tensor:
-    return torch.round(grouped / scales[..., None]).clamp_(-8, 7)
+def _squared_error(grouped: Floats, scales: Floats) -> Floats:
+    """grouped: [GROUP, out, groups] -> [out, groups], added up in the order of the inputs."""
+    wrong = _round_int4(grouped, scales)
+    wrong *= scales
+    wrong -= grouped
+    with np.errstate(over="ignore"):
+        wrong *= wrong
+        error = np.zeros_like(scales)
+        for squared in wrong:
+            error += squared
+    return error
 
 
-def pack_int4(quantised: Tensor) -> Tensor:
-    """uint8 0…15 [out, in] -> two in a byte [out, in / 2]"""
-    return quantised[:, ::2] | (quantised[:, 1::2] << 4)
+def _round_int4(grouped: Floats, scales: Floats) -> Floats:
+    rounded = grouped / scales
+    np.rint(rounded, out=rounded)
+    return np.clip(rounded, -8, 7, out=rounded)
 
 
-def unpack_int4(packed: Tensor) -> Tensor:
-    """Two in a byte [out, in / 2] -> int32 0…15 [out, in], as torch's kernels want them."""
-    return torch.stack([packed & 15, packed >> 4], dim=-1).view(len(packed), -1).to(torch.int32)
+def _up_to_bf16(values: Floats) -> Floats:
+    """The nearest bf16 that is not below each of ``values``, which are 0 or above."""
+    bits = values.view(np.uint32)
+    return (np.where(bits & 0xFFFF, bits + 0x10000, bits) & 0xFFFF0000).view(np.float32)
+
+
+def _to_nearest_bf16(values: Floats) -> Floats:
+    """Rounded half to even."""
+    bits = values.view(np.uint32)
+    return ((bits + 0x7FFF + ((bits >> 16) & 1)) & 0xFFFF0000).view(np.float32)

@@ -5,11 +5,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
+from gpt2cli.core.backend import EngineInfo
 from gpt2cli.core.sampling import TokenLogprobs
 from gpt2cli.options import GenerateOptions
 from gpt2cli.text.detokenizer import Detokenizer
 from gpt2cli.text.stops import StopMatcher
 from gpt2cli.text.tokenizer import Tokenizer
+
+__all__ = ["Choice", "Chunk", "EngineInfo", "Result", "Stats", "TextOf", "new_choices"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,17 +91,6 @@ class Result:
 
     def __str__(self) -> str:
         return self.text
-
-
-@dataclass(frozen=True, slots=True)
-class EngineInfo:
-    """What runs: as loaded, not as asked for."""
-
-    device: str
-    precision: str
-    kernels: tuple[str, ...]
-    threads: int
-    """The most that compute at once; fewer do while the machine is busy."""
 
 
 class TextOf:

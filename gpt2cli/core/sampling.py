@@ -1,54 +1,45 @@
-"""From logits to the next token: pure ``apply_*`` filters, composed once by `make_sampler`.
+"""From the logits of one row to its next token: pure ``apply_*`` filters, composed once by `Sampler`.
 
-Scores are [B, V] fp32; a filter sets what it removes to minus infinity. Each filter computes what
-transformers' logits processor of the same name computes, in the same order of operations, so that the
-same numbers come out.
+Scores are [V] fp32; a filter sets what it removes to minus infinity. Each filter computes what
+transformers' logits processor of the same name computes, in the same order of operations and in fp32
+where a comparison decides what is kept, so that the same tokens are left.
+
+A token is drawn by Gumbel noise (`core/random.py`): it is the kept one whose score and noise have the
+highest sum. That is a draw from the softmax of the scores, and only the kept tokens need noise.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
 
-import torch
-from torch import Tensor
+import numpy as np
+from numpy.lib.stride_tricks import sliding_window_view
+from numpy.typing import NDArray
 
-from gpt2cli.core.random import uniform
+from gpt2cli.core.backend import Floats
+from gpt2cli.core.random import gumbel, gumbel_of_all
 from gpt2cli.errors import ModelFileError
-from gpt2cli.options import GenerateOptions, SamplingOptions
+from gpt2cli.options import SamplingOptions
+
+if TYPE_CHECKING:
+    import torch
 
 NEVER = float("-inf")
 
 NUCLEUS = 1024
 """The likeliest tokens that top-p looks at before it sorts a large vocabulary."""
+BLOCK = 128
+"""The best tokens of a large vocabulary are sought among the maxima of so many at a time."""
 
-
-@dataclass(slots=True)
-class SequenceState:
-    """One sequence while it grows.
-
-    ``ids`` are the prompt (what was kept of it) and what was generated; ``dropped`` the prompt tokens
-    cut off before them; ``window`` the index in ``ids`` where the context now begins.
-    """
-
-    index: int
-    seed: int
-    ids: list[int]
-    prompt_tokens: int
-    dropped: int = 0
-    window: int = 0
-    finish_reason: str | None = None
-
-    @property
-    def position(self) -> int:
-        """The logical position of the next token in the whole text, never reset."""
-        return self.dropped + len(self.ids)
-
-    @property
-    def new_tokens(self) -> int:
-        """How many tokens were generated."""
-        return len(self.ids) - self.prompt_tokens
+Ids = NDArray[np.intp]
+"""Indices of scores, ascending."""
+Filter = Callable[[Floats, Sequence[int]], Floats]
+"""From scores [V] and the tokens of the text so far to scores [V]."""
+Keep = Callable[[Floats], Ids]
+"""The tokens that a filter keeps."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,265 +47,273 @@ class TokenLogprobs:
     """Log-probabilities (natural) of a token and of the likeliest ones, before any filter."""
 
     logprob: float
-    top: tuple[tuple[int, float], ...] = field(default=())
+    top: tuple[tuple[int, float], ...] = ()
 
 
-Filter = Callable[[Tensor, Sequence[SequenceState]], Tensor]
-Sampler = Callable[[Tensor, Sequence[SequenceState]], list[int]]
-
-
-def apply_repetition_penalty(scores: Tensor, histories: Sequence[Sequence[int]], penalty: float) -> Tensor:
-    """Make every token of a row's history less likely (``penalty`` > 1): scores [B, V]."""
-    scores = scores.clone()
-    for row, history in enumerate(histories):
-        seen = torch.tensor(history, device=scores.device)
-        score = scores[row, seen]
-        scores[row, seen] = torch.where(score < 0, score * penalty, score / penalty)
+def apply_repetition_penalty(scores: Floats, history: Sequence[int], penalty: float) -> Floats:
+    """Make every token of the history less likely (``penalty`` > 1)."""
+    scores, seen = scores.copy(), np.asarray(history)
+    score = scores[seen]
+    scores[seen] = np.where(score < 0, score * penalty, score / penalty)
     return scores
 
 
-def apply_no_repeat_ngram(scores: Tensor, histories: Sequence[Sequence[int]], size: int) -> Tensor:
+def apply_no_repeat_ngram(scores: Floats, history: Sequence[int], size: int) -> Floats:
     """Ban what would repeat a sequence of ``size`` tokens; where that is every token, ban none."""
-    scores = scores.clone()
-    for row, history in enumerate(histories):
-        banned = _banned_tokens(history, size)
-        if banned and len(banned) < scores.shape[1]:
-            scores[row, torch.tensor(sorted(banned), device=scores.device)] = NEVER
+    scores, ids = scores.copy(), np.asarray(history)
+    if len(ids) >= size:
+        last = ids[len(ids) - size + 1 :]
+        repeats = (sliding_window_view(ids, size)[:, :-1] == last).all(axis=1)
+        banned = np.unique(ids[size - 1 :][repeats])
+        if len(banned) < len(scores):
+            scores[banned] = NEVER
     return scores
 
 
-def _banned_tokens(history: Sequence[int], size: int) -> set[int]:
-    """The tokens that have followed the last ``size - 1`` tokens before."""
-    if len(history) + 1 < size:
-        return set()
-    last = list(history[len(history) - size + 1 :])
-    starts = range(len(history) - size + 1)
-    return {history[at + size - 1] for at in starts if list(history[at : at + size - 1]) == last}
-
-
-def apply_temperature(scores: Tensor, temperature: float) -> Tensor:
+def apply_temperature(scores: Floats, temperature: float) -> Floats:
     """Flatten (above 1) or sharpen (below 1) the distribution."""
-    return scores / temperature
+    return scores / np.float32(temperature)
 
 
-def apply_top_k(scores: Tensor, k: int) -> Tensor:
-    """Keep the ``k`` best of each row, and what ties with the last of them."""
-    worst_kept = torch.topk(scores, min(k, scores.shape[-1]))[0][..., -1, None]
-    return scores.masked_fill(scores < worst_kept, NEVER)
+def apply_top_k(scores: Floats, k: int) -> Floats:
+    """Keep the ``k`` best, and what ties with the last of them."""
+    return _only(scores, top_k(scores, k))
 
 
-def apply_top_p(scores: Tensor, p: float) -> Tensor:
+def apply_top_p(scores: Floats, p: float) -> Floats:
     """Keep the smallest set of tokens whose probability reaches ``p``; at least one."""
-    if scores.shape[-1] > 4 * NUCLEUS and (kept := _nucleus(scores, p)) is not None:
-        return kept
-    ordered, order = torch.sort(scores, descending=False)
-    remove = ordered.softmax(dim=-1).cumsum(dim=-1) <= (1 - p)
-    remove[..., -1] = False
-    return scores.masked_fill(remove.scatter(1, order, remove), NEVER)
+    return _only(scores, top_p(scores, p))
 
 
-def _nucleus(scores: Tensor, p: float) -> Tensor | None:
-    """`apply_top_p` without sorting the vocabulary; None where a row's nucleus has too many tokens for it."""
-    best, ids = torch.topk(scores, NUCLEUS)
-    probabilities = (best - scores.logsumexp(dim=-1, keepdim=True)).exp()
-    cumulative = probabilities.cumsum(dim=-1)
-    if not bool((cumulative[:, -1] > p).all()):
-        return None
-    # A token stays while those before it do not reach p.
-    best = best.masked_fill(cumulative - probabilities >= p, NEVER)
-    best[:, 0] = scores.amax(dim=-1)
-    return torch.full_like(scores, NEVER).scatter(1, ids, best)
-
-
-def apply_min_p(scores: Tensor, p: float) -> Tensor:
+def apply_min_p(scores: Floats, p: float) -> Floats:
     """Remove tokens less likely than ``p`` times the likeliest one."""
-    probabilities = torch.softmax(scores, dim=-1)
-    best, index = probabilities.max(dim=-1, keepdim=True)
-    remove = (probabilities < p * best).scatter(-1, index, False)
-    return scores.masked_fill(remove, NEVER)
+    return _only(scores, min_p(scores, p))
 
 
-def apply_typical(scores: Tensor, mass: float) -> Tensor:
+def apply_typical(scores: Floats, mass: float) -> Floats:
     """Keep the tokens whose information is closest to the entropy, up to a probability of ``mass``."""
-    logprobs = torch.log_softmax(scores, dim=-1)
-    entropy = -(logprobs * logprobs.exp()).nansum(-1, keepdim=True)
-    distance, order = torch.sort(torch.abs(-logprobs - entropy), descending=False)
-    cumulative = scores.gather(-1, order).softmax(dim=-1).cumsum(dim=-1)
-    last = (cumulative < mass).sum(dim=1).clamp_(max=scores.shape[-1] - 1)
-    remove = distance > distance.gather(1, last.view(-1, 1))
-    remove[..., :1] = False
-    return scores.masked_fill(remove.scatter(1, order, remove), NEVER)
+    return _only(scores, typical(scores, mass))
 
 
-def make_filters(options: SamplingOptions) -> list[Filter]:
-    """The active filters in transformers' order; greedy decoding has only those on repetition."""
-    return [apply for _, apply in named_filters(options)]
+def _only(scores: Floats, kept: Ids) -> Floats:
+    left = np.full_like(scores, NEVER)
+    left[kept] = scores[kept]
+    return left
+
+
+def top_k(scores: Floats, k: int) -> Ids:
+    """The tokens that `apply_top_k` keeps."""
+    if k >= len(scores):
+        return np.arange(len(scores))
+    width = min(BLOCK, len(scores) // (4 * k))
+    if width < 2:
+        return np.flatnonzero(scores >= _kth(scores, k))
+    # The k-th best maximum of disjoint blocks: k tokens reach it, so the k best do.
+    whole = len(scores) // width * width
+    maxima = np.concatenate([scores[:whole].reshape(width, -1).max(axis=0), scores[whole:]])
+    candidates = np.flatnonzero(scores >= _kth(maxima, k))
+    best = scores[candidates]
+    return candidates[best >= _kth(best, k)]
+
+
+def _kth(scores: Floats, k: int) -> np.float32:
+    """The ``k``-th highest score."""
+    at = len(scores) - k
+    score: np.float32 = np.partition(scores, at)[at]
+    return score
+
+
+def top_p(scores: Floats, p: float) -> Ids:
+    """The tokens that `apply_top_p` keeps. Of those that tie at the border, the last by id."""
+    best, removable = scores.max(), np.float32(1 - p)
+    weights = np.exp(scores - best)
+    total = weights.sum()
+    among, others = scores, 0.0
+    if len(scores) > 4 * NUCLEUS:
+        likely = top_k(scores, NUCLEUS)
+        rest = float((weights.sum(dtype=np.float64) - weights[likely].sum(dtype=np.float64)) / total)
+        if rest <= removable:
+            among, others = scores[likely], rest
+    ordered = np.sort(among)
+    cumulative = others + np.cumsum(np.exp(ordered - best) / total, dtype=np.float64)
+    removed = int(np.count_nonzero(cumulative.astype(np.float32) <= removable))
+    least = ordered[min(removed, len(ordered) - 1)]
+    kept = scores > least
+    ties = np.flatnonzero(scores == least)
+    kept[ties[min(removed, len(ordered) - 1) - int(np.searchsorted(ordered, least)) :]] = True
+    return np.flatnonzero(kept)
+
+
+def min_p(scores: Floats, p: float) -> Ids:
+    """The tokens that `apply_min_p` keeps."""
+    probabilities = _softmax(scores)
+    return np.flatnonzero(probabilities >= np.float32(p) * probabilities.max())
+
+
+def typical(scores: Floats, mass: float) -> Ids:
+    """The tokens that `apply_typical` keeps."""
+    shifted = scores - scores.max()
+    logprobs = shifted - np.log(np.exp(shifted).sum())
+    probabilities = np.exp(logprobs)
+    # A token of no probability adds nothing, though its logarithm is infinite.
+    information = np.multiply(logprobs, probabilities, where=probabilities > 0, out=np.zeros_like(scores))
+    distance = np.abs(-logprobs + information.sum())
+    order = np.argsort(distance)
+    cumulative = np.cumsum(_softmax(scores)[order], dtype=np.float64).astype(np.float32)
+    last = min(int(np.count_nonzero(cumulative < np.float32(mass))), len(scores) - 1)
+    return np.flatnonzero(distance <= distance[order[last]])
+
+
+def _softmax(scores: Floats) -> Floats:
+    weights = np.exp(scores - scores.max())
+    probabilities: Floats = weights / weights.sum()
+    return probabilities
 
 
 def named_filters(options: SamplingOptions) -> list[tuple[str, Filter]]:
-    """The filters of `make_filters`, each with the option that asks for it."""
+    """The active filters in transformers' order, each with the option that asks for it.
+
+    Greedy decoding has only those on repetition.
+    """
+    keeps: list[tuple[str, Filter]] = [
+        (name, lambda scores, _, keep=keep: _only(scores, keep(scores)))  # type: ignore[misc]
+        for name, keep in _keeps(options)
+    ]
+    return _changes(options) + keeps
+
+
+def _changes(options: SamplingOptions) -> list[tuple[str, Filter]]:
+    """The filters that look at the text, or at each score alone."""
     filters: list[tuple[str, Filter]] = []
-
-    def add(name: str, apply: Filter) -> None:
-        filters.append((name, apply))
-
     if options.repetition_penalty != 1:
         penalty = options.repetition_penalty
-        add("repetition_penalty", lambda s, states: apply_repetition_penalty(s, _histories(states), penalty))
+        filters.append(("repetition_penalty", lambda s, ids: apply_repetition_penalty(s, ids, penalty)))
     if options.no_repeat_ngram_size > 0:
         size = options.no_repeat_ngram_size
-        add("no_repeat_ngram_size", lambda s, states: apply_no_repeat_ngram(s, _histories(states), size))
-    if options.greedy:
-        return filters
-    if options.temperature != 1:
-        add("temperature", lambda s, _: apply_temperature(s, options.temperature))
-    if options.top_k > 0:
-        add("top_k", lambda s, _: apply_top_k(s, options.top_k))
-    if options.top_p < 1:
-        add("top_p", lambda s, _: apply_top_p(s, options.top_p))
-    if options.min_p > 0:
-        add("min_p", lambda s, _: apply_min_p(s, options.min_p))
-    if options.typical_p < 1:
-        add("typical_p", lambda s, _: apply_typical(s, options.typical_p))
+        filters.append(("no_repeat_ngram_size", lambda s, ids: apply_no_repeat_ngram(s, ids, size)))
+    if options.temperature != 1 and not options.greedy:
+        filters.append(("temperature", lambda s, _: apply_temperature(s, options.temperature)))
     return filters
 
 
-def make_sampler(options: GenerateOptions, rows: int) -> Sampler:
-    """A function from logits [B, V] and the B active states to B token ids.
-
-    ``rows`` is the number of sequences at the start: with ``rng`` ``transformers`` finished ones keep
-    their place in the draw. ``options.seed`` must be set for that. The function raises `ModelFileError`
-    for logits that are no numbers.
-    """
+def _keeps(options: SamplingOptions) -> list[tuple[str, Keep]]:
+    """The filters that remove what is unlikely; what is removed changes none that comes after."""
+    keeps: list[tuple[str, Keep]] = []
     if options.greedy:
-        return _greedy(make_filters(options))
-    if options.rng == "transformers":
-        assert options.seed is not None
-        generator = torch.Generator().manual_seed(options.seed)
-        return _full(
-            make_filters(options),
-            lambda scores, states: _draw_as_transformers(scores, states, rows, generator),
-        )
-    full = _full(make_filters(options), _draw_rows)
-    return _among_top_k(options, full) if options.top_k else full
+        return keeps
+    if options.top_k > 0:
+        keeps.append(("top_k", lambda scores: top_k(scores, options.top_k)))
+    if options.top_p < 1:
+        keeps.append(("top_p", lambda scores: top_p(scores, options.top_p)))
+    if options.min_p > 0:
+        keeps.append(("min_p", lambda scores: min_p(scores, options.min_p)))
+    if options.typical_p < 1:
+        keeps.append(("typical_p", lambda scores: typical(scores, options.typical_p)))
+    return keeps
 
 
-def _greedy(filters: Sequence[Filter]) -> Sampler:
-    @torch.inference_mode()
-    def sample(logits: Tensor, states: Sequence[SequenceState]) -> list[int]:
-        for apply in filters:
-            logits = apply(logits, states)
-        best, tokens = logits.max(dim=-1)
-        check_finite(best)
-        return [int(token) for token in tokens.tolist()]
+class Sampler:
+    """Draws the tokens of a text by one set of options."""
 
-    return sample
+    def __init__(self, options: SamplingOptions) -> None:
+        self._greedy = options.greedy
+        self._changes = [change for _, change in _changes(options)]
+        self._keeps = [keep for _, keep in _keeps(options)]
 
+    def __call__(self, logits: Floats, history: Sequence[int], seed: int, position: int) -> int:
+        """The token after ``history``, at the logical ``position``, from the logits [V] after it.
 
-def _full(filters: Sequence[Filter], choose: Sampler) -> Sampler:
-    """Draw from the whole vocabulary."""
+        Raises `ModelFileError` for logits that are no numbers.
+        """
+        scores = self._changed(logits, history)
+        if self._greedy:
+            return int(scores.argmax())
+        ids: Ids | None = None
+        for keep in self._keeps:
+            kept = keep(scores)
+            scores, ids = scores[kept], kept if ids is None else ids[kept]
+        return draw(scores, seed, position, ids)
 
-    @torch.inference_mode()
-    def sample(logits: Tensor, states: Sequence[SequenceState]) -> list[int]:
-        check_finite(logits.amax(dim=-1))
-        for apply in filters:
-            logits = apply(logits, states)
-        return choose(logits, states)
+    def filtered(self, logits: Floats, history: Sequence[int]) -> Floats:
+        """The scores [V] after all filters. Raises `ModelFileError` as a call does."""
+        scores = self._changed(logits, history)
+        for keep in self._keeps:
+            scores = _only(scores, keep(scores))
+        return scores
 
-    return sample
-
-
-def _among_top_k(options: GenerateOptions, full: Sampler) -> Sampler:
-    """The same tokens as ``full`` draws, without touching those that top-k removes."""
-    k = options.top_k
-    before = make_filters(replace(options, top_k=0, top_p=1.0, min_p=0.0, typical_p=1.0))
-    after = make_filters(
-        replace(options, repetition_penalty=1.0, no_repeat_ngram_size=0, temperature=1.0, top_k=0)
-    )
-
-    @torch.inference_mode()
-    def sample(logits: Tensor, states: Sequence[SequenceState]) -> list[int]:
-        if k >= logits.shape[-1]:
-            return full(logits, states)
-        scores = logits
-        for apply in before:
-            scores = apply(scores, states)
-        best, ids = torch.topk(scores, k + 1)
-        check_finite(best[:, 0])
-        if bool((best[:, k - 1] == best[:, k]).any()):
-            # What ties with the last one kept is kept too.
-            return full(logits, states)
-        # scores, ids: [B, k], in the order of ids
-        ids, order = ids[:, :k].sort()
-        scores = best.gather(1, order)
-        for apply in after:
-            scores = apply(scores, states)
-        cumulative = scores.double().softmax(dim=-1).cumsum(dim=-1)
-        drawn = torch.searchsorted(cumulative, _uniforms(states, cumulative), right=True)
-        return [int(token) for token in ids.gather(1, drawn).squeeze(1).tolist()]
-
-    return sample
+    def _changed(self, logits: Floats, history: Sequence[int]) -> Floats:
+        check_finite(logits)
+        for change in self._changes:
+            logits = change(logits, history)
+        return logits
 
 
-def _uniforms(states: Sequence[SequenceState], cumulative: Tensor) -> Tensor:
-    """The random number of each row, [B, 1], below the row's last cumulative probability."""
-    numbers = [[uniform(state.seed, state.position)] for state in states]
-    # The sum may end a rounding error below 1.
-    return torch.tensor(numbers, dtype=torch.float64, device=cumulative.device).minimum(
-        cumulative[:, -1:] * (1 - 2**-53)
-    )
+def draw(scores: Floats, seed: int, position: int, ids: Ids | None = None) -> int:
+    """The token whose score and noise have the highest sum, in float64.
 
-
-def check_finite(best: Tensor) -> None:
-    """Raise `ModelFileError` for what nothing can be drawn from: weights can be finite and overflow.
-
-    ``best`` [B] is the highest score of each row; a NaN counts as the highest.
+    ``scores`` are those of the tokens ``ids``, or of the whole vocabulary. Raises `ModelFileError` where
+    no score is finite, as after a temperature that made the logits overflow.
     """
-    if not all(math.isfinite(score) for score in best.tolist()):
-        raise ModelFileError(
-            "the model computes NaN or infinity",
-            hint="its weights are damaged, or too large for the precision; try --precision fp32",
-        )
+    noise = gumbel_of_all(seed, position, len(scores)) if ids is None else gumbel(seed, position, ids)
+    noise += scores
+    best = int(noise.argmax())
+    if not math.isfinite(noise[best]):
+        raise _no_numbers()
+    return best if ids is None else int(ids[best])
 
 
-def _draw_rows(scores: Tensor, states: Sequence[SequenceState]) -> list[int]:
-    return [draw(row, uniform(state.seed, state.position)) for row, state in zip(scores, states, strict=True)]
+def check_finite(logits: Floats) -> None:
+    """Raise `ModelFileError` for logits that are no numbers: weights can be finite and overflow."""
+    # A NaN counts as the highest.
+    if not math.isfinite(logits.max()):
+        raise _no_numbers()
 
 
-def draw(scores: Tensor, u: float) -> int:
-    """The first token, in order of ids, whose cumulative probability exceeds ``u``: scores [V]."""
-    kept = torch.nonzero(scores > NEVER).squeeze(1)
-    cumulative = scores[kept].double().softmax(dim=0).cumsum(dim=0)
-    # The sum may end a rounding error below 1.
-    u = min(u, float(cumulative[-1]) * (1 - 2**-53))
-    return int(kept[torch.searchsorted(cumulative, u, right=True)])
+def _no_numbers() -> ModelFileError:
+    return ModelFileError(
+        "the model computes NaN or infinity",
+        hint="its weights are damaged, or too large for the precision; try --precision fp32",
+    )
 
 
-def _draw_as_transformers(
-    scores: Tensor, states: Sequence[SequenceState], rows: int, generator: torch.Generator
-) -> list[int]:
-    """One ``torch.multinomial`` over the full vocabulary of all rows."""
-    probabilities = scores.softmax(dim=-1).cpu()
-    if len(states) < rows:
-        # What a finished row draws does not matter, only that it draws.
-        padded = torch.ones(rows, scores.shape[-1])
-        padded[[state.index for state in states]] = probabilities
-        drawn = torch.multinomial(padded, num_samples=1, generator=generator).squeeze(1).tolist()
-        return [drawn[state.index] for state in states]
-    return [int(t) for t in torch.multinomial(probabilities, num_samples=1, generator=generator).squeeze(1)]
+class TransformersDraw:
+    """One ``torch.multinomial`` a step over the full vocabulary of all rows, as transformers draws.
+
+    Torch is imported when the first token is drawn.
+    """
+
+    def __init__(self, seed: int, rows: int) -> None:
+        self._seed, self._rows = seed, rows
+        self._generator: torch.Generator | None = None
+
+    def __call__(self, scores: Sequence[Floats], places: Sequence[int]) -> list[int]:
+        """The tokens of the rows at ``places``, from their filtered scores [V] each.
+
+        A row that has ended keeps its place: what it draws does not matter, only that it draws.
+        """
+        import torch
+
+        if self._generator is None:
+            self._generator = torch.Generator().manual_seed(self._seed)
+        present: Any = torch.from_numpy(np.stack(scores)).softmax(dim=-1)
+        if len(places) < self._rows:
+            probabilities = torch.ones(self._rows, present.shape[-1])
+            probabilities[list(places)] = present
+        else:
+            probabilities = present
+        drawn = torch.multinomial(probabilities, num_samples=1, generator=self._generator).squeeze(1).tolist()
+        return [int(drawn[place]) for place in places]
 
 
-@torch.inference_mode()
-def token_logprobs(logits: Tensor, tokens: Sequence[int], top: int) -> list[TokenLogprobs]:
-    """For each row of logits [B, V]: the log-probability of its token, and of the ``top`` likeliest."""
-    logprobs = torch.log_softmax(logits, dim=-1)
-    chosen = logprobs[torch.arange(len(tokens)), list(tokens)].tolist()
-    values, ids = torch.topk(logprobs, min(top, logits.shape[-1]), dim=-1)
-    return [
-        TokenLogprobs(logprob, tuple(zip(row_ids, row_values, strict=True)))
-        for logprob, row_ids, row_values in zip(chosen, ids.tolist(), values.tolist(), strict=True)
-    ]
-
-
-def _histories(states: Sequence[SequenceState]) -> list[list[int]]:
-    return [state.ids for state in states]
+def token_logprobs(logits: Floats, token: int, top: int) -> TokenLogprobs:
+    """The log-probability of ``token`` by the logits [V], and of the ``top`` likeliest, in float64."""
+    best = float(logits.max())
+    total = best + math.log(float(np.exp(logits.astype(np.float64) - best).sum()))
+    if not top:
+        return TokenLogprobs(float(logits[token]) - total)
+    likely = top_k(logits, top)
+    likely = likely[np.argsort(-logits[likely], kind="stable")][:top]
+    return TokenLogprobs(
+        float(logits[token]) - total,
+        tuple((int(each), float(logits[each]) - total) for each in likely),
+    )

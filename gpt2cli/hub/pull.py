@@ -29,6 +29,7 @@ from typing import Any
 from gpt2cli import paths
 from gpt2cli.checkpoint import PICKLE_FILES, open_checkpoint, read_config
 from gpt2cli.errors import Gpt2cliError, ModelFileError, UsageError
+from gpt2cli.files import as_created
 from gpt2cli.hub.crew import fetch_all
 from gpt2cli.hub.download import PART, Changed, disk_error
 from gpt2cli.hub.hfcache import find_cached
@@ -276,6 +277,7 @@ class _Pull:
         self._report({"event": "convert", "files": [record.path for record in pickles]})
         self._options.convert(self._directory)
         path = self._directory / "model.safetensors"
+        as_created(path)
         how = f"converted here from {pickles[0].path}, verified by {pickles[0].verified}"
         record = FileRecord(path.name, path.stat().st_size, file_hash(path), how)
         return [*(r for r in records if r not in pickles), record]

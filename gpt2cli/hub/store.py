@@ -28,6 +28,7 @@ from typing import Any
 
 from gpt2cli import paths
 from gpt2cli.errors import Gpt2cliError, ModelFileError, UsageError
+from gpt2cli.files import as_created
 from gpt2cli.hub.manifest import FileRecord, Manifest, now, read_manifest
 from gpt2cli.hub.registry import ModelName, is_name
 
@@ -205,7 +206,7 @@ def place(incoming: Path, manifest: Manifest) -> StoredModel:
     # What is replaced is no model from here on, until the new manifest is there.
     record.unlink(missing_ok=True)
     shutil.rmtree(directory, ignore_errors=True)
-    os.chmod(incoming, 0o755)
+    as_created(incoming)
     os.replace(incoming, directory)
     manifest.write(record)
     return _stored(manifest, directory)

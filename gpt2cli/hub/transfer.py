@@ -9,6 +9,7 @@ from pathlib import Path
 
 from gpt2cli.checkpoint import open_checkpoint, weight_files
 from gpt2cli.errors import Gpt2cliError, ModelFileError, UsageError
+from gpt2cli.files import as_created
 from gpt2cli.hub.card import CARD
 from gpt2cli.hub.store import StoredModel, check_space, copy_file, repair_command
 
@@ -72,7 +73,7 @@ def export_model(model: StoredModel, target: Path) -> int:
                         f"{path}: it is not the file that came in",
                         hint=f"to repair it: {repair_command(model)}",
                     )
-            os.chmod(incoming, 0o755)
+            as_created(incoming)
             if target.is_dir():
                 target.rmdir()
             os.replace(incoming, target)

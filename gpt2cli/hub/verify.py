@@ -7,7 +7,6 @@ against, and it stays unverified.
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import os
 import re
@@ -19,21 +18,27 @@ from typing import Literal
 from gpt2cli.checkpoint import open_checkpoint
 from gpt2cli.errors import Gpt2cliError
 from gpt2cli.hub.manifest import FileRecord, Manifest, read_manifest
-from gpt2cli.hub.store import StoredModel, weights_cache
+from gpt2cli.hub.store import StoredModel, repair_command, weights_cache
 
 Status = Literal["verified", "damaged", "unverified"]
+FileStatus = Status | Literal["deleted"]
 
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 _BLOB_NAMES = {"sha256": _SHA256, "git sha1": re.compile(r"[0-9a-f]{40}")}
 _BLOCK = 2**20
+_CONVERTED = "converted weights "
+"""Before the name of a file that is none of the model's own."""
 
 
 @dataclass(frozen=True, slots=True)
 class FileCheck:
-    """What was found out about one file; ``detail`` says what is wrong, or what it was held against."""
+    """What was found out about one file; ``detail`` says what is wrong, or what it was held against.
+
+    ``deleted`` are damaged files that are made again when they are needed: the model itself is whole.
+    """
 
     path: str
-    status: Status
+    status: FileStatus
     detail: str
 
 
@@ -47,17 +52,29 @@ class FilesReport:
 
     @property
     def status(self) -> Status:
-        """``verified`` only when every file is, and the tensor table is as the config asks for."""
+        """``verified`` only when every file of the model is, and the tensor table fits the config."""
         found = {check.status for check in self.files}
         if self.problem is not None or "damaged" in found:
             return "damaged"
-        return "unverified" if not found or "unverified" in found else "verified"
+        return "unverified" if not found - {"deleted"} or "unverified" in found else "verified"
 
     @property
     def problems(self) -> list[str]:
         """What is wrong, a line each."""
-        wrong = [f"{check.path}: {check.detail}" for check in self.files if check.status == "damaged"]
+        wrong = [
+            f"{check.path}: {check.detail}" for check in self.files if check.status in ("damaged", "deleted")
+        ]
         return wrong + ([self.problem] if self.problem is not None else [])
+
+    @property
+    def repair(self) -> str | None:
+        """What puts the model right; None where nothing is damaged."""
+        if self.status != "damaged":
+            return None
+        damaged = [check.path for check in self.files if check.status == "damaged"]
+        if self.problem is None and all(path.startswith(_CONVERTED) for path in damaged):
+            return f"delete {weights_cache(self.model)}"
+        return repair_command(self.model)
 
 
 def verify_files(model: StoredModel) -> FilesReport:
@@ -131,11 +148,11 @@ def _alone(directory: Path) -> Iterator[FileCheck]:
 def _converted(model: StoredModel) -> Iterator[FileCheck]:
     """Hold a model's converted weights against the hashes of when they were made.
 
-    A damaged one is deleted, so that it is made again when it is needed.
+    A damaged one is deleted, so that it is made again when it is needed; it is no fault of the model.
     """
     for path in sorted(weights_cache(model).glob("*.safetensors")):
         sidecar = path.with_name(f"{path.name}.sha256")
-        name = f"converted weights {path.name}"
+        name = _CONVERTED + path.name
         try:
             expected = sidecar.read_text("ascii").strip()
             same = file_hash(path) == expected
@@ -144,9 +161,13 @@ def _converted(model: StoredModel) -> Iterator[FileCheck]:
         if same:
             yield FileCheck(name, "verified", "sha256 of when they were made")
             continue
-        with contextlib.suppress(OSError):
+        try:
             path.unlink()
-        yield FileCheck(name, "damaged", "not what was written; deleted, and made again when needed")
+        except OSError as error:
+            why = error.strerror or str(error)
+            yield FileCheck(name, "damaged", f"not what was written, and cannot be deleted: {why}")
+        else:
+            yield FileCheck(name, "deleted", "not what was written; deleted, and made again when needed")
 
 
 def file_hash(path: Path, *, git: bool = False) -> str:

@@ -13,9 +13,10 @@ from gpt2cli.options import MAX_SEED, GenerateOptions
 from gpt2cli.repl.context import Context, Contexts, ids_of_text, whole_characters
 from gpt2cli.repl.drawing import Draw, TurnStats, turn_seed, turn_stats
 from gpt2cli.repl.formats import Format, choose_format
-from gpt2cli.repl.options import OPTION_NAMES, differing, option_name, parse_option, parse_overrides, writable
+from gpt2cli.repl.options import OPTION_NAMES, differing, option_name, parse_option, parse_overrides
 from gpt2cli.repl.sessions import Saved, Session, turn_event
 from gpt2cli.repl.tree import Tree, Turn
+from gpt2cli.text.reading import cleaned
 
 if TYPE_CHECKING:
     from gpt2cli.core.engine import Engine
@@ -56,7 +57,7 @@ class Conversation:
         self.branches: list[Turn] = []
         self.want_logprobs = False
         self.warn: Callable[[str], None] = warn or (lambda text: None)
-        self._contexts = Contexts(engine, format, writable(system))
+        self._contexts = Contexts(engine, format, cleaned(system))
         self._described: list[Turn] = []
         engine.options(**self.given)
         if saved is not None:
@@ -90,7 +91,7 @@ class Conversation:
         if user is None:
             return self._contexts.so_far(self.tree)
         new = self.options.max_new_tokens or 0
-        return self._contexts.fit(self.tree, self.tree.current, writable(user), new)
+        return self._contexts.fit(self.tree, self.tree.current, cleaned(user), new)
 
     def answer(self, user: str, **overrides: Any) -> Generator[Chunk, None, None]:
         """Draw an answer to ``user`` after the current turn, and stand on the new turn.
@@ -99,7 +100,7 @@ class Conversation:
         was generated so far is in the tree and in the session file; one without a token is not, if it
         was interrupted. Raises `UsageError`, `PromptTooLong`, `Gpt2cliError`.
         """
-        return self._draw(self._plan(self.tree.current, writable(user), 0, overrides))
+        return self._draw(self._plan(self.tree.current, cleaned(user), 0, overrides))
 
     def regenerate(self, **overrides: Any) -> Generator[Chunk, None, None]:
         """Another answer to the same words, beside the current one. Raises as `answer`."""
@@ -200,7 +201,7 @@ class Conversation:
 
     def set_system(self, system: str) -> None:
         """Replace the system text."""
-        self._set_contexts(Contexts(self.engine, self.format, writable(system)))
+        self._set_contexts(Contexts(self.engine, self.format, cleaned(system)))
         self._changed("system", system=self.system)
 
     def set_format(self, name: str) -> None:

@@ -102,17 +102,27 @@ def locked(path: Path) -> Iterator[int]:
 
     Raises `OSError`.
     """
+    descriptor = _locked_descriptor(path)
+    try:
+        yield descriptor
+    finally:
+        os.close(descriptor)
+
+
+def _locked_descriptor(path: Path) -> int:
     while True:
         descriptor = open_private(path)
+        if fcntl is not None:
+            with contextlib.suppress(OSError):
+                fcntl.flock(descriptor, fcntl.LOCK_EX)
+        same = False
         try:
-            if fcntl is not None:
-                with contextlib.suppress(OSError):
-                    fcntl.flock(descriptor, fcntl.LOCK_EX)
-            # Whoever had the lock may have put another file in its place.
-            if os.path.samestat(os.fstat(descriptor), os.stat(path)):
-                yield descriptor
-                return
+            # Whoever had the lock may have put another file in its place, or removed it.
+            same = os.path.samestat(os.fstat(descriptor), os.stat(path))
         except FileNotFoundError:
-            continue
+            pass
         finally:
-            os.close(descriptor)
+            if not same:
+                os.close(descriptor)
+        if same:
+            return descriptor

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable
 from dataclasses import fields
 from typing import Any
@@ -23,13 +22,7 @@ SAMPLING_NAMES = (
 )
 OPTION_NAMES = (*SAMPLING_NAMES, "stop", "ignore_eos", "seed")
 
-_UNWRITABLE = re.compile("[\x00\ud800-\udfff]")
 _DEFAULTS = {field.name: field.default for field in fields(GenerateOptions)}
-
-
-def writable(text: str) -> str:
-    """``text`` with NUL, and what is no Unicode, replaced by U+FFFD: a model cannot read it."""
-    return _UNWRITABLE.sub("\ufffd", text)
 
 
 def option_name(name: str) -> str:

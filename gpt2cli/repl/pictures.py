@@ -16,6 +16,7 @@ from prompt_toolkit.utils import get_cwidth
 from gpt2cli.repl.status import clipped
 from gpt2cli.repl.tree import Tree, Turn
 from gpt2cli.text.sanitize import one_line, sanitize
+from gpt2cli.text.visible import quoted
 
 _WORDS = re.compile(r"\n|[ \t]?[^ \t\n]+|[ \t]")
 
@@ -235,10 +236,5 @@ def token_table(tokens: Sequence[TokenText]) -> list[str]:
     for token in tokens:
         bar = "█" * round(token.probability * 10)
         ids = "+".join(map(str, token.ids))
-        lines.append(f"{token.probability:7.2%} {bar:<10} {ids:>6} {shown_text(token.text)}")
+        lines.append(f"{token.probability:7.2%} {bar:<10} {ids:>6} {quoted(token.text)}")
     return lines
-
-
-def shown_text(text: str) -> str:
-    """A token's text with its white space to be seen."""
-    return sanitize(text).replace(" ", "␣").replace("\n", "⏎").replace("\t", "⇥")

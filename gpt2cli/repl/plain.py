@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 from gpt2cli.errors import Gpt2cliError, ReaderGone, UsageError
@@ -59,8 +60,9 @@ def run_plain(
             raise
         except Gpt2cliError as error:
             code = code or error.exit_code
-            terminal.error(error, error.hint)
+            # The line of the answer ends first: both may go to one screen.
             terminal.write(json_line(_error_document(error)) if as_json else "\n")
+            terminal.error(error, error.hint)
         else:
             if as_json and turn is not None:
                 terminal.write(json_line(turn_document(conversation, turn, sanitize=sanitize)))
@@ -107,22 +109,39 @@ def _answer(
     before = conversation.tree.current
     dropped = conversation.last
     cleaner, line = Sanitizer(), OneLine()
-    chunks = conversation.answer(user, **overrides)
-    try:
-        for chunk in chunks:
-            text = line.push(cleaner.push(chunk.text) if sanitize else chunk.text)
-            if streams and text:
-                terminal.write(text)
-    finally:
-        chunks.close()
-    if streams:
-        terminal.write("\n")
+    with _warnings_after(conversation):
+        chunks = conversation.answer(user, **overrides)
+        if terminal.signals.received is not None:
+            # It came while the text was tokenised: the stream forgets what was asked before it was there.
+            conversation.engine.interrupt()
+        try:
+            for chunk in chunks:
+                text = line.push(cleaner.push(chunk.text) if sanitize else chunk.text)
+                if streams and text:
+                    terminal.write(text)
+        finally:
+            chunks.close()
+        if streams:
+            terminal.write("\n")
     last = conversation.last
     if last is not None and last is not dropped and last.dropped_turns:
         turns = "turn" if last.dropped_turns == 1 else "turns"
         terminal.warn(f"the context is full: the oldest {last.dropped_turns} {turns} were dropped")
     turn = conversation.tree.current
     return None if turn is before else turn
+
+
+@contextmanager
+def _warnings_after(conversation: Conversation) -> Iterator[None]:
+    """Keep what there is to warn of until the block, and with it the line of an answer, has ended."""
+    warn, held = conversation.warn, list[str]()
+    conversation.warn = held.append
+    try:
+        yield
+    finally:
+        conversation.warn = warn
+        for text in held:
+            warn(text)
 
 
 def turn_document(conversation: Conversation, turn: Turn, *, sanitize: bool) -> dict[str, Any]:

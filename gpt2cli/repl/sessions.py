@@ -23,8 +23,9 @@ from gpt2cli.errors import Gpt2cliError, UsageError
 from gpt2cli.options import MAX_SEED, shown
 from gpt2cli.repl.formats import FORMATS
 from gpt2cli.repl.lines import append_lines, decode_lines, encode_line, open_private, read_at, try_lock
-from gpt2cli.repl.options import checked_options, writable
+from gpt2cli.repl.options import checked_options
 from gpt2cli.repl.tree import Tree, Turn
+from gpt2cli.text.reading import cleaned
 
 VERSION = 1
 MAX_BYTES = 64 * 2**20
@@ -274,7 +275,7 @@ def _apply(saved: Saved, event: Any) -> bool:
             case "seed":
                 saved.seed = _whole(event["seed"], 0, MAX_SEED)
             case "system":
-                saved.system = writable(_text(event["system"]))
+                saved.system = cleaned(_text(event["system"]))
             case "format":
                 saved.format = _format(event["format"])
             case "model":
@@ -303,7 +304,7 @@ def _apply_turn(saved: Saved, event: Mapping[str, Any]) -> bool:
         Turn(
             id=turn_id,
             parent=parent,
-            user=writable(_text(event["user"])),
+            user=cleaned(_text(event["user"])),
             answer=_text(event["answer"]),
             answer_ids=[_whole(token, 0) for token in event["ids"]],
             seed=_whole(event["seed"], 0, MAX_SEED),

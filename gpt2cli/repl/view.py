@@ -120,6 +120,8 @@ class View:
         )
 
     def _write(self, text: str, style: str) -> None:
+        # What is said while an answer comes does not stand in its line.
+        self.end()
         self.clear_live()
         self._terminal.write(self.styled_text(text, style) + "\n")
 

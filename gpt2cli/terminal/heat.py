@@ -9,13 +9,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
 
 from rich.cells import cell_len
 from rich.style import Style
 from rich.text import Text
 
-from gpt2cli.text.sanitize import sanitize
+from gpt2cli.text.visible import visible
 
 COLOURS = (
     "",
@@ -36,7 +35,6 @@ UNSCORED = "·"
 UNSEEN = "\u25cc"
 """For a piece that takes no room: a dotted circle."""
 
-_PICTURES = {code: chr(0x2400 + code) for code in range(0x20)} | {0x0A: "↵", 0x09: "⇥", 0x7F: "␡"}
 _STYLES = tuple(Style(color=INK, bgcolor=colour) if colour else Style() for colour in COLOURS)
 
 
@@ -58,20 +56,6 @@ class _Cell:
     begins: bool = False
     breaks: bool = False
     """Whether a line ends after it."""
-
-
-def visible(text: str) -> str:
-    """``text`` with a picture for each control character: nothing a terminal acts on, nothing unseen.
-
-    A newline becomes ``↵``, a tab ``⇥``, ESC ``␛``; what else may not be shown becomes U+FFFD.
-    """
-    return "".join(map(_visible, text))
-
-
-@lru_cache(maxsize=4096)
-def _visible(char: str) -> str:
-    pictured = _PICTURES.get(ord(char), char)
-    return "\ufffd" if pictured in "\ufffe\uffff" else sanitize(pictured) or "\ufffd"
 
 
 def heat_lines(spans: Sequence[Span], width: int, *, marks: bool) -> list[Text]:

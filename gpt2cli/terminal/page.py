@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from html import escape
 
-from gpt2cli.terminal.heat import COLOURS, INK, Span, visible
+from gpt2cli.terminal.heat import COLOURS, INK, Span
 from gpt2cli.text.sanitize import one_line, sanitize
+from gpt2cli.text.visible import visible
 
 _STYLE = """
 :root { color-scheme: light dark; --dim: #595959; --line: #ccc; }

@@ -12,8 +12,9 @@ from rich.style import Style
 from rich.table import Table
 from rich.text import Text
 
-from gpt2cli.terminal.heat import level_style, visible
+from gpt2cli.terminal.heat import level_style
 from gpt2cli.text.sanitize import one_line, sanitize
+from gpt2cli.text.visible import visible
 
 MIN_COLUMN = 24
 """Texts stand beside each other where each has as many cells."""

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import codecs
-import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
+from gpt2cli.text.reading import clean, encoded_size, make_decoder, without_final_newline, without_mark
 from gpt2cli.text.tokenizer import Tokenizer
 
 PIECE_BYTES = 2**14
-_BAD = re.compile("[\x00\ud800-\udfff]")
 
 Read = Callable[[int], bytes]
 """At most so many bytes, none at the end: ``file.read``."""
@@ -46,13 +44,13 @@ def read_pieces(
     Where `Tokenizer.cuts_before_space` is false, or the text has no such place, it comes in one piece:
     then it is held as a whole. ``offset`` is where ``read`` begins, in bytes: the end of a piece, or 0.
     """
-    decoder = codecs.getincrementaldecoder("utf-8")("surrogateescape")
+    decoder = make_decoder()
     text, ended = "", False
     if offset == 0:
-        first = read(PIECE_BYTES)
-        if first.startswith(codecs.BOM_UTF8):
-            first, offset = first.removeprefix(codecs.BOM_UTF8), len(codecs.BOM_UTF8)
-        text, ended = decoder.decode(first), not first
+        block = read(PIECE_BYTES)
+        first = without_mark(block)
+        offset = len(block) - len(first)
+        text, ended = decoder.decode(first), not block
     while not ended:
         # What is kept has no place for a cut, or is one character at least: so much more is read.
         data = read(max(PIECE_BYTES, len(text)))
@@ -61,18 +59,14 @@ def read_pieces(
         cut = safe_cut(text) if tokenizer.cuts_before_space and not ended else 0
         if cut:
             yield _piece(text[:cut], offset)
-            offset += len(text[:cut].encode("utf-8", "surrogateescape"))
+            offset += encoded_size(text[:cut])
             text = text[cut:]
     if not keep_end:
-        text = _without_final_newline(text)
+        text = without_final_newline(text)
     if text:
         yield _piece(text, offset)
 
 
-def _without_final_newline(text: str) -> str:
-    return text.removesuffix("\n").removesuffix("\r") if text.endswith("\r\n") else text.removesuffix("\n")
-
-
 def _piece(text: str, offset: int) -> Piece:
-    clean, bad = _BAD.subn("\ufffd", text)
-    return Piece(clean, offset, bad)
+    cleaned, bad = clean(text)
+    return Piece(cleaned, offset, bad)

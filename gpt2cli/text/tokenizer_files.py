@@ -7,6 +7,7 @@ is known to end so is refused here, before the library sees it.
 
 from __future__ import annotations
 
+import hashlib
 import re
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
@@ -18,6 +19,8 @@ from gpt2cli.options import shown
 from gpt2cli.untrusted import parse_json, read_capped
 
 END_OF_TEXT = "<|endoftext|>"
+OFFICIAL = "8414cab924d8b9b33013f0d221c5862f365ee9be39c5c2bfae8a5a9e970478a6"
+"""sha256 of ``tokenizer.json`` of gpt2 and its siblings, which need not be found harmless at each start."""
 
 MAX_FILE_BYTES = 32 * 2**20
 MAX_MERGES = 500_000
@@ -41,15 +44,24 @@ def read_backend(directory: Path) -> Any | None:
     """The library's tokenizer of a model directory: of ``tokenizer.json``, else of ``vocab.json`` and
     ``merges.txt``; None where there is none. Raises `ModelFileError`.
     """
-    whole = directory / "tokenizer.json"
-    vocab, merges = directory / "vocab.json", directory / "merges.txt"
+    found = _tokenizer_paths(directory)
+    if not found:
+        return None
+    with library_errors(f"{found[0]}: not a tokenizer"):
+        return _read_tokenizer_json(found[0]) if len(found) == 1 else _read_vocab_and_merges(*found)
+
+
+def has_tokenizer(directory: Path) -> bool:
+    """Whether a model directory holds the files of a tokenizer."""
+    return bool(_tokenizer_paths(directory))
+
+
+def _tokenizer_paths(directory: Path) -> tuple[Path, ...]:
+    """``tokenizer.json`` alone, else ``vocab.json`` and ``merges.txt``; none where neither is there."""
+    whole, pair = directory / "tokenizer.json", (directory / "vocab.json", directory / "merges.txt")
     if whole.is_file():
-        with library_errors(f"{whole}: not a tokenizer"):
-            return _read_tokenizer_json(whole)
-    if vocab.is_file() and merges.is_file():
-        with library_errors(f"{vocab}: not a tokenizer"):
-            return _read_vocab_and_merges(vocab, merges)
-    return None
+        return (whole,)
+    return pair if all(path.is_file() for path in pair) else ()
 
 
 @contextmanager
@@ -72,7 +84,8 @@ def _read_tokenizer_json(path: Path) -> Any:
     import tokenizers
 
     data = read_capped(path, MAX_FILE_BYTES)
-    _check_table(_parse(data, path), path)
+    if hashlib.sha256(data).hexdigest() != OFFICIAL:
+        _check_table(_parse(data, path), path)
     backend = tokenizers.Tokenizer.from_buffer(data)
     # Whether a prompt is too long is the engine's business.
     backend.no_truncation()

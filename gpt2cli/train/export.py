@@ -15,6 +15,7 @@ import torch
 from transformers import PreTrainedModel
 
 from gpt2cli.core.engine import Engine
+from gpt2cli.files import as_created
 from gpt2cli.options import LoadOptions
 from gpt2cli.train.options import ExportOptions, Recipe
 from gpt2cli.train.tokens import TokenSet
@@ -111,8 +112,7 @@ def export(model: PreTrainedModel, tokenizer: Path, facts: Facts, directory: Pat
         (temporary / "README.md").write_text(card, encoding="utf-8")
         names = sorted((p.name for p in temporary.iterdir()), key=lambda name: name == "config.json")
         for name in names:
-            # safetensors writes for its owner only.
-            (temporary / name).chmod(0o644)
+            as_created(temporary / name)
             _flush(temporary / name)
             os.replace(temporary / name, directory / name)
     finally:

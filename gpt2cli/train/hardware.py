@@ -8,10 +8,10 @@ import torch
 from transformers import PreTrainedModel
 from transformers.utils import logging as transformers_logging
 
-from gpt2cli.core.pages import keep_freed_memory
-from gpt2cli.core.weights import available_memory
+from gpt2cli.core.memory import available_memory
 from gpt2cli.errors import Gpt2cliError, UsageError
 from gpt2cli.train import attention
+from gpt2cli.train.memory import keep_freed_memory
 from gpt2cli.train.windows import Plan
 
 BYTES_PER_TRAINED_WEIGHT = 16
@@ -22,7 +22,7 @@ def set_up(threads: int | None) -> None:
     """Prepare torch and transformers for training in this process."""
     attention.register()
     # 1.2x in the measurement of `train/attention.py`.
-    keep_freed_memory(2**30, 2**31 - 1)
+    keep_freed_memory()
     quiet: Any = transformers_logging
     quiet.disable_progress_bar()
     quiet.set_verbosity_error()

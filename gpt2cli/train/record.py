@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import shutil
 from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
@@ -25,6 +26,8 @@ class Record:
     def __init__(self, directory: Path, report: Report) -> None:
         self.directory, self._report = directory, report
         self.work = directory / "training"
+        self.checkpoints = self.work / "checkpoints"
+        self._made = False
 
     def check_free(self) -> None:
         """Raise `UsageError` when ``directory`` is in use."""
@@ -48,11 +51,19 @@ class Record:
     def write(self, recipe: Recipe, fingerprint: str) -> None:
         """Write ``run.json``. Raises `UsageError`, `Gpt2cliError`."""
         try:
+            self._made = not self.directory.exists()
             self.work.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise UsageError(f"cannot write {self.directory}: {error.strerror or error}") from None
         content = {"format": FORMAT, "fingerprint": fingerprint, "recipe": _plain(asdict(recipe))}
         write_atomically(self.work / "run.json", json.dumps(content, indent=2) + "\n")
+
+    def discard(self) -> None:
+        """Remove what is recorded, and the directory where `write` made it and nothing else is in it."""
+        shutil.rmtree(self.work, ignore_errors=True)
+        if self._made:
+            with contextlib.suppress(OSError):
+                self.directory.rmdir()
 
     def emit(self, event: dict[str, Any]) -> None:
         """Report an event, and keep it."""

@@ -66,7 +66,8 @@ def run(
     """Train as ``recipe`` says and put the model into ``directory``.
 
     ``report`` takes an event for all that happens; after ``interrupted`` returns true, a checkpoint is
-    written and the training ends. Raises `UsageError` (data, options, a directory that is in use),
+    written and the training ends. What fails before its first checkpoint leaves nothing behind, so that
+    the same command can be given again. Raises `UsageError` (data, options, a directory that is in use),
     `ModelFileError` (the base), `Gpt2cliError` (memory, disk, a loss that is not finite).
     """
     corpus = Corpus.open(recipe.data)
@@ -79,14 +80,18 @@ def run(
         record.write(recipe, corpus.fingerprint)
         session = _prepare(recipe, corpus, record, interrupted)
         return session.train(resume=resume, keep_checkpoints=keep_checkpoints)
-    except OSError as error:
-        raise Gpt2cliError(f"cannot write to {directory}: {error.strerror or error}") from None
-    except RuntimeError as error:
-        # What torch and safetensors make of a full disk, and of memory that is not there.
-        line = str(error).partition("\n")[0]
-        raise Gpt2cliError(
-            f"the training failed: {line}", hint="--resume goes on from the last checkpoint"
-        ) from error
+    except BaseException as error:
+        kept = bool(checkpoints(record.checkpoints))
+        if not resume and not kept:
+            record.discard()
+        if isinstance(error, OSError):
+            raise Gpt2cliError(f"cannot write to {directory}: {error.strerror or error}") from None
+        if isinstance(error, RuntimeError):
+            # What torch and safetensors make of a full disk, and of memory that is not there.
+            line = str(error).partition("\n")[0]
+            hint = "--resume goes on from the last checkpoint" if kept else None
+            raise Gpt2cliError(f"the training failed: {line}", hint=hint) from error
+        raise
 
 
 def _prepare(recipe: Recipe, corpus: Corpus, record: Record, interrupted: Callable[[], bool]) -> _Session:
@@ -192,13 +197,9 @@ class _Session:
         facts = self._facts(finished, before, step, trainable)
         export(finished, self.source, facts, directory)
         if not keep_checkpoints:
-            shutil.rmtree(self._checkpoints, ignore_errors=True)
+            shutil.rmtree(self.record.checkpoints, ignore_errors=True)
         self.record.emit(_end_event(facts, directory))
         return Outcome(directory, step, facts)
-
-    @property
-    def _checkpoints(self) -> Path:
-        return self.record.work / "checkpoints"
 
     def _make_trainer(self) -> LanguageModelTrainer:
         arguments: dict[str, Any] = {
@@ -207,7 +208,7 @@ class _Session:
             "plan": self.plan,
             "train": self.tokens.train,
             "validation": self.tokens.validation,
-            "directory": self._checkpoints,
+            "directory": self.record.checkpoints,
             "bf16": self.bf16,
             "report": self.record.emit,
             "sample": self._sample,
@@ -222,8 +223,8 @@ class _Session:
         """Train, from the newest complete checkpoint where asked to; the steps done."""
         newest = None
         if resume:
-            drop_incomplete(self._checkpoints)
-            newest = next(reversed(checkpoints(self._checkpoints)), None)
+            drop_incomplete(self.record.checkpoints)
+            newest = next(reversed(checkpoints(self.record.checkpoints)), None)
             if newest is None and (self.record.directory / "config.json").exists():
                 raise UsageError(
                     f"{self.record.directory}: the training is done, and its checkpoints are gone",

@@ -1,4 +1,5 @@
-"""A model for the library: its matrices as they lie on disk or converted, all else copied, and slots for texts."""
+"""A model for the library: its matrices as they lie on disk or converted, all else copied, and slots for
+texts."""
 
 from __future__ import annotations
 
@@ -59,7 +60,8 @@ KERNELS = {
 
 
 class NativeBackend:
-    """`Backend` on a CPU, by the library. Its logits are the same to the last bit however tokens are batched."""
+    """`Backend` on a CPU, by the library. Its logits are the same to the last bit however tokens are
+    batched."""
 
     def __init__(
         self,
@@ -188,8 +190,14 @@ class _Loaded:
     def _layer(self, number: int, filled: dict[str, Matrix]) -> Layer:
         name = f"h.{number}"
         return Layer(
-            *(self._vector(f"{name}.{part}") for part in ("ln_1.weight", "ln_1.bias", "ln_2.weight", "ln_2.bias")),
-            *(filled[f"{name}.{part}.weight"] for part in ("attn.c_attn", "attn.c_proj", "mlp.c_fc", "mlp.c_proj")),
+            *(
+                self._vector(f"{name}.{part}")
+                for part in ("ln_1.weight", "ln_1.bias", "ln_2.weight", "ln_2.bias")
+            ),
+            *(
+                filled[f"{name}.{part}.weight"]
+                for part in ("attn.c_attn", "attn.c_proj", "mlp.c_fc", "mlp.c_proj")
+            ),
             attention_scale=self._checkpoint.config.attention_scale(number),
         )
 
@@ -212,7 +220,8 @@ class _Loaded:
         return array.ctypes.data, TYPES[dtype]
 
     def _vector(self, name: str) -> int:
-        """The address of a vector in fp32, zeros behind it up to a multiple of 64. Raises `ModelFileError`."""
+        """The address of a vector in fp32, zeros behind it up to a multiple of 64. Raises
+        `ModelFileError`."""
         check_finite(self._tensors, name, self._checkpoint.directory)
         values = as_float32(*self._tensors.read(name))
         padded = np.zeros(-(-len(values) // PANEL) * PANEL, np.float32)
@@ -232,7 +241,8 @@ def _matrices(
 ) -> dict[str, Packed]:
     """What is not multiplied as it lies in the checkpoint, in the layout of the kernels.
 
-    Converted matrices were checked when they were made, with the embeddings; what is read in place is checked now.
+    Converted matrices were checked when they were made, with the embeddings; what is read in place is checked
+    now.
     """
     small = checkpoint.config.parameters < WORTH_KEEPING
     left = [source for source in wanted if not _in_place(source, tensors, precision, small)]

@@ -16,12 +16,18 @@
 #define TEXT_(a) #a
 #define TEXT(a) TEXT_(a)
 
+/* Weights and keys come from main memory, one after the other: asked for some way ahead, a core gets half as much
+ * again of them in a second as its own prefetching brings. */
+#define AHEAD_BYTES 6144
+INLINE void ask_for(const void *p) { __builtin_prefetch(p, 0, 2); }
+
 typedef vf (*load_function)(const void *);
 INLINE vf load_f32(const void *p) { return v_load((const float *)p); }
 
 /* c[r, 16 j] = (+=) sum of x[r, i] * w[i, 16 j] over i < n <= BLOCK, for r < R rows and j < C vectors. */
 INLINE void tile_body(const int R, const int C, load_function load, size_t element, float *c, size_t c_stride,
-                      int first, const float *x, size_t x_stride, const char *w, size_t w_stride, int n) {
+                      int first, const float *x, size_t x_stride, const char *w, size_t w_stride, int n,
+                      size_t ahead) {
     vf sum[TILE_ROWS][4];
 #pragma GCC unroll 8
     for (int r = 0; r < R; r++)
@@ -29,6 +35,8 @@ INLINE void tile_body(const int R, const int C, load_function load, size_t eleme
         for (int j = 0; j < C; j++) sum[r][j] = v_set1(0);
     for (int i = 0; i < n; i++, w += w_stride) {
         vf weight[4];
+        if (ahead)
+            for (size_t line = 0; line < 16 * element * (size_t)C; line += 64) ask_for(w + ahead + line);
 #pragma GCC unroll 4
         for (int j = 0; j < C; j++) weight[j] = load(w + 16 * element * (size_t)j);
 #pragma GCC unroll 8
@@ -49,13 +57,13 @@ INLINE void tile_body(const int R, const int C, load_function load, size_t eleme
 
 #define TILE(R, C)                                                                                            \
     switch (type) {                                                                                           \
-    case GPT2_F32: tile_body(R, C, load_f32, 4, c, c_stride, first, x, x_stride, w, w_stride, n); break;      \
-    case GPT2_F16: tile_body(R, C, v_load_f16, 2, c, c_stride, first, x, x_stride, w, w_stride, n); break;    \
-    default: tile_body(R, C, v_load_bf16, 2, c, c_stride, first, x, x_stride, w, w_stride, n);                \
+    case GPT2_F32: tile_body(R, C, load_f32, 4, c, c_stride, first, x, x_stride, w, w_stride, n, ahead); break;      \
+    case GPT2_F16: tile_body(R, C, v_load_f16, 2, c, c_stride, first, x, x_stride, w, w_stride, n, ahead); break;    \
+    default: tile_body(R, C, v_load_bf16, 2, c, c_stride, first, x, x_stride, w, w_stride, n, ahead);                \
     }
 #define TILE_ARGUMENTS                                                                                        \
     int type, float *c, size_t c_stride, int first, const float *x, size_t x_stride, const char *w,           \
-        size_t w_stride, int n
+        size_t w_stride, int n, size_t ahead
 
 static void tile_1_4(TILE_ARGUMENTS) { TILE(1, 4) }
 static void tile_1_1(TILE_ARGUMENTS) { TILE(1, 1) }
@@ -91,7 +99,7 @@ static void multiply_block(int rows, int vectors, TILE_ARGUMENTS) {
         for (int j = 0; j < vectors;) {
             tile_function tile = vectors - j >= wide ? WIDE_TILES[some] : NARROW_TILES[some];
             tile(type, c + (size_t)r * c_stride + 16 * (size_t)j, c_stride, first, x + (size_t)r * x_stride, x_stride,
-                 w + 16 * element * (size_t)j, w_stride, n);
+                 w + 16 * element * (size_t)j, w_stride, n, ahead);
             j += vectors - j >= wide ? wide : 1;
         }
     }
@@ -113,6 +121,21 @@ static void load_any(int type, const void *p, float *y) {
     v_store(y, type == GPT2_F32 ? load_f32(p) : type == GPT2_F16 ? v_load_f16(p) : v_load_bf16(p));
 }
 
+/* Inputs i..i+n of four outputs of a matrix [out, in], of which some may not be there, into four columns of a block. */
+static void widen_four(const gpt2_matrix *w, int output, int present, int i, int n, float *block) {
+    size_t element = bytes_of(w->type), stride = (size_t)w->in * element;
+    const char *row = (const char *)w->data + (size_t)output * stride + (size_t)i * element;
+    int k = 0;
+    for (; present >= 4 && k + LANES <= n; k += LANES) {
+        float lanes[4 * LANES];
+        for (size_t c = 0; c < 4; c++) load_any(w->type, row + c * stride + (size_t)k * element, lanes + c * LANES);
+        for (int part = 0; part < LANES; part += 4) transpose4(lanes + part, LANES, block + (k + part) * PANEL, PANEL);
+    }
+    for (; k < n; k++)
+        for (int c = 0; c < 4; c++)
+            block[k * PANEL + c] = c < present ? widened(w->type, row + (size_t)c * stride + (size_t)k * element) : 0;
+}
+
 /* Inputs i..i+n of a panel as fp32, [n, PANEL]; columns that the matrix does not have are zeros. */
 static void widen_block(const gpt2_matrix *w, int panel, int i, int n, float *block) {
     size_t element = bytes_of(w->type);
@@ -130,16 +153,7 @@ static void widen_block(const gpt2_matrix *w, int panel, int i, int n, float *bl
             for (; c < PANEL; c++) block[c] = 0;
         }
     } else {
-        for (int c = 0; c < PANEL; c++) {
-            const char *row = data + ((size_t)(panel * PANEL + c) * (size_t)w->in + (size_t)i) * element;
-            int k = 0;
-            for (; c < columns && k + LANES <= n; k += LANES) {
-                float lane[LANES];
-                load_any(w->type, row + (size_t)k * element, lane);
-                for (int l = 0; l < LANES; l++) block[(k + l) * PANEL + c] = lane[l];
-            }
-            for (; k < n; k++) block[k * PANEL + c] = c < columns ? widened(w->type, row + (size_t)k * element) : 0;
-        }
+        for (int c = 0; c < PANEL; c += 4) widen_four(w, panel * PANEL + c, columns - c, i, n, block + c);
     }
 }
 
@@ -154,11 +168,11 @@ static void multiply_floats(const gpt2_matrix *w, int panel, const float *x, siz
         int n = w->in - i < BLOCK ? w->in - i : BLOCK;
         if (direct) {
             multiply_block(rows, PANEL / LANES, w->type, s->tile, PANEL, i == 0, x + i, stride,
-                           data + (size_t)i * w_stride, w_stride, n);
+                           data + (size_t)i * w_stride, w_stride, n, w->layout == GPT2_PANELS ? AHEAD_BYTES : 0);
         } else {
             widen_block(w, panel, i, n, s->block);
             multiply_block(rows, PANEL / LANES, GPT2_F32, s->tile, PANEL, i == 0, x + i, stride, (char *)s->block,
-                           4 * PANEL, n);
+                           4 * PANEL, n, 0);
         }
     }
 }
@@ -166,7 +180,7 @@ static void multiply_floats(const gpt2_matrix *w, int panel, const float *x, siz
 /* One group of 64 inputs for R rows and C vectors of outputs: c += sx * sw * (sum of x * w). */
 INLINE void dot_body(const int R, const int C, const int four_bits, float *c, const uint8_t *w, const char *scales,
                      int offset, const int8_t *x, size_t x_stride, const float *sx, const int32_t *sums,
-                     size_t groups, int n, size_t group_bytes, int first) {
+                     size_t groups, int n, size_t group_bytes, int first, size_t ahead) {
     vf sum[DOT_ROWS][4];
 #pragma GCC unroll 4
     for (int r = 0; r < R; r++)
@@ -182,7 +196,10 @@ INLINE void dot_body(const int R, const int C, const int four_bits, float *c, co
             if (four_bits) { /* a byte holds inputs of quads k / 2 and k / 2 + 8 */
                 vi pair[4];
 #pragma GCC unroll 4
-                for (int j = 0; j < C; j++) pair[j] = i_load(w + (k / 2 * PANEL + 16 * j) * 4);
+                for (int j = 0; j < C; j++) {
+                    if (ahead) ask_for(w + ahead + (k / 2 * PANEL + 16 * j) * 4);
+                    pair[j] = i_load(w + (k / 2 * PANEL + 16 * j) * 4);
+                }
 #pragma GCC unroll 4
                 for (int r = 0; r < R; r++) {
                     int32_t low, high;
@@ -195,7 +212,10 @@ INLINE void dot_body(const int R, const int C, const int four_bits, float *c, co
             } else {
                 vi byte[4];
 #pragma GCC unroll 4
-                for (int j = 0; j < C; j++) byte[j] = i_load(w + (k * PANEL + 16 * j) * 4);
+                for (int j = 0; j < C; j++) {
+                    if (ahead) ask_for(w + ahead + (k * PANEL + 16 * j) * 4);
+                    byte[j] = i_load(w + (k * PANEL + 16 * j) * 4);
+                }
 #pragma GCC unroll 4
                 for (int r = 0; r < R; r++) {
                     int32_t quad;
@@ -225,14 +245,14 @@ INLINE void dot_body(const int R, const int C, const int four_bits, float *c, co
 enum { EIGHT, FOUR, FOUR_UNPACKED };
 #define DOT_ARGUMENTS                                                                                         \
     int kind, float *c, const uint8_t *w, const char *scales, const int8_t *x, size_t x_stride,               \
-        const float *sx, const int32_t *sums, size_t groups, int n, size_t group_bytes, int first
+        const float *sx, const int32_t *sums, size_t groups, int n, size_t group_bytes, int first, size_t ahead
 #define DOT(R, C)                                                                                             \
     if (kind == EIGHT)                                                                                        \
-        dot_body(R, C, 0, c, w, scales, 128, x, x_stride, sx, sums, groups, n, group_bytes, first);           \
+        dot_body(R, C, 0, c, w, scales, 128, x, x_stride, sx, sums, groups, n, group_bytes, first, ahead);           \
     else if (kind == FOUR)                                                                                    \
-        dot_body(R, C, 1, c, w, scales, 8, x, x_stride, sx, sums, groups, n, group_bytes, first);             \
+        dot_body(R, C, 1, c, w, scales, 8, x, x_stride, sx, sums, groups, n, group_bytes, first, ahead);             \
     else                                                                                                      \
-        dot_body(R, C, 0, c, w, scales, 8, x, x_stride, sx, sums, groups, n, group_bytes, first);
+        dot_body(R, C, 0, c, w, scales, 8, x, x_stride, sx, sums, groups, n, group_bytes, first, ahead);
 static void dot_1(DOT_ARGUMENTS) { DOT(1, TILE_COLUMNS) }
 #if DOT_ROWS > 1
 static void dot_2(DOT_ARGUMENTS) { DOT(2, TILE_COLUMNS) }
@@ -262,6 +282,7 @@ static void multiply_integers(const gpt2_matrix *w, int panel, const quantised *
                 uint8_t *to = wide + (size_t)k * Q8_GROUP_BYTES;
                 for (int v = 0; v < GROUP * PANEL / 2 / 64; v++) {
                     vi pair = i_load(from + 64 * v);
+                    ask_for(from + (size_t)n * group_bytes + 64 * v);
                     i_store(to + 64 * v, i_low(pair));
                     i_store(to + GROUP * PANEL / 2 + 64 * v, i_high(pair));
                 }
@@ -280,12 +301,13 @@ static void multiply_integers(const gpt2_matrix *w, int panel, const quantised *
                 const float *sx = q->scales + at * groups + g;
                 const int32_t *sums = q->sums + at * groups + g;
                 const char *sw = scales + 32 * j;
-                if (some == 1) dot_1(kind, c, columns, sw, x, inputs, sx, sums, groups, n, step, g == 0);
+                size_t far = rows <= DOT_ROWS ? AHEAD_BYTES : r == 0 && kind == EIGHT ? (size_t)n * step : 0;
+                if (some == 1) dot_1(kind, c, columns, sw, x, inputs, sx, sums, groups, n, step, g == 0, far);
 #if DOT_ROWS > 1
-                if (some == 2) dot_2(kind, c, columns, sw, x, inputs, sx, sums, groups, n, step, g == 0);
+                if (some == 2) dot_2(kind, c, columns, sw, x, inputs, sx, sums, groups, n, step, g == 0, far);
 #endif
 #if DOT_ROWS > 2
-                if (some == 3) dot_3(kind, c, columns, sw, x, inputs, sx, sums, groups, n, step, g == 0);
+                if (some == 3) dot_3(kind, c, columns, sw, x, inputs, sx, sums, groups, n, step, g == 0, far);
 #endif
             }
         }
@@ -458,7 +480,7 @@ static void attend(int cache_type, head_cache cache, const float *q, size_t stri
             int skipped = at > position ? (at - position) / TILE_ROWS * TILE_ROWS : 0;
             multiply_block(rows - skipped, PANEL / LANES, type, s->scores + (size_t)skipped * score_stride + at,
                            score_stride, i == 0, q + (size_t)skipped * stride + i, stride, block,
-                           PANEL * bytes_of(type), n);
+                           PANEL * bytes_of(type), n, type == cache_type ? AHEAD_BYTES : 0);
         }
     float sums[QUERY_ROWS];
     for (int r = 0; r < rows; r++) {
@@ -481,7 +503,7 @@ static void attend(int cache_type, head_cache cache, const float *q, size_t stri
                 block = (char *)s->block, type = GPT2_F32, w_stride = vectors * LANES * 4;
             }
             multiply_block(rows, (int)vectors, type, s->context + column, padded, at == 0, s->scores + at,
-                           score_stride, block, w_stride, n);
+                           score_stride, block, w_stride, n, type == cache_type ? AHEAD_BYTES : 0);
         }
     for (int r = 0; r < rows; r++)
         for (size_t i = 0; i < padded; i += LANES) {

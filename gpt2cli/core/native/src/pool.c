@@ -58,7 +58,7 @@ static double seconds(void) {
 #define PIECE_MASK ((1u << PIECE_BITS) - 1)
 
 #define TAKE_OVER_S 60e-6 /* how long a piece of another thread is waited for */
-#define SPIN_S 100e-6     /* how long a thread without work stays awake */
+#define SPIN_S 300e-6     /* how long a thread without work stays awake */
 
 struct pool {
     _Alignas(64) atomic_uint_least64_t ticket;

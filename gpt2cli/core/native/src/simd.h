@@ -13,6 +13,23 @@
 #define LANES 16
 #define INLINE static inline __attribute__((always_inline))
 
+/* to[k, c] = from[c, k] for four rows and columns; the strides are in floats. */
+#if defined(__SSE__)
+#include <immintrin.h>
+INLINE void transpose4(const float *from, size_t from_stride, float *to, size_t to_stride) {
+    __m128 a = _mm_loadu_ps(from), b = _mm_loadu_ps(from + from_stride), c = _mm_loadu_ps(from + 2 * from_stride),
+           d = _mm_loadu_ps(from + 3 * from_stride);
+    _MM_TRANSPOSE4_PS(a, b, c, d);
+    _mm_storeu_ps(to, a), _mm_storeu_ps(to + to_stride, b);
+    _mm_storeu_ps(to + 2 * to_stride, c), _mm_storeu_ps(to + 3 * to_stride, d);
+}
+#else
+INLINE void transpose4(const float *from, size_t from_stride, float *to, size_t to_stride) {
+    for (size_t c = 0; c < 4; c++)
+        for (size_t k = 0; k < 4; k++) to[k * to_stride + c] = from[c * from_stride + k];
+}
+#endif
+
 #if defined(__AVX512F__)
 /* ---------------------------------------------------------------- AVX-512 with VNNI */
 #include <immintrin.h>

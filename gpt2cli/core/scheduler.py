@@ -1,0 +1,165 @@
+"""Sequences to text, many at once: the only decode loop of the project."""
+
+from __future__ import annotations
+
+import itertools
+from collections import deque
+from collections.abc import Iterable, Iterator
+from typing import NamedTuple
+
+from gpt2cli.core.backend import Backend, Batch, Floats
+from gpt2cli.core.results import Chunk
+from gpt2cli.core.sampling import token_logprobs
+from gpt2cli.core.sequence import Group, Joint, Sequence
+
+PREFILL_CHUNK = 512
+"""The most tokens of prompts in one pass, so that texts that run go on beside a long one."""
+ROWS = 32
+"""Sequences that run at a time; more gain little, and their keys and values take memory."""
+
+
+class Step(NamedTuple):
+    """A token of one sequence, or its end, or both."""
+
+    sequence: Sequence
+    chunks: list[Chunk]
+
+
+class Scheduler:
+    """Admits groups of sequences, composes flat batches, draws, and retires what has ended.
+
+    A sequence is fed whatever its slot does not hold yet: a prompt in parts, then each token that is drawn,
+    a whole window after it has moved. When its slot holds all, the logits after it are drawn from. Rows do
+    not depend on each other, so they join and leave between any two steps.
+    """
+
+    def __init__(self, backend: Backend) -> None:
+        self._backend = backend
+        self._context = backend.config.n_positions
+        self._waiting: deque[Sequence] = deque()
+        self._rows: list[Sequence] = []
+        self._ready: deque[tuple[Sequence, Floats, int | None]] = deque()
+
+    def admit(self, groups: list[Group]) -> None:
+        """Take in the groups of one request; they begin as soon as there is room for them."""
+        if groups and groups[0].options.rng == "transformers":
+            joint = Joint(groups)
+            for group in groups:
+                group.joint = joint
+        self._waiting.extend(group.reader for group in groups)
+
+    def drop(self, groups: Iterable[Group]) -> None:
+        """Forget groups, ended or not, and free their slots; a slot that was lent stays as it is."""
+        for group in groups:
+            members = {group.reader, *group.sequences}
+            self._waiting = deque(each for each in self._waiting if each not in members)
+            self._ready = deque(entry for entry in self._ready if entry[0] not in members)
+            for sequence in members:
+                self._leave(sequence)
+            group.logits = None
+
+    def run(self) -> Iterator[Step | None]:
+        """One step after the other until nothing is left to do; None after a pass that read a prompt.
+
+        The caller may admit, drop and stop between any two. Raises `ModelFileError` for logits that are no
+        numbers.
+        """
+        while self._waiting or self._rows or self._ready:
+            self._enter()
+            if self._ready:
+                yield self._draw()
+            elif self._forward():
+                yield None
+
+    def _enter(self) -> None:
+        """Give slots to those who wait, as long as there are rows left; joint draws need all of theirs."""
+        while self._waiting and (len(self._rows) < ROWS or self._waiting[0].group.joint is not None):
+            sequence = self._waiting.popleft()
+            group = sequence.group
+            if sequence.slot is None:
+                sequence.slot = self._backend.new_slot()
+            self._rows.append(sequence)
+            if sequence is not group.reader:
+                self._fork(sequence, sequence.slot)
+
+    def _fork(self, sequence: Sequence, slot: int) -> None:
+        """Begin a sequence whose prompt is read already."""
+        group = sequence.group
+        assert group.logits is not None and group.reader.slot is not None
+        logits, tokens = group.logits, len(group.prompt)
+        self._backend.copy_slot(group.reader.slot, slot, tokens)
+        sequence.present = tokens
+        if sequence is group.sequences[-1]:
+            group.logits = None
+            self._leave(group.reader)
+        self._receive(sequence, logits)
+
+    def _forward(self) -> bool:
+        """One pass over all rows; whether a prompt, or a window again, was read in it."""
+        fed = self._portions()
+        parts = [(slot, row.present, row.next_ids(count)) for row, slot, count in fed]
+        whole = [count == row.unread for row, _, count in fed]
+        ends = itertools.accumulate(count for *_, count in fed)
+        wanted = [end - 1 for end, complete in zip(ends, whole, strict=True) if complete]
+        reading = any(row.unread > 1 or row.new_tokens == 0 for row, *_ in fed)
+        logits = iter(self._backend.forward(Batch.of(parts, wanted)))
+        for (row, _, count), complete in zip(fed, whole, strict=True):
+            row.present += count
+            if complete:
+                self._read(row, next(logits))
+        return reading
+
+    def _portions(self) -> list[tuple[Sequence, int, int]]:
+        """Each row that has something to feed, its slot, and how many tokens it feeds in this pass."""
+        fed, budget = [], PREFILL_CHUNK
+        for row in self._rows:
+            row.make_room(self._context)
+            count = row.unread
+            if count > 1:
+                count = min(count, budget)
+                budget -= count
+            if count:
+                assert row.slot is not None
+                fed.append((row, row.slot, count))
+        return fed
+
+    def _read(self, sequence: Sequence, logits: Floats) -> None:
+        """All of a sequence is in its slot, and these are the logits [V] after it."""
+        group = sequence.group
+        group.prefilled()
+        if sequence.index >= 0:
+            self._receive(sequence, logits)
+            return
+        self._rows.remove(sequence)
+        group.logits = logits
+        self._waiting.extendleft(reversed(group.sequences))
+
+    def _receive(self, sequence: Sequence, logits: Floats) -> None:
+        """Have a token drawn from logits [V]."""
+        joint = sequence.group.joint
+        if joint is None:
+            self._ready.append((sequence, logits, None))
+        else:
+            self._ready.extend(joint.hold(sequence, logits))
+
+    def _draw(self) -> Step:
+        sequence, logits, token = self._ready.popleft()
+        group = sequence.group
+        if token is None:
+            token = group.sampler(logits, sequence.ids, sequence.seed, sequence.position)
+        top, logprobs = group.options.logprobs, None
+        if top is not None and token not in group.eos_ids:
+            logprobs = token_logprobs(logits, token, top)
+        chunks = sequence.take(token, logprobs, self._context)
+        if sequence.finish_reason is not None:
+            self._leave(sequence)
+        return Step(sequence, chunks)
+
+    def _leave(self, sequence: Sequence) -> None:
+        """A sequence ends, or a reader is not needed any more: its row and its slot are free."""
+        if sequence in self._rows:
+            self._rows.remove(sequence)
+        lent = sequence.group.lent and sequence is sequence.group.reader
+        if sequence.slot is not None and not lent:
+            slot, sequence.slot = sequence.slot, None
+            self._backend.free_slot(slot)

@@ -1,0 +1,154 @@
+"""The tensors of a checkpoint as numpy arrays: views on a memory mapping, without torch for safetensors.
+
+numpy has no bf16, so that such a tensor is an array of uint16, its bits, with ``BF16`` beside it.
+"""
+
+from __future__ import annotations
+
+import mmap
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from gpt2cli.checkpoint import Checkpoint
+from gpt2cli.errors import ModelFileError
+from gpt2cli.safetensors_header import TensorInfo
+
+Array = NDArray[Any]
+Floats = NDArray[np.float32]
+
+TYPES: Mapping[str, type[np.generic]] = {"F32": np.float32, "F16": np.float16, "BF16": np.uint16}
+"""How the types of weights (`checkpoint.WEIGHT_TYPES`) are held."""
+
+_INFINITY = {"F32": 0x7F800000, "F16": 0x7C00, "BF16": 0x7F80}
+"""The bits of infinity; without the sign, those of every NaN are above, of every number below."""
+_CHECKED_AT_ONCE = 2**17
+
+
+class Tensors:
+    """The tensors of one checkpoint, under their canonical names.
+
+    What `read` returns stays valid as long as it is referred to, also after `close`.
+    """
+
+    def __init__(self, checkpoint: Checkpoint) -> None:
+        self._directory, self._tied = checkpoint.directory, checkpoint.config.tie_word_embeddings
+        self._infos = checkpoint.tensors
+        self._maps: dict[Path, mmap.mmap] = {}
+        self._unpickled = _unpickle(checkpoint) if checkpoint.pickles else {}
+
+    def __contains__(self, name: str) -> bool:
+        return name in self._infos or name in self._unpickled
+
+    def info(self, name: str) -> TensorInfo | None:
+        """Where the tensor lies; None for one of a pickle, which is in memory only. Raises `KeyError`."""
+        return None if name in self._unpickled else self._infos[name]
+
+    def read(self, name: str) -> tuple[Array, str]:
+        """The tensor as it is stored, and its type: ``F32``, ``F16``, or ``BF16``, whose array is uint16.
+
+        It is a view on the file, unless the file has it where no processor may read such numbers. Nobody
+        may write to it. Raises `KeyError`, and `ModelFileError` for a file that cannot be mapped or was
+        cut short.
+        """
+        if name in self._unpickled:
+            return self._unpickled[name]
+        info = self._infos[name]
+        dtype = np.dtype(TYPES[info.dtype])
+        if info.size == 0:
+            return np.empty(info.shape, dtype), info.dtype
+        mapping = self._map(info.file)
+        if info.offset + info.size > len(mapping):
+            raise ModelFileError(f"{info.file}: the file was cut short")
+        count = info.size // dtype.itemsize
+        flat = np.frombuffer(mapping, dtype, count=count, offset=info.offset)
+        return np.require(flat, requirements="A").reshape(info.shape), info.dtype
+
+    def read_finite(self, name: str) -> tuple[Array, str]:
+        """`read`. Raises `ModelFileError`, naming the tensor, where it contains NaN or infinity."""
+        array, dtype = self.read(name)
+        if not is_finite(array, dtype):
+            raise ModelFileError(f"{self._directory}: {name} contains NaN or infinity")
+        return array, dtype
+
+    def drop(self, name: str) -> None:
+        """Let go of the tensor's pages; they are read again from the file should it be used."""
+        info = self._infos.get(name)
+        if info is None or info.file not in self._maps or not hasattr(mmap, "MADV_DONTNEED"):
+            return
+        first = -(-info.offset // mmap.PAGESIZE) * mmap.PAGESIZE
+        length = (info.offset + info.size) // mmap.PAGESIZE * mmap.PAGESIZE - first
+        if length > 0:
+            self._maps[info.file].madvise(mmap.MADV_DONTNEED, first, length)
+
+    def head_name(self) -> str:
+        """The name of the output head's matrix: ``lm_head.weight``, or ``wte.weight`` where it is tied.
+
+        As in transformers a head that differs from the embeddings is used, whatever the config says.
+        """
+        if "lm_head.weight" not in self:
+            return "wte.weight"
+        return "wte.weight" if self._tied and self._same("lm_head.weight", "wte.weight") else "lm_head.weight"
+
+    def close(self) -> None:
+        """Let go of the files; calling it again does nothing."""
+        # What still refers to a mapping keeps it; the last reference unmaps it.
+        self._maps.clear()
+        self._unpickled = {}
+
+    def _same(self, one: str, other: str) -> bool:
+        (a, kind), (b, other_kind) = self.read(one), self.read(other)
+        if kind == other_kind:
+            return np.array_equal(a, b)
+        return np.array_equal(as_float32(a, kind), as_float32(b, other_kind))
+
+    def _map(self, path: Path) -> mmap.mmap:
+        if path not in self._maps:
+            try:
+                with path.open("rb") as file:
+                    # A private mapping: nothing is written, and torch takes it for writable.
+                    self._maps[path] = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY)
+            except (OSError, ValueError) as error:
+                raise ModelFileError(f"{path}: {error}") from None
+        return self._maps[path]
+
+
+def open_tensors(checkpoint: Checkpoint) -> Tensors:
+    """The tensors of ``checkpoint``. Raises `ModelFileError` for a pickle that is damaged or refused."""
+    return Tensors(checkpoint)
+
+
+def as_float32(array: Array, dtype: str) -> Floats:
+    """The numbers of an array as `Tensors.read` gives it; the array itself where it is fp32 already."""
+    if dtype == "BF16":
+        return (array.astype(np.uint32) << 16).view(np.float32)
+    return array.astype(np.float32, copy=False)
+
+
+def is_finite(array: Array, dtype: str) -> bool:
+    """Whether an array as `Tensors.read` gives it has neither NaN nor infinity."""
+    unsigned = np.dtype(f"u{array.itemsize}")
+    bits = np.ascontiguousarray(array).reshape(-1).view(unsigned)
+    magnitude = unsigned.type(2 ** (8 * array.itemsize - 1) - 1)
+    # In parts that stay in the cache of a core.
+    parts = (bits[at : at + _CHECKED_AT_ONCE] for at in range(0, len(bits), _CHECKED_AT_ONCE))
+    return all(int((part & magnitude).max()) < _INFINITY[dtype] for part in parts)
+
+
+def _unpickle(checkpoint: Checkpoint) -> dict[str, tuple[Array, str]]:
+    """Torch is imported for this, and for nothing else here."""
+    import torch
+
+    from gpt2cli.core.pickles import read_pickles
+
+    kinds = {torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16"}
+    found: dict[str, tuple[Array, str]] = {}
+    for name, tensor in read_pickles(checkpoint).items():
+        raw = tensor.contiguous()
+        raw = raw.view(torch.int16) if raw.dtype == torch.bfloat16 else raw
+        kind = kinds[tensor.dtype]
+        found[name] = raw.numpy().view(TYPES[kind]), kind
+    return found
