@@ -57,7 +57,7 @@ static double seconds(void) {
 #define PIECE_BITS 20
 #define PIECE_MASK ((1u << PIECE_BITS) - 1)
 
-#define TAKE_OVER_S 60e-6 /* how long a piece of another thread is waited for */
+#define TAKE_OVER_S 40e-6 /* how long a piece of another thread is waited for */
 #define SPIN_S 300e-6     /* how long a thread without work stays awake */
 
 struct pool {
@@ -97,7 +97,7 @@ static void run_piece(pool *p, uint64_t serial, int piece, int pieces, int threa
 
 static void work_until_end(pool *p, int thread) {
     double waiting_since = 0;
-    int turns = 0;
+    int turns = 0, taken_over = 0;
     for (;;) {
         uint64_t ticket = atomic_load(&p->ticket), serial = ticket >> PIECE_BITS;
         int next = (int)(ticket & PIECE_MASK);
@@ -106,7 +106,7 @@ static void work_until_end(pool *p, int thread) {
         if (next < pieces) {
             if (atomic_compare_exchange_weak(&p->ticket, &ticket, ticket + 1)) {
                 run_piece(p, serial, next, pieces, thread);
-                waiting_since = 0;
+                waiting_since = 0, taken_over = 0;
             }
             continue;
         }
@@ -118,7 +118,8 @@ static void work_until_end(pool *p, int thread) {
         } else if (now - waiting_since > TAKE_OVER_S) {
             for (int piece = 0; piece < pieces && atomic_load(&p->ticket) == ticket; piece++)
                 if (atomic_load(&p->committed[piece]) < serial) run_piece(p, serial, piece, pieces, thread);
-            give_way();
+            /* What is left now is being written by a thread that sleeps in the middle of it: very rare. */
+            if (++taken_over > 4) give_way();
             waiting_since = 0;
         }
     }
