@@ -393,9 +393,8 @@ INLINE vf v_tanh(vf x) { /* near 0 a polynomial of Cephes, elsewhere 1 - 2 / (e^
     return v_where_greater(size, v_set1(0.625f), far, near);
 }
 
-/* The error function. Abramowitz and Stegun 7.1.26 has too large an error near 0, so that below 1 its series
- * is used: x times a polynomial of Cephes in x^2; above, 1 - e^(-x^2) t P(t), t = 1 / (1 + x / 2) (Numerical
- * Recipes, erfcc: relative error below 1.2e-7). */
+/* The error function: up to 1 x times a polynomial of Cephes in x^2; above, 1 - t e^(P(t) - x^2) with
+ * t = 1 / (1 + x / 2) (Numerical Recipes, erfcc: relative error below 1.2e-7). */
 INLINE vf v_erf(vf x) {
     vf square = v_mul(x, x), size = v_abs(x);
     vf p = v_set1(7.853861353153693e-5f);
