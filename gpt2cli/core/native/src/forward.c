@@ -16,7 +16,7 @@
 #include "kernels.h"
 #include "pool.h"
 
-#define MAX_SLOTS 4096
+#define MAX_SLOTS 8192
 #define SPARE_ROWS 32
 #define ROWS_AT_ONCE 8 /* rows of a piece that embeds, normalises or rounds */
 
@@ -305,14 +305,14 @@ static void add_product(gpt2 *g, int layer, int rows, const gpt2_matrix *matrix,
     if (!rows) return;
     int blocks = divide_up(rows, ROW_BLOCK);
     o.rows_at_once = (int)round_up((size_t)divide_up(rows, blocks), blocks > 1 ? TILE_ROWS : 1);
-    /* Some pieces for each thread, none so small that handing them out counts. */
+    /* Some pieces for each thread, none so small that handing them out counts. Of the largest matrix there are
+     * 300,000 / 64 panels in 6 blocks of rows: fewer than MAX_PIECES. */
     size_t bytes = (size_t)gpt2_panels_size(matrix->type, matrix->in, PANEL);
     int enough = (int)((96 << 10) / (bytes * (size_t)o.rows_at_once + 1)) + 1;
     int most = ROW_BLOCK / o.rows_at_once, fair = o.panels / (3 * g->threads);
     o.panels_at_once = enough < most ? enough : most;
     if (o.panels_at_once > fair) o.panels_at_once = fair;
     if (o.panels_at_once < 1) o.panels_at_once = 1;
-    while (divide_up(o.panels, o.panels_at_once) * blocks > MAX_PIECES) o.panels_at_once++;
     o.pieces = divide_up(o.panels, o.panels_at_once) * divide_up(rows, o.rows_at_once);
     add(g, o);
 }
