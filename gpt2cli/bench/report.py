@@ -97,9 +97,11 @@ def evenness(arrivals: Sequence[float]) -> dict[str, float]:
     early = (arrivals[WINDOW - 1] - arrivals[0]) / (WINDOW - 1)
     late = (arrivals[49] - arrivals[39]) / 10
     spans = [end - begin for begin, end in zip(arrivals, arrivals[WINDOW:], strict=False)]
-    # A reader that was kept waiting finds several tokens at once.
-    found = {"early_ratio": late / early} if early > 0 else {}
-    return {**found, "slowest_ratio": statistics.median(spans) / max(spans)}
+    usual = statistics.median(spans)
+    # A reader that was kept waiting finds many tokens at once.
+    if not (early and late and usual):
+        return {}
+    return {"early_ratio": late / early, "slowest_ratio": usual / max(spans)}
 
 
 @dataclass(slots=True)
