@@ -22,6 +22,7 @@ from gpt2cli.repl.formats import choose_format
 from gpt2cli.repl.options import SAMPLING_NAMES
 from gpt2cli.repl.sessions import Saved, Session, last_session, list_sessions
 from gpt2cli.settings import Settings
+from gpt2cli.terminal.progress import ConversionProgress
 from gpt2cli.terminal.streams import Terminal
 from gpt2cli.text.sanitize import one_line
 
@@ -344,7 +345,8 @@ def _run_plain(request: Request) -> int:
         from gpt2cli.repl.plain import run_plain
 
         notes: list[str] = []
-        conversation = _conversation(request, notes)
+        with ConversionProgress(terminal, _name(request.model)) as progress:
+            conversation = _conversation(request, notes, progress)
     for note in notes:
         terminal.warn(note)
     conversation.warn = terminal.warn
@@ -361,12 +363,14 @@ def _run_plain(request: Request) -> int:
             terminal.note(f"seed {conversation.seed}")
 
 
-def _conversation(request: Request, notes: list[str]) -> Conversation:
+def _conversation(
+    request: Request, notes: list[str], progress: ConversionProgress | None = None
+) -> Conversation:
     """Load the model and begin the conversation, or go on with it; ``notes`` are what to warn of."""
     from gpt2cli.core.engine import Engine
     from gpt2cli.repl.conversation import Conversation
 
-    engine = Engine.from_checkpoint(request.checkpoint, request.load)
+    engine = Engine.from_checkpoint(request.checkpoint, request.load, progress)
     if engine.tokenizer is None:
         # It says what is missing.
         engine.encode("")

@@ -175,4 +175,7 @@ def completions(
         return
     if shell is None:
         raise UsageError("for which shell?", hint=f"gpt2cli completions {'|'.join(get_args(Shell))}")
-    terminal.write(shells.SCRIPTS[shell](read_command(ctx.find_root().command)))
+    # This command runs alone; the script is of all of them.
+    from gpt2cli.cli.app import command_tree
+
+    terminal.write(shells.SCRIPTS[shell](read_command(typer.main.get_command(command_tree()))))

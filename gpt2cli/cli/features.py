@@ -149,7 +149,9 @@ def features(
     many = lines or from_jsonl or says_jsonl(file)
     with open_source(terminal, words or (), prompt, file, strict=strict, lines=many) as source:
         found = find_model(terminal, settings, ctx.params)
-        run = _Run(terminal, ctx.params, source, found, load_engine(terminal, found), output)
+        run = _Run(
+            terminal, ctx.params, source, found, load_engine(terminal, found, to_look_inside=True), output
+        )
         run.run()
 
 

@@ -22,6 +22,7 @@ from gpt2cli.hub.resolve import ResolvedModel
 from gpt2cli.hub.usage import mark_used
 from gpt2cli.options import GenerateOptions, LoadOptions
 from gpt2cli.settings import Settings
+from gpt2cli.terminal.progress import ConversionProgress
 from gpt2cli.terminal.streams import Terminal
 from gpt2cli.text.sanitize import Sanitizer
 
@@ -177,7 +178,8 @@ def _run(request: Request) -> None:
         from gpt2cli.core.results import new_choices
 
     import_s = time.perf_counter() - started
-    engine = Engine.from_checkpoint(request.checkpoint, request.load)
+    with ConversionProgress(terminal, request.model.name) as progress:
+        engine = Engine.from_checkpoint(request.checkpoint, request.load, progress)
     if request.model.stored is not None:
         mark_used(request.model.stored)
     age = process_age()

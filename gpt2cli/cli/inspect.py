@@ -211,7 +211,7 @@ def _given_sampling(settings: Settings, flags: Mapping[str, Any]) -> dict[str, A
 
 
 def _inspect(request: Request) -> None:
-    engine = load_engine(request.terminal, request.model)
+    engine = load_engine(request.terminal, request.model, to_look_inside=True)
     tokenizer_of(engine)
     from gpt2cli.cli.inspect_report import TextReport
 
@@ -231,7 +231,7 @@ def _inspect(request: Request) -> None:
 
 
 def _explain(request: Request, sampling: GenerateOptions) -> None:
-    engine = load_engine(request.terminal, request.model)
+    engine = load_engine(request.terminal, request.model, to_look_inside=True)
     tokenizer_of(engine)
     from gpt2cli.cli.explain_report import StepReport
 

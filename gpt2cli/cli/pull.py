@@ -11,6 +11,7 @@ import typer
 
 from gpt2cli import __version__
 from gpt2cli.cli import params
+from gpt2cli.cli.conversion import convert_for_auto
 from gpt2cli.errors import Gpt2cliError, ModelNotFound, Unavailable, UsageError
 from gpt2cli.hub.registry import ModelName, is_name, parse_name, parse_revision
 from gpt2cli.hub.resolve import ResolvedModel, resolve
@@ -68,7 +69,8 @@ def pull(
         if without_network:
             _say_present(terminal, name, at, jsonl=jsonl)
         else:
-            pull_model(terminal, name, at, settings=settings, allow_pickle=allow_pickle, jsonl=jsonl)
+            pulled = pull_model(terminal, name, at, settings=settings, allow_pickle=allow_pickle, jsonl=jsonl)
+            convert_for_auto(terminal, pulled.model)
             _make_default(terminal, name)
 
 

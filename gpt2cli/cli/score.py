@@ -323,7 +323,7 @@ def _run(job: Job) -> None:
     """Load the model and do what is asked."""
     found = find_model(job.terminal, job.settings, job.flags)
     windows = _windows(job, found)
-    engine = load_engine(job.terminal, found)
+    engine = load_engine(job.terminal, found, to_look_inside=True)
     if job.options.bos and engine.config.bos_token_id is None:
         raise UsageError("--bos: the model has no bos token")
     if job.options.eos and not engine.config.eos_token_ids:

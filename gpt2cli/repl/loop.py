@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from gpt2cli.errors import Gpt2cliError, Signalled
 from gpt2cli.repl.commands import CommandCompleter, Leave, run_command
 from gpt2cli.repl.history import History
-from gpt2cli.repl.loader import Loader, preload_torch
+from gpt2cli.repl.loader import Loader
 from gpt2cli.repl.prompt import Prompt, message_of
 from gpt2cli.repl.status import Status, short_name, status_line
 from gpt2cli.repl.tree import Turn
@@ -32,9 +32,9 @@ SHOWN_ON_RETURN = 3
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Start:
-    """What is known before torch is imported.
+    """What is known before the model is loaded.
 
-    ``load`` imports it, loads the model and makes or resumes the conversation, in a thread;
+    ``load`` loads it and makes or resumes the conversation, in a thread;
     ``load_engine`` loads another model, and gives its name as shown and its revision. ``resumed`` names the
     session that goes on, ``turns`` are those that lead to where it stands. What ``load`` has to say
     beside the point it leaves in ``notes``.
@@ -222,7 +222,6 @@ class Chat:
         self.show_turns(start.turns[-SHOWN_ON_RETURN:])
 
     def _load(self) -> Conversation:
-        preload_torch()
         conversation = self.start.load()
         self._used = _tokens_of(conversation)
         return conversation

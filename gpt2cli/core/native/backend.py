@@ -1,4 +1,5 @@
-"""A model for the library: its matrices as they lie on disk or converted, all else copied, and slots for texts."""
+"""A model for the library: its matrices as they lie on disk or converted, all else copied, and slots for
+texts."""
 
 from __future__ import annotations
 
@@ -59,7 +60,8 @@ KERNELS = {
 
 
 class NativeBackend:
-    """`Backend` on a CPU, by the library. Its logits are the same to the last bit however tokens are batched."""
+    """`Backend` on a CPU, by the library. Its logits are the same to the last bit however tokens are
+    batched."""
 
     def __init__(
         self,
@@ -218,7 +220,8 @@ class _Loaded:
         return array.ctypes.data, TYPES[dtype]
 
     def _vector(self, name: str) -> int:
-        """The address of a vector in fp32, zeros behind it up to a multiple of 64. Raises `ModelFileError`."""
+        """The address of a vector in fp32, zeros behind it up to a multiple of 64. Raises
+        `ModelFileError`."""
         check_finite(self._tensors, name, self._checkpoint.directory)
         values = as_float32(*self._tensors.read(name))
         padded = np.zeros(-(-len(values) // PANEL) * PANEL, np.float32)
@@ -238,7 +241,8 @@ def _matrices(
 ) -> dict[str, Packed]:
     """What is not multiplied as it lies in the checkpoint, in the layout of the kernels.
 
-    Converted matrices were checked when they were made, with the embeddings; what is read in place is checked now.
+    Converted matrices were checked when they were made, with the embeddings; what is read in place is checked
+    now.
     """
     small = checkpoint.config.parameters < WORTH_KEEPING
     left = [source for source in wanted if not _in_place(source, tensors, precision, small)]
@@ -262,10 +266,13 @@ def _matrices(
 
 
 def _in_place(source: Source, tensors: Tensors, precision: Kind, small: bool) -> bool:
-    """Whether the matrix is multiplied where it lies; the head of a small model is worth turning."""
+    """Whether the matrix is multiplied where it lies.
+
+    A large one of 16 bits is read faster panel after panel, and the head of a small model is worth turning.
+    """
     if direct_type(tensors.read(source.tensor)[1], precision) is None:
         return False
-    return not (small and source.layout == OUTPUTS)
+    return source.layout != OUTPUTS if small else precision == "fp32"
 
 
 def _check_tables(checkpoint: Checkpoint, tensors: Tensors) -> None:

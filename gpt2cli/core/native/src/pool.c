@@ -57,13 +57,18 @@ static double seconds(void) {
 #define PIECE_BITS 20
 #define PIECE_MASK ((1u << PIECE_BITS) - 1)
 
-#define TAKE_OVER_S 60e-6 /* how long a piece of another thread is waited for */
-#define SPIN_S 100e-6     /* how long a thread without work stays awake */
+/* How long another thread's piece is waited for: some times what the fastest piece of the operation took, for all are
+ * of about one size; and this long where none has ended yet. */
+#define TAKE_OVER_S 40e-6
+#define TAKE_OVER_TIMES 4
+#define TAKE_OVER_UNKNOWN_S 1e-3
+#define SPIN_S 300e-6 /* how long a thread without work stays awake */
 
 struct pool {
     _Alignas(64) atomic_uint_least64_t ticket;
     _Alignas(64) atomic_uint_least64_t done;  /* committed pieces of the operation that is open */
     _Alignas(64) atomic_uint_least64_t end;   /* the serial number before which there is work */
+    _Alignas(64) atomic_uint_least32_t fastest; /* nanoseconds, of a piece of the operation that is open; 0 unknown */
     _Alignas(64) atomic_int sleepers, stop;
     const program *work;
     void *context;
@@ -83,21 +88,34 @@ int pool_is_open(const pool *p, uint64_t serial) {
 static void open_next(pool *p, uint64_t serial, uint64_t end) {
     while (serial < end && p->work->pieces(p->context, serial) == 0) serial++;
     atomic_store(&p->done, 0);
+    atomic_store(&p->fastest, 0);
     atomic_store(&p->ticket, serial << PIECE_BITS);
 }
 
+static void note_time(pool *p, double took) {
+    uint_least32_t now = (uint_least32_t)(took * 1e9) + 1, before = atomic_load(&p->fastest);
+    if (!before || now < before) atomic_store(&p->fastest, now); /* of two at once either will do */
+}
+
+static double patience(pool *p) {
+    uint_least32_t fastest = atomic_load(&p->fastest);
+    return fastest ? TAKE_OVER_S + TAKE_OVER_TIMES * 1e-9 * (double)fastest : TAKE_OVER_UNKNOWN_S;
+}
+
 static void run_piece(pool *p, uint64_t serial, int piece, int pieces, int thread) {
+    double started = seconds();
     p->work->compute(p->context, serial, piece, thread);
     uint_least64_t before = atomic_load(&p->committed[piece]);
     /* Only an operation that is still open has a piece that was not committed for it, or for a later one. */
     if (before >= serial || !atomic_compare_exchange_strong(&p->committed[piece], &before, serial)) return;
+    note_time(p, seconds() - started);
     p->work->write(p->context, serial, piece, thread);
     if (atomic_fetch_add(&p->done, 1) + 1 == (uint64_t)pieces) open_next(p, serial + 1, atomic_load(&p->end));
 }
 
 static void work_until_end(pool *p, int thread) {
     double waiting_since = 0;
-    int turns = 0;
+    int turns = 0, taken_over = 0;
     for (;;) {
         uint64_t ticket = atomic_load(&p->ticket), serial = ticket >> PIECE_BITS;
         int next = (int)(ticket & PIECE_MASK);
@@ -106,7 +124,7 @@ static void work_until_end(pool *p, int thread) {
         if (next < pieces) {
             if (atomic_compare_exchange_weak(&p->ticket, &ticket, ticket + 1)) {
                 run_piece(p, serial, next, pieces, thread);
-                waiting_since = 0;
+                waiting_since = 0, taken_over = 0;
             }
             continue;
         }
@@ -115,10 +133,11 @@ static void work_until_end(pool *p, int thread) {
         double now = seconds();
         if (waiting_since == 0) {
             waiting_since = now;
-        } else if (now - waiting_since > TAKE_OVER_S) {
+        } else if (now - waiting_since > patience(p)) {
             for (int piece = 0; piece < pieces && atomic_load(&p->ticket) == ticket; piece++)
                 if (atomic_load(&p->committed[piece]) < serial) run_piece(p, serial, piece, pieces, thread);
-            give_way();
+            /* What is left now is being written by a thread that sleeps in the middle of it: very rare. */
+            if (++taken_over > 4) give_way();
             waiting_since = 0;
         }
     }
