@@ -1,4 +1,4 @@
-"""Builds the library and `native_driver.c` for another processor or with sanitizers, and writes what it runs."""
+"""Builds the library and `native_driver.c` for another processor or with sanitizers; writes what it runs."""
 
 from __future__ import annotations
 
@@ -29,7 +29,9 @@ ARM_LIBRARIES = Path("/usr/aarch64-linux-gnu")
 """Where Debian's libc6-arm64-cross puts what a program for aarch64 loads."""
 
 
-def build_driver(folder: Path, compiler: Sequence[str], flags: str = "", *, system: Sequence[str] = ()) -> Path:
+def build_driver(
+    folder: Path, compiler: Sequence[str], flags: str = "", *, system: Sequence[str] = ()
+) -> Path:
     """Build the library by its own CMakeLists.txt, and the driver beside it; the driver.
 
     ``system`` are CMake's definitions of another processor. The test is skipped where there is no CMake.
@@ -54,7 +56,7 @@ def _run(command: Sequence[str]) -> None:
 
 
 def write_cases(path: Path, cases: Sequence[tuple[Checkpoint, Kind, Script, bool]]) -> None:
-    """Models, in which precision they run, and what is asked of them; True to multiply in place what can be."""
+    """Models, their precision, and what is asked of them; True to multiply in place what can be."""
     with path.open("wb") as file:
         _whole(file, len(cases))
         for checkpoint, precision, script, in_place in cases:

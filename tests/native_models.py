@@ -144,7 +144,7 @@ Step = New | Free | Copy | Pass
 
 @dataclass(slots=True)
 class Script:
-    """Texts, and steps that read parts of them in several slots: side by side, rewound, forked, strayed from."""
+    """Texts, and steps that read parts of them in several slots: side by side, rewound, forked."""
 
     texts: list[list[int]]
     steps: list[Step] = field(default_factory=list)

@@ -342,22 +342,23 @@ static void normalise(const float *x, int width, const float *weight, const floa
 static void quantise(const float *x, int width, int8_t *values, float *scales, int32_t *sums) {
     for (int g = 0; g * GROUP < width; g++) {
         const float *part = x + g * GROUP;
-        vf most = v_set1(0);
+        vf most = v_set1(0), zeros = v_set1(0);
         for (int i = 0; i < GROUP; i += LANES) {
             vf value = v_first(v_load(part + i), width - g * GROUP - i);
             most = v_max(v_max(value, v_sub(v_set1(0), value)), most);
+            zeros = v_fma(value, v_set1(0), zeros);
         }
-        float largest = v_most(most);
+        float largest = v_most(most), zero = v_sum(zeros);
         /* Below this the reciprocal is no number. */
         float inverse = largest > 1e-30f ? 127.0f / largest : 0.0f;
         int32_t sum = 0;
         for (int i = 0; i < GROUP; i += LANES) {
             vf value = v_mul(v_first(v_load(part + i), width - g * GROUP - i), v_set1(inverse));
-            /* A value that is no number becomes one; its group's scale is infinite or no number then, too. */
             v_store_i8(values + g * GROUP + i, v_min(v_max(value, v_set1(-127)), v_set1(127)));
         }
         for (int i = 0; i < GROUP; i++) sum += values[g * GROUP + i];
-        scales[g] = inverse > 0 ? largest / 127.0f : largest != largest ? largest : 0.0f;
+        /* Where a value is infinite or no number, 0 times it is no number, and so the scale. */
+        scales[g] = zero != 0 ? zero : inverse > 0 ? largest / 127.0f : 0.0f;
         sums[g] = sum;
     }
 }
@@ -528,13 +529,14 @@ static void widen(int type, const void *row, int width, float *y, int add) {
     for (; i % PANEL; i++) y[i] = 0;
 }
 
+/* What does not fit becomes the largest that does: an infinite value would reach rows before it, as 0 times it. */
 static void narrow(const float *x, void *y, int n) {
     for (int i = 0; i < n; i += LANES) {
         float lane[LANES] = {0};
         char half[2 * LANES];
         int some = n - i < LANES ? n - i : LANES;
         memcpy(lane, x + i, sizeof(float) * (size_t)some);
-        v_store_f16(half, v_load(lane));
+        v_store_f16(half, v_min(v_set1(65504), v_max(v_set1(-65504), v_load(lane))));
         memcpy((char *)y + 2 * i, half, 2 * (size_t)some);
     }
 }
