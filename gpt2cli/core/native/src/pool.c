@@ -28,6 +28,7 @@ static double seconds(void) {
 #include <pthread.h>
 #include <sched.h>
 #include <signal.h>
+#include <unistd.h>
 typedef pthread_t thread_handle;
 typedef pthread_mutex_t lock_type;
 typedef pthread_cond_t signal_type;
@@ -73,6 +74,9 @@ struct pool {
     const program *work;
     void *context;
     int threads, started;
+#if !defined(_WIN32)
+    pid_t process; /* in which they were started */
+#endif
     lock_type lock;
     signal_type wake;
     thread_handle *handles;
@@ -174,9 +178,22 @@ static void *thread_main(void *argument) {
     return 0;
 }
 
+/* A process that was forked off has the pool, and none of its threads, which may have held the lock. */
+static void forget_lost_threads(pool *p) {
+#if !defined(_WIN32)
+    if (!p->started || p->process == getpid()) return;
+    p->started = 0;
+    atomic_store(&p->sleepers, 0);
+    lock_init(&p->lock), signal_init(&p->wake);
+#else
+    (void)p;
+#endif
+}
+
 static void start_threads(pool *p) {
     p->started = 1;
 #if !defined(_WIN32)
+    p->process = getpid();
     /* Signals are for the thread that runs Python. */
     sigset_t all, before;
     sigfillset(&all);
@@ -214,6 +231,7 @@ pool *pool_new(int threads, const program *work, void *context) {
 }
 
 void pool_run(pool *p, uint64_t first, uint64_t end) {
+    forget_lost_threads(p);
     if (!p->started) start_threads(p);
     open_next(p, first, end); /* nobody looks before the end has moved */
     atomic_store(&p->end, end);
@@ -226,6 +244,7 @@ void pool_run(pool *p, uint64_t first, uint64_t end) {
 }
 
 void pool_free(pool *p) {
+    forget_lost_threads(p);
     lock_take(&p->lock);
     atomic_store(&p->stop, 1);
     signal_all(&p->wake);
