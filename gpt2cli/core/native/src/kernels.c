@@ -133,8 +133,14 @@ static void widen_four(const gpt2_matrix *w, int output, int present, int i, int
     for (; present >= 4 && k + LANES <= n; k += LANES) {
         float lanes[4 * LANES];
         for (size_t c = 0; c < 4; c++) ask_for(next + c * stride + (size_t)k * element);
-        for (size_t c = 0; c < 4; c++) load_any(w->type, row + c * stride + (size_t)k * element, lanes + c * LANES);
-        for (int part = 0; part < LANES; part += 4) transpose4(lanes + part, LANES, block + (k + part) * PANEL, PANEL);
+        const float *from = (const float *)row + k;
+        size_t from_stride = (size_t)w->in;
+        if (w->type != GPT2_F32) {
+            for (size_t c = 0; c < 4; c++) load_any(w->type, row + c * stride + (size_t)k * element, lanes + c * LANES);
+            from = lanes, from_stride = LANES;
+        }
+        for (int part = 0; part < LANES; part += 4)
+            transpose4(from + part, from_stride, block + (k + part) * PANEL, PANEL);
     }
     for (; k < n; k++)
         for (int c = 0; c < 4; c++)
