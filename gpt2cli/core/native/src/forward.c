@@ -18,7 +18,7 @@
 
 #define MAX_SLOTS 8192
 #define SPARE_ROWS 32
-#define ROWS_AT_ONCE 8 /* rows of a piece that embeds, normalises or rounds */
+#define ROWS_AT_ONCE 8 /* the most rows of a piece that embeds, normalises or rounds */
 
 enum { EMBED, GATHER, NORMALISE, ROUND, MULTIPLY, ATTEND };
 enum { TO_CACHE, TO_RESIDUAL, TO_ACTIVATION, TO_LOGITS };
@@ -291,7 +291,9 @@ static int divide_up(int n, int by) { return (n + by - 1) / by; }
 static void add(gpt2 *g, operation o) { g->ring[g->writing++ & g->ring_mask] = o; }
 
 static void add_rows(gpt2 *g, operation o) {
-    o.rows_at_once = ROWS_AT_ONCE, o.pieces = divide_up(o.rows, ROWS_AT_ONCE);
+    int fair = divide_up(o.rows, 2 * g->threads);
+    o.rows_at_once = fair < 1 ? 1 : fair < ROWS_AT_ONCE ? fair : ROWS_AT_ONCE;
+    o.pieces = divide_up(o.rows, o.rows_at_once);
     add(g, o);
 }
 

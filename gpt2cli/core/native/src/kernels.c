@@ -19,6 +19,7 @@
 /* Weights and keys come from main memory, one after the other: asked for some way ahead, a core gets half as much
  * again of them in a second as its own prefetching brings. */
 #define AHEAD_BYTES 6144
+#define AHEAD_INPUTS 24
 INLINE void ask_for(const void *p) { __builtin_prefetch(p, 0, 2); }
 
 typedef vf (*load_function)(const void *);
@@ -126,10 +127,20 @@ static void widen_four(const gpt2_matrix *w, int output, int present, int i, int
     size_t element = bytes_of(w->type), stride = (size_t)w->in * element;
     const char *row = (const char *)w->data + (size_t)output * stride + (size_t)i * element;
     int k = 0;
+    /* The next block of these outputs; after the last one, the first of those in the next panel. */
+    size_t here = (size_t)i * element, size = (size_t)n * element;
+    const char *next = i + n < w->in ? row + size : row - here + PANEL * stride;
     for (; present >= 4 && k + LANES <= n; k += LANES) {
         float lanes[4 * LANES];
-        for (size_t c = 0; c < 4; c++) load_any(w->type, row + c * stride + (size_t)k * element, lanes + c * LANES);
-        for (int part = 0; part < LANES; part += 4) transpose4(lanes + part, LANES, block + (k + part) * PANEL, PANEL);
+        for (size_t c = 0; c < 4; c++) ask_for(next + c * stride + (size_t)k * element);
+        const float *from = (const float *)row + k;
+        size_t from_stride = (size_t)w->in;
+        if (w->type != GPT2_F32) {
+            for (size_t c = 0; c < 4; c++) load_any(w->type, row + c * stride + (size_t)k * element, lanes + c * LANES);
+            from = lanes, from_stride = LANES;
+        }
+        for (int part = 0; part < LANES; part += 4)
+            transpose4(from + part, from_stride, block + (k + part) * PANEL, PANEL);
     }
     for (; k < n; k++)
         for (int c = 0; c < 4; c++)
@@ -168,7 +179,7 @@ static void multiply_floats(const gpt2_matrix *w, int panel, const float *x, siz
         int n = w->in - i < BLOCK ? w->in - i : BLOCK;
         if (direct) {
             multiply_block(rows, PANEL / LANES, w->type, s->tile, PANEL, i == 0, x + i, stride,
-                           data + (size_t)i * w_stride, w_stride, n, w->layout == GPT2_PANELS ? AHEAD_BYTES : 0);
+                           data + (size_t)i * w_stride, w_stride, n, w->layout == GPT2_PANELS ? AHEAD_BYTES : AHEAD_INPUTS * w_stride);
         } else {
             widen_block(w, panel, i, n, s->block);
             multiply_block(rows, PANEL / LANES, GPT2_F32, s->tile, PANEL, i == 0, x + i, stride, (char *)s->block,
