@@ -309,7 +309,8 @@ def _run(request: Request) -> int:
 
 
 def _run_on_terminal(request: Request) -> int:
-    from gpt2cli.repl.loop import Start, run_session
+    from gpt2cli.repl.chat import Start
+    from gpt2cli.repl.loop import run_session
 
     def load_engine(name: str) -> tuple[Engine, str, str | None]:
         from gpt2cli.core.engine import Engine

@@ -11,7 +11,7 @@ from gpt2cli.repl.prompt import edit_in_editor
 from gpt2cli.text.sanitize import one_line
 
 if TYPE_CHECKING:
-    from gpt2cli.repl.loop import Chat
+    from gpt2cli.repl.chat import Chat
 
 MAX_BRANCHES = 16
 

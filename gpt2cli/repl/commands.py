@@ -17,7 +17,7 @@ from gpt2cli.repl.arguments import Item
 from gpt2cli.text.sanitize import one_line
 
 if TYPE_CHECKING:
-    from gpt2cli.repl.loop import Chat
+    from gpt2cli.repl.chat import Chat
 
 
 class Leave(Exception):

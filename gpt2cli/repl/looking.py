@@ -10,7 +10,7 @@ from gpt2cli.repl.view import DIM
 from gpt2cli.text.detokenizer import Detokenizer
 
 if TYPE_CHECKING:
-    from gpt2cli.repl.loop import Chat
+    from gpt2cli.repl.chat import Chat
 
 
 def context(chat: Chat, argument: str) -> None:

@@ -22,7 +22,7 @@ from gpt2cli.terminal.table import aligned
 from gpt2cli.text.sanitize import one_line
 
 if TYPE_CHECKING:
-    from gpt2cli.repl.loop import Chat
+    from gpt2cli.repl.chat import Chat
 
 SESSIONS_SHOWN = 20
 

@@ -27,7 +27,8 @@ from gpt2cli.text.tokenizer import Tokenizer
 from gpt2cli.train import attention, hardware
 from gpt2cli.train.corpus import Corpus, tokenizer_files
 from gpt2cli.train.distill import DistillationTrainer, make_student
-from gpt2cli.train.export import Facts, FileScore, export, round_weights
+from gpt2cli.train.export import export, round_weights
+from gpt2cli.train.facts import Facts, FileScore
 from gpt2cli.train.finetune import add_lora, load_model, merged
 from gpt2cli.train.options import Recipe
 from gpt2cli.train.record import Record, Report
