@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from typing import Any
 
-from gpt2cli.analysis.templates import expand_template
+from gpt2cli.analysis.prompt_variants import expand_template
 from gpt2cli.cli.formats import Output, read_output
 from gpt2cli.cli.loading import FoundModel, find_model, start
 from gpt2cli.cli.prompt import read_prompt

@@ -9,8 +9,8 @@ import typer
 
 from gpt2cli.cli import params
 from gpt2cli.cli.loading import FoundModel, find_model, load_engine, start
-from gpt2cli.cli.records import open_source
 from gpt2cli.cli.score_options import Job, Normalize, Task, read_options
+from gpt2cli.cli.sources import open_source
 from gpt2cli.errors import UsageError
 from gpt2cli.terminal.streams import Terminal
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from gpt2cli.cli.formats import format_of
-from gpt2cli.cli.records import Source, says_jsonl
+from gpt2cli.cli.sources import Source, says_jsonl
 from gpt2cli.errors import UsageError
 from gpt2cli.files import check_writable
 from gpt2cli.options import check_whole

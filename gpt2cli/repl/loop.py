@@ -6,7 +6,7 @@ import os
 
 from gpt2cli.errors import Signalled
 from gpt2cli.repl.chat import Cancelled, Chat, Start
-from gpt2cli.repl.commands import CommandCompleter, Leave, run_command
+from gpt2cli.repl.commands.table import CommandCompleter, Leave, run_command
 from gpt2cli.repl.prompt import message_of
 from gpt2cli.repl.status import short_name
 from gpt2cli.repl.tty import Tty
