@@ -37,7 +37,7 @@ OTHER_VARIABLES = frozenset(
     f"GPT2CLI_{name}"
     for name in ("HOME", "NATIVE", "NATIVE_LIBRARY", "ZIG", "SHARED", "REQUIRE_SHARED", "UPDATE")
 )
-"""What may stand in the environment besides the settings; ZIG is of the build, the last three of the tests."""
+"""What may stand in the environment beside settings; ZIG is of the build, the last three of the tests."""
 
 
 @dataclass(frozen=True, slots=True)
