@@ -20,18 +20,17 @@ from gpt2cli import __version__
 from gpt2cli.cli.app import PROGRAM, command_tree
 from gpt2cli.settings import KEYS, environment_name
 
-DESCRIPTION = """gpt2cli continues texts with models of the GPT-2 family, on this machine, in a terminal. It scores texts and
-looks into models, and it trains them. A small model, tiny, ships with it; others are pulled from the Hugging
-Face Hub.
+DESCRIPTION = """It continues texts, scores them, looks into models, and trains them. A small model, tiny,
+ships with it; others are pulled from the Hugging Face Hub.
 
 Data is on standard output, everything else on standard error. The same seed gives the same text."""
 
 ENVIRONMENT = {
     "GPT2CLI_HOME": "One folder for settings, models and caches.",
-    "GPT2CLI_NATIVE": "0 turns the native library of the CPU off; the name of an instruction set, such as avx2 or "
-    "portable, asks for that one.",
-    "HF_ENDPOINT, HF_TOKEN, HF_HUB_CACHE, HF_HUB_OFFLINE": "As in huggingface_hub; the token goes to the Hub's own "
-    "host only, unless the setting send_token is true.",
+    "GPT2CLI_NATIVE": "0 turns the native library of the CPU off; the name of an instruction set, such as "
+    "avx2 or portable, asks for that one.",
+    "HF_ENDPOINT, HF_TOKEN, HF_HUB_CACHE, HF_HUB_OFFLINE": "As in huggingface_hub; the token goes to the "
+    "Hub's own host only, unless the setting send_token is true.",
     "OMP_NUM_THREADS": "The CPU threads, where --threads does not say.",
     "NO_COLOR, TERM": "No colours; with TERM=dumb nothing moves either.",
 }
@@ -67,7 +66,7 @@ def page() -> str:
         f'.TH GPT2CLI 1 "" "gpt2cli {__version__}" "User Commands"',
         *section("NAME", [rf"{PROGRAM} \- {escaped(lowered(tree.help))}"]),
         *section("SYNOPSIS", [f".B {PROGRAM}", escaped(" ".join(tree.collect_usage_pieces(context)))]),
-        *section("DESCRIPTION", paragraphs(DESCRIPTION)),
+        *section("DESCRIPTION", paragraphs(f"{tree.help}\n\n{DESCRIPTION}\n\n{tree.epilog}")),
         *section("OPTIONS", list(records(tree, context))),
         *section("COMMANDS", list(commands(tree, context))),
         *section("SETTINGS", list(settings())),
@@ -109,8 +108,8 @@ def records(command: Any, context: typer.Context) -> Iterator[str]:
 def settings() -> Iterator[str]:
     """Each setting, and its variable."""
     yield from paragraphs(
-        "A flag comes before the environment, that before config.toml (gpt2cli config set KEY VALUE), that before "
-        "the model's generation_config.json, that before transformers' defaults."
+        "A flag comes before the environment, that before config.toml (gpt2cli config set KEY VALUE), that "
+        "before the model's generation_config.json, that before transformers' defaults."
     )
     yield from entries({f"{key}, {environment_name(key)}": f"{known.help}." for key, known in KEYS.items()})
 

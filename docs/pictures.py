@@ -2,8 +2,8 @@
 
     python docs/pictures.py [FOLDER]
 
-A shell runs in a pty, what is typed is typed, and pyte draws the screen. The seeds are fixed, so that the same
-model gives the same pictures on every machine.
+A shell runs in a pty, what is typed is typed, and pyte draws the screen. The seeds are fixed, so that the
+same model gives the same texts on every machine.
 """
 
 from __future__ import annotations
