@@ -17,8 +17,8 @@ import gpt2cli
 # The models are tiny: a second thread only waits, and spins where the machine is busy. Read when torch loads.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
-# Where an installed package is tested, processes that tests start import it too, with its native library, and not
-# the source tree in the current folder.
+# Where an installed package is tested, processes that tests start import it too, with its native library, and
+# not the source tree in the current folder.
 if not Path(gpt2cli.__file__).is_relative_to(REPOSITORY):
     os.environ["PYTHONSAFEPATH"] = "1"
 
