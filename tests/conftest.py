@@ -21,6 +21,10 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 if not Path(gpt2cli.__file__).is_relative_to(REPOSITORY):
     os.environ["PYTHONSAFEPATH"] = "1"
 
+# Processes that tests start import the package that is installed, which has the native library, and not the
+# source tree below the current folder.
+os.environ.setdefault("PYTHONSAFEPATH", "1")
+
 # Where this runs in the background of a script SIGINT is ignored, and so it would be by what is tested.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)

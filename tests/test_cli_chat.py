@@ -29,6 +29,7 @@ from gpt2cli.errors import Interrupted, UsageError
 from gpt2cli.repl.plain import OneLine, run_plain
 from gpt2cli.repl.sessions import Session, list_sessions, sessions_dir
 from gpt2cli.terminal.streams import Terminal
+from gpt2cli.text.sanitize import one_line
 from gpt2cli.text.tokenizer import Tokenizer
 
 SAY = ("--seed", "7", "--max-new-tokens", "12", "-q")
@@ -293,9 +294,7 @@ def test_a_warning_stands_on_a_line_of_its_own(model: Path) -> None:
     talk = conversation(engine, session=Session("mine"), warn=terminal.warn)
     assert run_plain(terminal, talk, ["words"], as_json=False, sanitize=True) == 0
     lines = screen.getvalue().decode().splitlines()
-    assert (
-        talk.tree.current is not None and lines[0].strip() == OneLine().push(talk.tree.current.answer).strip()
-    )
+    assert talk.tree.current is not None and lines[0].strip() == one_line(talk.tree.current.answer)
     assert lines[1].startswith("warning: the session cannot be saved")
 
 

@@ -190,7 +190,8 @@ def _entropy(probabilities: NDArray[np.float64]) -> float:
 
 
 def _likeliest(before: Floats, after: Floats, top: int) -> list[int]:
-    """The ``top`` tokens by the scores [V] before and after, in the order of the first; none that was removed."""
+    """The ``top`` tokens by the scores [V] before and after, in the order of the first; none that was
+    removed."""
     tokens = _best(before, top) | {token for token in _best(after, top) if after[token] > NEVER}
     return sorted(tokens, key=lambda token: (-float(before[token]), token))
 

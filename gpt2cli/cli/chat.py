@@ -22,6 +22,7 @@ from gpt2cli.repl.formats import choose_format
 from gpt2cli.repl.options import SAMPLING_NAMES
 from gpt2cli.repl.sessions import Saved, Session, last_session, list_sessions
 from gpt2cli.settings import Settings
+from gpt2cli.terminal.progress import ConversionProgress
 from gpt2cli.terminal.streams import Terminal
 from gpt2cli.text.sanitize import one_line
 
@@ -155,7 +156,7 @@ def chat(
 
 
 @dataclass(frozen=True, slots=True)
-class Request:
+class ChatRequest:
     """A command line that was found to be in order, the model's files included; nothing is loaded yet."""
 
     terminal: Terminal
@@ -180,7 +181,7 @@ def _name(model: ResolvedModel) -> str:
     return model.name if model.stored is not None else str(model.directory.resolve())
 
 
-def _read_request(terminal: Terminal, flags: Mapping[str, Any]) -> Request:
+def _read_request(terminal: Terminal, flags: Mapping[str, Any]) -> ChatRequest:
     """Check everything that can be checked without torch. Raises `Gpt2cliError`."""
     settings = Settings.load(terminal.environ)
     terminal.quiet = bool(settings.over({"quiet": flags["quiet"]}).get("quiet"))
@@ -203,7 +204,7 @@ def _read_request(terminal: Terminal, flags: Mapping[str, Any]) -> Request:
         checkpoint.generate_options(given)
         format = flags["format"] or (saved.format if saved and not flags["model"] else None)
         system = flags["system"]
-        return Request(
+        return ChatRequest(
             terminal=terminal,
             settings=settings,
             model=model,
@@ -297,7 +298,7 @@ def _fitted(terminal: Terminal, line: str) -> str:
     return (indent + one_line(line))[: terminal.width - 1]
 
 
-def _run(request: Request) -> int:
+def _run(request: ChatRequest) -> int:
     try:
         if request.interactive:
             return _run_on_terminal(request)
@@ -307,8 +308,9 @@ def _run(request: Request) -> int:
             request.session.close()
 
 
-def _run_on_terminal(request: Request) -> int:
-    from gpt2cli.repl.loop import Start, run_session
+def _run_on_terminal(request: ChatRequest) -> int:
+    from gpt2cli.repl.chat import Start
+    from gpt2cli.repl.loop import run_session
 
     def load_engine(name: str) -> tuple[Engine, str, str | None]:
         from gpt2cli.core.engine import Engine
@@ -338,13 +340,14 @@ def _run_on_terminal(request: Request) -> int:
     return 0
 
 
-def _run_plain(request: Request) -> int:
+def _run_plain(request: ChatRequest) -> int:
     terminal = request.terminal
     with terminal.signals.deferred():
         from gpt2cli.repl.plain import run_plain
 
         notes: list[str] = []
-        conversation = _conversation(request, notes)
+        with ConversionProgress(terminal, _name(request.model)) as progress:
+            conversation = _conversation(request, notes, progress)
     for note in notes:
         terminal.warn(note)
     conversation.warn = terminal.warn
@@ -361,12 +364,14 @@ def _run_plain(request: Request) -> int:
             terminal.note(f"seed {conversation.seed}")
 
 
-def _conversation(request: Request, notes: list[str]) -> Conversation:
+def _conversation(
+    request: ChatRequest, notes: list[str], progress: ConversionProgress | None = None
+) -> Conversation:
     """Load the model and begin the conversation, or go on with it; ``notes`` are what to warn of."""
     from gpt2cli.core.engine import Engine
     from gpt2cli.repl.conversation import Conversation
 
-    engine = Engine.from_checkpoint(request.checkpoint, request.load)
+    engine = Engine.from_checkpoint(request.checkpoint, request.load, progress)
     if engine.tokenizer is None:
         # It says what is missing.
         engine.encode("")

@@ -13,7 +13,7 @@ import typer
 
 from gpt2cli.cli import params
 from gpt2cli.cli.loading import FoundModel, encode_text, find_model, load_engine, start, tokenizer_of
-from gpt2cli.cli.records import (
+from gpt2cli.cli.sources import (
     Record,
     Source,
     at_record,
@@ -149,7 +149,9 @@ def features(
     many = lines or from_jsonl or says_jsonl(file)
     with open_source(terminal, words or (), prompt, file, strict=strict, lines=many) as source:
         found = find_model(terminal, settings, ctx.params)
-        run = _Run(terminal, ctx.params, source, found, load_engine(terminal, found), output)
+        run = _Run(
+            terminal, ctx.params, source, found, load_engine(terminal, found, to_look_inside=True), output
+        )
         run.run()
 
 

@@ -7,13 +7,14 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from gpt2cli.checkpoint import Checkpoint, open_checkpoint
-from gpt2cli.cli.pull import is_offline, resolve_or_pull
+from gpt2cli.cli.pulling import is_offline, resolve_or_pull
 from gpt2cli.errors import ModelFileError, UsageError
 from gpt2cli.hub.converted import converted_stem
 from gpt2cli.hub.resolve import ResolvedModel
 from gpt2cli.hub.usage import mark_used
 from gpt2cli.options import LoadOptions
 from gpt2cli.settings import Settings
+from gpt2cli.terminal.progress import ConversionProgress
 from gpt2cli.terminal.streams import Terminal
 
 if TYPE_CHECKING:
@@ -76,11 +77,16 @@ def find_model(terminal: Terminal, settings: Settings, flags: Mapping[str, Any])
     return FoundModel(resolved, checkpoint, replace(load, converted=converted_stem(resolved)))
 
 
-def load_engine(terminal: Terminal, found: FoundModel) -> Engine:
-    """Load the model. Raises what `Engine.from_checkpoint` raises."""
+def load_engine(terminal: Terminal, found: FoundModel, *, to_look_inside: bool = False) -> Engine:
+    """Load the model. Raises what `Engine.from_checkpoint` raises.
+
+    Who wants `Engine.model` alone says so with ``to_look_inside``: then nothing else is prepared.
+    """
     with terminal.signals.deferred():
         from gpt2cli.core.engine import Engine
-    engine = Engine.from_checkpoint(found.checkpoint, found.load)
+    load = replace(found.load, backend="torch") if to_look_inside else found.load
+    with ConversionProgress(terminal, found.resolved.name) as progress:
+        engine = Engine.from_checkpoint(found.checkpoint, load, progress)
     if found.resolved.stored is not None:
         mark_used(found.resolved.stored)
     return engine

@@ -12,6 +12,7 @@ import typer
 from gpt2cli import paths
 from gpt2cli.checkpoint import WEIGHT_FILES, Checkpoint, open_checkpoint, weight_files
 from gpt2cli.cli import params
+from gpt2cli.cli.conversion import convert_for_auto
 from gpt2cli.errors import Gpt2cliError, ModelFileError, ModelNotFound, UsageError
 from gpt2cli.hub.garbage import PARTIAL_DAYS, discard, find_garbage, tree_size
 from gpt2cli.hub.hfcache import find_cached
@@ -150,6 +151,7 @@ def import_model(
     else:
         stored = add_local(directory, parsed, source, model_files(directory))
     terminal.note(f"imported {stored.name} ({shown_bytes(tree_size(stored.directory))})")
+    convert_for_auto(terminal, stored)
 
 
 def _name_of(directory: Path, given: str | None) -> ModelName:

@@ -41,7 +41,8 @@ class Batch:
     def of(
         cls, parts: Sequence[tuple[int, int, Sequence[int]]], wanted: Sequence[int] | None = None
     ) -> Batch:
-        """From (slot, first position, ids) for each slot; logits after the last id of each, or after ``wanted``."""
+        """From (slot, first position, ids) for each slot; logits after the last id of each, or after
+        ``wanted``."""
         lengths = [len(ids) for _, _, ids in parts]
         ends = np.cumsum(lengths, dtype=np.int32)
         positions = [np.arange(at, at + len(ids), dtype=np.int32) for _, at, ids in parts]

@@ -44,6 +44,16 @@ def open_backend(checkpoint: Checkpoint, options: LoadOptions, progress: Progres
     return torch_gpt2.open_backend(checkpoint, precision, device, threads)
 
 
+def convert_ahead(checkpoint: Checkpoint, converted: Path, progress: Progress | None = None) -> None:
+    """Convert what ``auto`` precision needs of ``checkpoint`` on this machine, to be found at its first use.
+
+    Nothing happens where nothing has to be converted. Raises as `open_backend` does.
+    """
+    options = LoadOptions(converted=converted)
+    if device_for(options.device) == "cpu" and _native(options.backend) is not None:
+        open_backend(checkpoint, options, progress).close()
+
+
 def device_for(asked: Device) -> Device:
     """The device that ``asked`` stands for: ``auto`` is a GPU that torch can use, else the CPU."""
     if asked != "auto":

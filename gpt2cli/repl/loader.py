@@ -2,12 +2,8 @@
 
 from __future__ import annotations
 
-import ctypes
-import importlib.util
-import os
 import threading
 from collections.abc import Callable
-from pathlib import Path
 from typing import Generic, TypeVar
 
 T = TypeVar("T")
@@ -75,24 +71,3 @@ class Loader(Generic[T]):
         self._done.set()
         if self._then is not None:
             self._then()
-
-
-def preload_torch() -> None:
-    """Have the dynamic linker read torch's largest library without the interpreter's lock.
-
-    An import holds the lock while it links: a third of a second in which no key would be shown. A foreign
-    call does not. Where anything is not as expected, nothing happens and the import does it all.
-    """
-    try:
-        spec = importlib.util.find_spec("torch")
-        if spec is None or spec.origin is None or os.name != "posix":
-            return
-        dlopen = ctypes.CDLL(None).dlopen
-        dlopen.restype, dlopen.argtypes = ctypes.c_void_p, [ctypes.c_char_p, ctypes.c_int]
-        folder = Path(spec.origin).parent / "lib"
-        # The order and the modes are those of torch/__init__.py.
-        for name, mode in (("libtorch_global_deps", os.RTLD_GLOBAL), ("libtorch_cpu", os.RTLD_LOCAL)):
-            for library in sorted(folder.glob(f"{name}.*")):
-                dlopen(os.fsencode(library), os.RTLD_NOW | mode)
-    except (OSError, AttributeError, ValueError):
-        pass

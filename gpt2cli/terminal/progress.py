@@ -18,6 +18,7 @@ from gpt2cli.text.sanitize import one_line
 
 LINE_EVERY_S = 10.0
 FRAME_EVERY_S = 0.1
+SHOWN_AFTER_S = 1.0
 
 
 class Meter(Protocol):
@@ -65,6 +66,34 @@ class PullProgress:
             self._meter.move(int(event["bytes"]))
         elif line := _line(event):
             self._meter.say(one_line(line))
+
+
+class ConversionProgress:
+    """The display of a conversion of weights; call it with the bytes done and all of them.
+
+    What takes less than a second is not worth a sign. Used as a context, it leaves no bar behind.
+    """
+
+    def __init__(self, terminal: Terminal, model: str, clock: Callable[[], float] = time.monotonic) -> None:
+        self._terminal, self._model, self._clock = terminal, model, clock
+        self._begun = clock()
+        self._meter: Meter | None = None
+
+    def __enter__(self) -> ConversionProgress:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._meter is not None:
+            self._meter.stop()
+
+    def __call__(self, done: int, total: int) -> None:
+        if self._meter is None and self._clock() - self._begun >= SHOWN_AFTER_S and done < total:
+            self._meter = make_meter(self._terminal, self._clock)
+            self._meter.start(f"{one_line(self._model)}: converting weights, once", total, 0)
+        if self._meter is not None:
+            self._meter.move(done)
 
 
 def _line(event: Mapping[str, Any]) -> str | None:

@@ -1,7 +1,8 @@
-"""The CPU backend: a shared library of our own, driven by ctypes; neither torch nor a compiler is needed to run it.
+"""The CPU backend: a shared library of our own, driven by ctypes; neither torch nor a compiler is needed to
+run it.
 
-`library` loads it and declares its interface again (``src/gpt2.h``); `packed` keeps matrices in the layout that the
-kernels read, in files that are mapped; `backend` puts a model together.
+`library` loads it and declares its interface again (``src/gpt2.h``); `packed` keeps matrices in the layout
+that the kernels read, in files that are mapped; `backend` puts a model together.
 """
 
 from __future__ import annotations
@@ -40,8 +41,8 @@ def load(
 ) -> NativeBackend:
     """The backend for ``checkpoint`` in ``precision``.
 
-    With ``converted`` (`LoadOptions.converted`) matrices that have to be converted are kept there and found again;
-    ``progress`` is told of a conversion. Raises `ModelFileError`, and `Gpt2cliError` without memory.
+    With ``converted`` (`LoadOptions.converted`) matrices that have to be converted are kept there and found
+    again; ``progress`` is told of a conversion. Raises `ModelFileError`, and `Gpt2cliError` without memory.
     """
     from gpt2cli.core.native.backend import NativeBackend
 

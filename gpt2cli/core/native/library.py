@@ -121,7 +121,8 @@ def problem() -> str | None:
 
 
 def library() -> ctypes.CDLL:
-    """The library, its functions declared. Raises `OSError` where there is none, or one of another version."""
+    """The library, its functions declared. Raises `OSError` where there is none, or one of another
+    version."""
     return _load(os.environ.get(PLACE) or _beside())
 
 

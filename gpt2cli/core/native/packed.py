@@ -1,10 +1,11 @@
-"""Matrices in the layout that the kernels read: converted once, kept in one file per model and precision, mapped.
+"""Matrices in the layout that the kernels read: converted once, kept in one file per model and precision,
+mapped.
 
-The file is safetensors: each matrix under its canonical name, the output head as ``lm_head.weight`` also where it is
-tied. A matrix [in, out] is cut into panels of 64 outputs, the last filled up with zeros: ``F32``, ``F16`` or ``BF16``
-[panels, in, 64]; in int8 and int4 ``U8`` [panels, groups, bytes], for each group of 64 inputs its values and then 64
-scales in bf16 (``src/convert.c``). A file of the same name with ``.sha256`` holds its hash. All else of a model is read
-from the checkpoint itself.
+The file is safetensors: each matrix under its canonical name, the output head as ``lm_head.weight`` also
+where it is tied. A matrix [in, out] is cut into panels of 64 outputs, the last filled up with zeros: ``F32``,
+``F16`` or ``BF16`` [panels, in, 64]; in int8 and int4 ``U8`` [panels, groups, bytes], for each group of 64
+inputs its values and then 64 scales in bf16 (``src/convert.c``). A file of the same name with ``.sha256``
+holds its hash. All else of a model is read from the checkpoint itself.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import hashlib
+import itertools
 import json
 import math
 import os
@@ -69,7 +71,8 @@ def sources(tensors: Tensors, config_shapes: Mapping[str, tuple[int, ...]], laye
     for layer in range(layers):
         for part in ("attn.c_attn", "attn.c_proj", "mlp.c_fc", "mlp.c_proj"):
             name = f"h.{layer}.{part}.weight"
-            found.append(Source(name, name, *config_shapes[name], INPUTS))
+            inputs, outputs = config_shapes[name]
+            found.append(Source(name, name, inputs, outputs, INPUTS))
     outputs, inputs = config_shapes["wte.weight"]
     return [*found, Source("lm_head.weight", tensors.head_name(), inputs, outputs, OUTPUTS)]
 
@@ -77,8 +80,8 @@ def sources(tensors: Tensors, config_shapes: Mapping[str, tuple[int, ...]], laye
 def kind_of(source: Source, precision: Kind, largest: float) -> Kind:
     """The precision that a matrix is kept in when ``precision`` is asked for.
 
-    fp16 cannot hold what is over 65,504; the output head stays at 8 bits where 4 are asked for: it costs little time,
-    and much less is lost.
+    fp16 cannot hold what is over 65,504; the output head stays at 8 bits where 4 are asked for: it costs
+    little time, and much less is lost.
     """
     if precision == "fp16" and largest > FP16_MAX:
         return "fp32"
@@ -124,7 +127,7 @@ def pack(tensors: Tensors, source: Source, kind: Kind, threads: int) -> Array:
         )
 
     edges = [panels * n // threads for n in range(threads + 1)]
-    others = [threading.Thread(target=part, args=pair) for pair in zip(edges[1:-1], edges[2:], strict=True)]
+    others = [threading.Thread(target=part, args=pair) for pair in itertools.pairwise(edges[1:])]
     for other in others:
         other.start()
     part(0, edges[1])
@@ -139,7 +142,8 @@ def packed_path(stem: Path, precision: Kind) -> Path:
 
 
 def find_packed(path: Path, wanted: Iterable[Source], precision: Kind) -> dict[str, Packed] | None:
-    """The matrices of a file, as views on its mapping; None where there is none that holds all of them whole."""
+    """The matrices of a file, as views on its mapping; None where there is none that holds all of them
+    whole."""
     try:
         table = read_header(path)
         kinds = {source.name: _stored_kind(table[source.name], source, precision) for source in wanted}
@@ -176,8 +180,8 @@ def _sidecar(path: Path) -> Path:
 def write_packed(path: Path, matrices: Iterable[tuple[str, Packed]], size: int) -> bool:
     """Write ``matrices``, one at a time, whole or not at all; whether it was done.
 
-    ``size`` is what they take in bytes, about. A disk that is full or cannot be written to is no error: the conversion
-    is then paid for each time. Whoever may read the folder may read the file.
+    ``size`` is what they take in bytes, about. A disk that is full or cannot be written to is no error: the
+    conversion is then paid for each time. Whoever may read the folder may read the file.
     """
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -240,7 +244,8 @@ def convert(
     threads: int,
     told: Callable[[int], None],
 ) -> Iterable[tuple[str, Packed]]:
-    """Every matrix in ``precision``, one at a time; ``told`` gets the bytes of each. Raises `ModelFileError`."""
+    """Every matrix in ``precision``, one at a time; ``told`` gets the bytes of each. Raises
+    `ModelFileError`."""
     for source in wanted:
         kind = kind_of(source, precision, check_finite(tensors, source.tensor, directory))
         packed = Packed(kind, pack(tensors, source, kind, threads))
@@ -255,7 +260,8 @@ def stored_type(kind: Kind) -> int:
 
 
 def direct_type(dtype: str, precision: Kind) -> int | None:
-    """The type in which a matrix can be multiplied as it lies in the checkpoint; None where it has to be converted.
+    """The type in which a matrix can be multiplied as it lies in the checkpoint; None where it has to be
+    converted.
 
     Numbers must be exactly those of the precision that was asked for.
     """

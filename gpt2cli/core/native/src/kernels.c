@@ -16,17 +16,19 @@
 #define TEXT_(a) #a
 #define TEXT(a) TEXT_(a)
 
-/* Weights and keys come from main memory, one after the other: asked for this far ahead, a core gets half as much
+/* Weights and keys come from main memory, one after the other: asked for some way ahead, a core gets half as much
  * again of them in a second as its own prefetching brings. */
 #define AHEAD_BYTES 6144
-INLINE void ahead(const void *p) { __builtin_prefetch((const char *)p + AHEAD_BYTES, 0, 2); }
+#define AHEAD_INPUTS 24
+INLINE void ask_for(const void *p) { __builtin_prefetch(p, 0, 2); }
 
 typedef vf (*load_function)(const void *);
 INLINE vf load_f32(const void *p) { return v_load((const float *)p); }
 
 /* c[r, 16 j] = (+=) sum of x[r, i] * w[i, 16 j] over i < n <= BLOCK, for r < R rows and j < C vectors. */
 INLINE void tile_body(const int R, const int C, load_function load, size_t element, float *c, size_t c_stride,
-                      int first, const float *x, size_t x_stride, const char *w, size_t w_stride, int n) {
+                      int first, const float *x, size_t x_stride, const char *w, size_t w_stride, int n,
+                      size_t ahead) {
     vf sum[TILE_ROWS][4];
 #pragma GCC unroll 8
     for (int r = 0; r < R; r++)
@@ -34,8 +36,8 @@ INLINE void tile_body(const int R, const int C, load_function load, size_t eleme
         for (int j = 0; j < C; j++) sum[r][j] = v_set1(0);
     for (int i = 0; i < n; i++, w += w_stride) {
         vf weight[4];
-        if (element == 2 || R == 1)
-            for (size_t line = 0; line < 16 * element * (size_t)C; line += 64) ahead(w + line);
+        if (ahead)
+            for (size_t line = 0; line < 16 * element * (size_t)C; line += 64) ask_for(w + ahead + line);
 #pragma GCC unroll 4
         for (int j = 0; j < C; j++) weight[j] = load(w + 16 * element * (size_t)j);
 #pragma GCC unroll 8
@@ -56,13 +58,13 @@ INLINE void tile_body(const int R, const int C, load_function load, size_t eleme
 
 #define TILE(R, C)                                                                                            \
     switch (type) {                                                                                           \
-    case GPT2_F32: tile_body(R, C, load_f32, 4, c, c_stride, first, x, x_stride, w, w_stride, n); break;      \
-    case GPT2_F16: tile_body(R, C, v_load_f16, 2, c, c_stride, first, x, x_stride, w, w_stride, n); break;    \
-    default: tile_body(R, C, v_load_bf16, 2, c, c_stride, first, x, x_stride, w, w_stride, n);                \
+    case GPT2_F32: tile_body(R, C, load_f32, 4, c, c_stride, first, x, x_stride, w, w_stride, n, ahead); break;      \
+    case GPT2_F16: tile_body(R, C, v_load_f16, 2, c, c_stride, first, x, x_stride, w, w_stride, n, ahead); break;    \
+    default: tile_body(R, C, v_load_bf16, 2, c, c_stride, first, x, x_stride, w, w_stride, n, ahead);                \
     }
 #define TILE_ARGUMENTS                                                                                        \
     int type, float *c, size_t c_stride, int first, const float *x, size_t x_stride, const char *w,           \
-        size_t w_stride, int n
+        size_t w_stride, int n, size_t ahead
 
 static void tile_1_4(TILE_ARGUMENTS) { TILE(1, 4) }
 static void tile_1_1(TILE_ARGUMENTS) { TILE(1, 1) }
@@ -98,7 +100,7 @@ static void multiply_block(int rows, int vectors, TILE_ARGUMENTS) {
         for (int j = 0; j < vectors;) {
             tile_function tile = vectors - j >= wide ? WIDE_TILES[some] : NARROW_TILES[some];
             tile(type, c + (size_t)r * c_stride + 16 * (size_t)j, c_stride, first, x + (size_t)r * x_stride, x_stride,
-                 w + 16 * element * (size_t)j, w_stride, n);
+                 w + 16 * element * (size_t)j, w_stride, n, ahead);
             j += vectors - j >= wide ? wide : 1;
         }
     }
@@ -125,10 +127,20 @@ static void widen_four(const gpt2_matrix *w, int output, int present, int i, int
     size_t element = bytes_of(w->type), stride = (size_t)w->in * element;
     const char *row = (const char *)w->data + (size_t)output * stride + (size_t)i * element;
     int k = 0;
+    /* The next block of these outputs; after the last one, the first of those in the next panel. */
+    size_t here = (size_t)i * element, size = (size_t)n * element;
+    const char *next = i + n < w->in ? row + size : row - here + PANEL * stride;
     for (; present >= 4 && k + LANES <= n; k += LANES) {
         float lanes[4 * LANES];
-        for (size_t c = 0; c < 4; c++) load_any(w->type, row + c * stride + (size_t)k * element, lanes + c * LANES);
-        for (int part = 0; part < LANES; part += 4) transpose4(lanes + part, LANES, block + (k + part) * PANEL, PANEL);
+        for (size_t c = 0; c < 4; c++) ask_for(next + c * stride + (size_t)k * element);
+        const float *from = (const float *)row + k;
+        size_t from_stride = (size_t)w->in;
+        if (w->type != GPT2_F32) {
+            for (size_t c = 0; c < 4; c++) load_any(w->type, row + c * stride + (size_t)k * element, lanes + c * LANES);
+            from = lanes, from_stride = LANES;
+        }
+        for (int part = 0; part < LANES; part += 4)
+            transpose4(from + part, from_stride, block + (k + part) * PANEL, PANEL);
     }
     for (; k < n; k++)
         for (int c = 0; c < 4; c++)
@@ -167,11 +179,11 @@ static void multiply_floats(const gpt2_matrix *w, int panel, const float *x, siz
         int n = w->in - i < BLOCK ? w->in - i : BLOCK;
         if (direct) {
             multiply_block(rows, PANEL / LANES, w->type, s->tile, PANEL, i == 0, x + i, stride,
-                           data + (size_t)i * w_stride, w_stride, n);
+                           data + (size_t)i * w_stride, w_stride, n, w->layout == GPT2_PANELS ? AHEAD_BYTES : AHEAD_INPUTS * w_stride);
         } else {
             widen_block(w, panel, i, n, s->block);
             multiply_block(rows, PANEL / LANES, GPT2_F32, s->tile, PANEL, i == 0, x + i, stride, (char *)s->block,
-                           4 * PANEL, n);
+                           4 * PANEL, n, 0);
         }
     }
 }
@@ -179,7 +191,7 @@ static void multiply_floats(const gpt2_matrix *w, int panel, const float *x, siz
 /* One group of 64 inputs for R rows and C vectors of outputs: c += sx * sw * (sum of x * w). */
 INLINE void dot_body(const int R, const int C, const int four_bits, float *c, const uint8_t *w, const char *scales,
                      int offset, const int8_t *x, size_t x_stride, const float *sx, const int32_t *sums,
-                     size_t groups, int n, size_t group_bytes, int first) {
+                     size_t groups, int n, size_t group_bytes, int first, size_t ahead) {
     vf sum[DOT_ROWS][4];
 #pragma GCC unroll 4
     for (int r = 0; r < R; r++)
@@ -196,7 +208,7 @@ INLINE void dot_body(const int R, const int C, const int four_bits, float *c, co
                 vi pair[4];
 #pragma GCC unroll 4
                 for (int j = 0; j < C; j++) {
-                    ahead(w + (k / 2 * PANEL + 16 * j) * 4);
+                    if (ahead) ask_for(w + ahead + (k / 2 * PANEL + 16 * j) * 4);
                     pair[j] = i_load(w + (k / 2 * PANEL + 16 * j) * 4);
                 }
 #pragma GCC unroll 4
@@ -212,7 +224,7 @@ INLINE void dot_body(const int R, const int C, const int four_bits, float *c, co
                 vi byte[4];
 #pragma GCC unroll 4
                 for (int j = 0; j < C; j++) {
-                    if (offset == 128) ahead(w + (k * PANEL + 16 * j) * 4);
+                    if (ahead) ask_for(w + ahead + (k * PANEL + 16 * j) * 4);
                     byte[j] = i_load(w + (k * PANEL + 16 * j) * 4);
                 }
 #pragma GCC unroll 4
@@ -244,14 +256,14 @@ INLINE void dot_body(const int R, const int C, const int four_bits, float *c, co
 enum { EIGHT, FOUR, FOUR_UNPACKED };
 #define DOT_ARGUMENTS                                                                                         \
     int kind, float *c, const uint8_t *w, const char *scales, const int8_t *x, size_t x_stride,               \
-        const float *sx, const int32_t *sums, size_t groups, int n, size_t group_bytes, int first
+        const float *sx, const int32_t *sums, size_t groups, int n, size_t group_bytes, int first, size_t ahead
 #define DOT(R, C)                                                                                             \
     if (kind == EIGHT)                                                                                        \
-        dot_body(R, C, 0, c, w, scales, 128, x, x_stride, sx, sums, groups, n, group_bytes, first);           \
+        dot_body(R, C, 0, c, w, scales, 128, x, x_stride, sx, sums, groups, n, group_bytes, first, ahead);           \
     else if (kind == FOUR)                                                                                    \
-        dot_body(R, C, 1, c, w, scales, 8, x, x_stride, sx, sums, groups, n, group_bytes, first);             \
+        dot_body(R, C, 1, c, w, scales, 8, x, x_stride, sx, sums, groups, n, group_bytes, first, ahead);             \
     else                                                                                                      \
-        dot_body(R, C, 0, c, w, scales, 8, x, x_stride, sx, sums, groups, n, group_bytes, first);
+        dot_body(R, C, 0, c, w, scales, 8, x, x_stride, sx, sums, groups, n, group_bytes, first, ahead);
 static void dot_1(DOT_ARGUMENTS) { DOT(1, TILE_COLUMNS) }
 #if DOT_ROWS > 1
 static void dot_2(DOT_ARGUMENTS) { DOT(2, TILE_COLUMNS) }
@@ -281,6 +293,7 @@ static void multiply_integers(const gpt2_matrix *w, int panel, const quantised *
                 uint8_t *to = wide + (size_t)k * Q8_GROUP_BYTES;
                 for (int v = 0; v < GROUP * PANEL / 2 / 64; v++) {
                     vi pair = i_load(from + 64 * v);
+                    ask_for(from + (size_t)n * group_bytes + 64 * v);
                     i_store(to + 64 * v, i_low(pair));
                     i_store(to + GROUP * PANEL / 2 + 64 * v, i_high(pair));
                 }
@@ -299,12 +312,13 @@ static void multiply_integers(const gpt2_matrix *w, int panel, const quantised *
                 const float *sx = q->scales + at * groups + g;
                 const int32_t *sums = q->sums + at * groups + g;
                 const char *sw = scales + 32 * j;
-                if (some == 1) dot_1(kind, c, columns, sw, x, inputs, sx, sums, groups, n, step, g == 0);
+                size_t far = rows <= DOT_ROWS ? AHEAD_BYTES : r == 0 && kind == EIGHT ? (size_t)n * step : 0;
+                if (some == 1) dot_1(kind, c, columns, sw, x, inputs, sx, sums, groups, n, step, g == 0, far);
 #if DOT_ROWS > 1
-                if (some == 2) dot_2(kind, c, columns, sw, x, inputs, sx, sums, groups, n, step, g == 0);
+                if (some == 2) dot_2(kind, c, columns, sw, x, inputs, sx, sums, groups, n, step, g == 0, far);
 #endif
 #if DOT_ROWS > 2
-                if (some == 3) dot_3(kind, c, columns, sw, x, inputs, sx, sums, groups, n, step, g == 0);
+                if (some == 3) dot_3(kind, c, columns, sw, x, inputs, sx, sums, groups, n, step, g == 0, far);
 #endif
             }
         }
@@ -339,22 +353,23 @@ static void normalise(const float *x, int width, const float *weight, const floa
 static void quantise(const float *x, int width, int8_t *values, float *scales, int32_t *sums) {
     for (int g = 0; g * GROUP < width; g++) {
         const float *part = x + g * GROUP;
-        vf most = v_set1(0);
+        vf most = v_set1(0), zeros = v_set1(0);
         for (int i = 0; i < GROUP; i += LANES) {
             vf value = v_first(v_load(part + i), width - g * GROUP - i);
             most = v_max(v_max(value, v_sub(v_set1(0), value)), most);
+            zeros = v_fma(value, v_set1(0), zeros);
         }
-        float largest = v_most(most);
+        float largest = v_most(most), zero = v_sum(zeros);
         /* Below this the reciprocal is no number. */
         float inverse = largest > 1e-30f ? 127.0f / largest : 0.0f;
         int32_t sum = 0;
         for (int i = 0; i < GROUP; i += LANES) {
             vf value = v_mul(v_first(v_load(part + i), width - g * GROUP - i), v_set1(inverse));
-            /* A value that is no number becomes one; its group's scale is infinite or no number then, too. */
             v_store_i8(values + g * GROUP + i, v_min(v_max(value, v_set1(-127)), v_set1(127)));
         }
         for (int i = 0; i < GROUP; i++) sum += values[g * GROUP + i];
-        scales[g] = inverse > 0 ? largest / 127.0f : largest != largest ? largest : 0.0f;
+        /* Where a value is infinite or no number, 0 times it is no number, and so the scale. */
+        scales[g] = zero != 0 ? zero : inverse > 0 ? largest / 127.0f : 0.0f;
         sums[g] = sum;
     }
 }
@@ -390,9 +405,8 @@ INLINE vf v_tanh(vf x) { /* near 0 a polynomial of Cephes, elsewhere 1 - 2 / (e^
     return v_where_greater(size, v_set1(0.625f), far, near);
 }
 
-/* The error function. Abramowitz and Stegun 7.1.26 has too large an error near 0, so that below 1 its series
- * is used: x times a polynomial of Cephes in x^2; above, 1 - e^(-x^2) t P(t), t = 1 / (1 + x / 2) (Numerical
- * Recipes, erfcc: relative error below 1.2e-7). */
+/* The error function: up to 1 x times a polynomial of Cephes in x^2; above, 1 - t e^(P(t) - x^2) with
+ * t = 1 / (1 + x / 2) (Numerical Recipes, erfcc: relative error below 1.2e-7). */
 INLINE vf v_erf(vf x) {
     vf square = v_mul(x, x), size = v_abs(x);
     vf p = v_set1(7.853861353153693e-5f);
@@ -477,7 +491,7 @@ static void attend(int cache_type, head_cache cache, const float *q, size_t stri
             int skipped = at > position ? (at - position) / TILE_ROWS * TILE_ROWS : 0;
             multiply_block(rows - skipped, PANEL / LANES, type, s->scores + (size_t)skipped * score_stride + at,
                            score_stride, i == 0, q + (size_t)skipped * stride + i, stride, block,
-                           PANEL * bytes_of(type), n);
+                           PANEL * bytes_of(type), n, type == cache_type ? AHEAD_BYTES : 0);
         }
     float sums[QUERY_ROWS];
     for (int r = 0; r < rows; r++) {
@@ -500,7 +514,7 @@ static void attend(int cache_type, head_cache cache, const float *q, size_t stri
                 block = (char *)s->block, type = GPT2_F32, w_stride = vectors * LANES * 4;
             }
             multiply_block(rows, (int)vectors, type, s->context + column, padded, at == 0, s->scores + at,
-                           score_stride, block, w_stride, n);
+                           score_stride, block, w_stride, n, type == cache_type ? AHEAD_BYTES : 0);
         }
     for (int r = 0; r < rows; r++)
         for (size_t i = 0; i < padded; i += LANES) {
@@ -526,13 +540,14 @@ static void widen(int type, const void *row, int width, float *y, int add) {
     for (; i % PANEL; i++) y[i] = 0;
 }
 
+/* What does not fit becomes the largest that does: an infinite value would reach rows before it, as 0 times it. */
 static void narrow(const float *x, void *y, int n) {
     for (int i = 0; i < n; i += LANES) {
         float lane[LANES] = {0};
         char half[2 * LANES];
         int some = n - i < LANES ? n - i : LANES;
         memcpy(lane, x + i, sizeof(float) * (size_t)some);
-        v_store_f16(half, v_load(lane));
+        v_store_f16(half, v_min(v_set1(65504), v_max(v_set1(-65504), v_load(lane))));
         memcpy((char *)y + 2 * i, half, 2 * (size_t)some);
     }
 }
