@@ -197,10 +197,11 @@ class OurProcess:
     def __init__(self, task: Task, precision: Precision, contender: Contender, home: str) -> None:
         self.contender = contender
         self._task, self._precision, self._home = task, precision, home
+        self._first_run = milestones_within(task.tokens, FIRST_RUN_MILESTONES)
 
     def warm_up(self) -> None:
         """The first run in this home converts, the second finds it done."""
-        first = self._run(self._home, self._task.tokens, memory=True)
+        first = self._run(self._home, self._first_run[-1], memory=True)
         if first.memory.private:
             self.contender.add("first_run_private_bytes", first.memory.private)
         again = self._run(self._home, self._task.tokens, memory=True)
@@ -209,10 +210,9 @@ class OurProcess:
 
     def measure(self) -> None:
         """The first run ever, in a new home, and one in a home that has the conversion."""
-        milestones = [number for number in FIRST_RUN_MILESTONES if number <= self._task.tokens]
         with scratch() as home:
-            arrivals = _arrivals(self._run(home, milestones[-1]))
-        for number in milestones:
+            arrivals = _arrivals(self._run(home, self._first_run[-1]))
+        for number in self._first_run:
             self.contender.add(f"first_run_{milestone(number)}", arrivals[number - 1])
         cached = self._run(self._home, self._task.tokens)
         self.contender.add_run(_arrivals(cached), self._task.milestones)

@@ -45,7 +45,10 @@ def bench(
     against: Annotated[
         list[Peer] | None,
         typer.Option(
-            "--against", help="Measure this, too, in the same rounds; repeatable.", show_default=False
+            "--against",
+            metavar="transformers|llama.cpp",
+            help="Measure this, too, in the same rounds; repeatable.",
+            show_default=False,
         ),
     ] = None,
     gguf: Annotated[
@@ -98,8 +101,9 @@ def bench(
 ) -> None:
     """How fast a model runs here: whole processes from their start, then settled rates, in each precision.
 
-    Whole processes are timed by reading what they write, with the converted weights in the cache, and as the
-    first run ever, which converts them. Nothing else should run meanwhile; when something did, it is said.
+    Whole processes are timed by reading what they write: with the conversion cached, and the first time ever.
+
+    Nothing else should run meanwhile; when something did, it is said.
     """
     terminal: Terminal = ctx.obj
     settings = start(terminal, ctx.params)
