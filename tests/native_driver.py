@@ -127,7 +127,7 @@ class _Model:
     def _matrix(self, source: Source) -> None:
         array, dtype = self.tensors.read(source.tensor)
         kept = -1
-        if not _in_place(source, self.tensors, self.precision, not self.in_place):
+        if not _in_place(source, self.tensors, self.precision, True, not self.in_place):
             largest = check_finite(self.tensors, source.tensor, self.directory)
             kept = KINDS[kind_of(source, self.precision, largest)]
         _whole(self.file, TYPES[dtype], source.layout, kept, source.inputs, source.outputs)
