@@ -1,4 +1,4 @@
-"""Who may call whom, as design/house.md draws it, read from the imports."""
+"""Who may call whom, as docs/architecture.md draws it, read from the imports."""
 
 from __future__ import annotations
 
@@ -10,10 +10,8 @@ from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 
 import pytest
-import typer
+from cli import command_paths
 from support import REPOSITORY, native_available, some_slow
-
-from gpt2cli.cli.app import command_tree
 
 PACKAGE = REPOSITORY / "gpt2cli"
 BASE = {"errors", "options", "paths", "files", "untrusted"}
@@ -157,15 +155,6 @@ def test_only_terminal_writes() -> None:
             assert called != "print", path
             stream = isinstance(node, ast.Attribute) and ast.unparse(node)
             assert stream not in ("sys.stdout", "sys.stderr"), path
-
-
-def command_paths() -> Iterator[tuple[str, ...]]:
-    def walk(command: object, path: tuple[str, ...]) -> Iterator[tuple[str, ...]]:
-        yield path
-        for name, below in getattr(command, "commands", {}).items():
-            yield from walk(below, (*path, name))
-
-    yield from walk(typer.main.get_command(command_tree()), ())
 
 
 def modules_loaded_by(*arguments: str | Path, stdin: str = "") -> set[str]:
