@@ -37,6 +37,8 @@ class Task:
     device: str
     threads: int
     milestones: tuple[int, ...]
+    environ: Mapping[str, str]
+    """The user's own."""
 
     @property
     def tokens(self) -> int:
@@ -101,7 +103,7 @@ class Finished:
 
 
 def run_process(
-    name: str, command: Sequence[str], environ: Mapping[str, str] | None = None, *, memory: bool = False
+    name: str, command: Sequence[str], environ: Mapping[str, str], *, memory: bool = False
 ) -> Finished:
     """Run ``command`` to its end. With ``memory`` it is watched, too, which takes a little of its time.
 
@@ -230,7 +232,7 @@ class OurProcess:
         if task.load.allow_pickle:
             command.append("--allow-pickle")
         settings = {environment_name(key) for key in KEYS}
-        environ = {name: value for name, value in os.environ.items() if name not in settings}
+        environ = {name: value for name, value in task.environ.items() if name not in settings}
         environ["GPT2CLI_HOME"] = home
         name = f"gpt2cli {self._precision}"
         return run_process(name, [*command, "--prompt", PROMPT], environ, memory=memory)
@@ -245,10 +247,11 @@ def _arrivals(finished: Finished) -> list[float]:
     return [seconds for seconds, event in _events(finished) if event["event"] == "token"]
 
 
-def time_import_torch() -> float:
+def time_import_torch(environ: Mapping[str, str]) -> float:
     """Seconds that ``python -c "import torch"`` takes, the yardstick of what starts without it."""
     started = time.perf_counter()
-    subprocess.run([sys.executable, "-c", "import torch"], stdin=subprocess.DEVNULL, check=True)
+    command = [sys.executable, "-c", "import torch"]
+    subprocess.run(command, stdin=subprocess.DEVNULL, check=True, env=environ)
     return time.perf_counter() - started
 
 

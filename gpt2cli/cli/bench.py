@@ -10,6 +10,7 @@ from typing import Annotated, get_args
 import typer
 
 from gpt2cli.cli import params
+from gpt2cli.cli.environment import users_environment
 from gpt2cli.cli.loading import find_model, start
 from gpt2cli.errors import UsageError
 from gpt2cli.options import Precision
@@ -127,6 +128,7 @@ def bench(
     plan = Plan(
         found.checkpoint,
         found.load,
+        users_environment(),
         precisions,
         rounds,
         processes=processes,
