@@ -6,7 +6,7 @@ import ast
 import os
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 
 import pytest
@@ -92,6 +92,51 @@ def test_rooms_call_only_what_is_below_them(path: Path) -> None:
         top = name.split(".")[0]
         if top in AT_MODULE_LEVEL:
             assert room in AT_MODULE_LEVEL[top], f"{room} imports {name} at module level"
+
+
+OF_THE_CORE = [
+    {"gpt2cli.core.cuda_graph", "gpt2cli.core.torch_gpt2"},
+    {"gpt2cli.core.native", "gpt2cli.core.native.backend"},
+]
+"""Circles that are left: a type of the one is named in the other."""
+
+
+def test_no_circles_of_imports() -> None:
+    """Imports in functions and those that only a type checker sees count too."""
+    sources = {module_name(path): path for path in modules()}
+    called = {name: set(imported_modules(path, sources.keys())) - {name} for name, path in sources.items()}
+    reached = {name: reachable(name, called) for name in called}
+    circles = {frozenset(other for other in reached[name] if name in reached[other]) for name in called}
+    assert [sorted(circle) for circle in circles if circle and circle not in OF_THE_CORE] == []
+
+
+def test_circles_are_found() -> None:
+    called = {"a": {"b"}, "b": {"c"}, "c": {"b"}, "d": {"a"}}
+    assert reachable("a", called) == {"b", "c"}
+    assert reachable("b", called) == {"b", "c"}
+
+
+def module_name(path: Path) -> str:
+    return ".".join(path.relative_to(REPOSITORY).with_suffix("").parts).removesuffix(".__init__")
+
+
+def imported_modules(path: Path, known: Collection[str]) -> Iterator[str]:
+    """The modules among ``known`` that a file imports anywhere."""
+    for name in imports(ast.parse(path.read_text("utf-8"))):
+        module = name if name in known else name.rpartition(".")[0]
+        if module in known:
+            yield module
+
+
+def reachable(name: str, called: Mapping[str, set[str]]) -> set[str]:
+    """All that ``name`` calls, and what these call."""
+    found: set[str] = set()
+    waiting = [name]
+    while waiting:
+        new = called[waiting.pop()] - found
+        found |= new
+        waiting += new
+    return found
 
 
 def test_no_click() -> None:
@@ -194,6 +239,12 @@ def test_the_token_path_does_not_load_torch(
     """On a CPU, with the default random numbers: another second."""
     command, *rest = arguments
     loaded = modules_loaded_by(command, "-m", tiny_model, "--precision", precision, *rest, stdin=stdin)
+    assert loaded.isdisjoint({*NOT_FOR_TOKENS, "torch"})
+
+
+@pytest.mark.skipif(not native_available(), reason="the native library is not available")
+def test_bench_does_not_load_torch_to_measure_without_it(tiny_model: Path) -> None:
+    loaded = modules_loaded_by("bench", "-q", "-m", tiny_model, "--precision", "auto", "--rounds", "1")
     assert loaded.isdisjoint({*NOT_FOR_TOKENS, "torch"})
 
 
