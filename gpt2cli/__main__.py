@@ -35,7 +35,7 @@ def run() -> NoReturn:
 
 
 def _exit(code: int) -> NoReturn:
-    """End the process. All is written and flushed: to take modules apart one by one only costs the user time."""
+    """End the process. All is written and flushed: taking modules apart one by one only costs time."""
     if sys.gettrace() is None and sys.getprofile() is None:
         atexit._run_exitfuncs()
         os._exit(code)

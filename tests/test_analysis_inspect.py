@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from support import load_fp32, make_model
 from transformers import GPT2LMHeadModel
 
-from gpt2cli.analysis.inspect import Piece, Token, pieces_of, score_tokens, summarise
+from gpt2cli.analysis.inspect import Token, TokenGroup, score_tokens, summarise, token_groups
 from gpt2cli.analysis.logprobs import TokenScore
 from gpt2cli.core.engine import Engine
 from gpt2cli.errors import InvalidOption, PromptTooLong
@@ -94,7 +94,7 @@ def test_pieces_are_the_text(tiny_model: Path, ids: list[int]) -> None:
     tokenizer = Tokenizer.from_directory(tiny_model)
     assert tokenizer is not None
     tokens = [Token(place, token, None) for place, token in enumerate(ids, 1)]
-    pieces = pieces_of(tokenizer, tokens)
+    pieces = token_groups(tokenizer, tokens)
     assert "".join(piece.text for piece in pieces) == tokenizer.decode(ids)
     assert [token for piece in pieces for token in piece.tokens] == tokens
 
@@ -103,11 +103,15 @@ def test_an_emoji_is_one_piece(tiny_model: Path) -> None:
     tokenizer = Tokenizer.from_directory(tiny_model)
     assert tokenizer is not None
     tokens = [Token(n, token, None) for n, token in enumerate(tokenizer.encode("a🎉b"))]
-    assert [(p.text, len(p.tokens)) for p in pieces_of(tokenizer, tokens)] == [("a", 1), ("🎉", 4), ("b", 1)]
+    assert [(p.text, len(p.tokens)) for p in token_groups(tokenizer, tokens)] == [
+        ("a", 1),
+        ("🎉", 4),
+        ("b", 1),
+    ]
 
 
-def piece(*scores: TokenScore | None) -> Piece:
-    return Piece("x", tuple(Token(1, 0, score) for score in scores))
+def piece(*scores: TokenScore | None) -> TokenGroup:
+    return TokenGroup("x", tuple(Token(1, 0, score) for score in scores))
 
 
 def test_levels_are_bits() -> None:

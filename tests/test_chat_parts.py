@@ -16,10 +16,12 @@ from prompt_toolkit.document import Document
 from prompt_toolkit.utils import get_cwidth
 
 from gpt2cli.errors import UsageError
-from gpt2cli.repl.arguments import split
-from gpt2cli.repl.commands import COMMANDS, CommandCompleter, find, run_command
+from gpt2cli.repl.commands.arguments import split
+from gpt2cli.repl.commands.table import COMMANDS, CommandCompleter, find, run_command
 from gpt2cli.repl.loader import Loader
-from gpt2cli.repl.pictures import (
+from gpt2cli.repl.prompt import StoredHistory, is_unfinished, message_of
+from gpt2cli.repl.status import Status, clipped, short_name, status_line
+from gpt2cli.repl.text_layout import (
     Flow,
     TokenText,
     coloured,
@@ -29,8 +31,6 @@ from gpt2cli.repl.pictures import (
     with_digits,
     wrapped,
 )
-from gpt2cli.repl.prompt import StoredHistory, is_unfinished, message_of
-from gpt2cli.repl.status import Status, clipped, short_name, status_line
 from gpt2cli.repl.tree import Tree, Turn
 from gpt2cli.repl.view import View
 from gpt2cli.terminal.streams import Terminal

@@ -243,7 +243,7 @@ def test_a_model_without_tokenizer_has_settled_rates(tmp_path: Path) -> None:
 def test_lines_of_a_process_have_the_time_of_their_end() -> None:
     code = "import sys, time; w = sys.stdout.write; f = sys.stdout.flush;"
     code += "w('one\\ntw'); f(); time.sleep(0.2); w('o\\n'); f(); time.sleep(0.1)"
-    finished = run_process("it", [sys.executable, "-c", code])
+    finished = run_process("it", [sys.executable, "-c", code], os.environ)
     (first, one), (second, two) = finished.lines()
     assert (one, two) == (b"one", b"two") and second >= first + 0.2 and finished.exit_s >= 0.1
 
@@ -251,12 +251,12 @@ def test_lines_of_a_process_have_the_time_of_their_end() -> None:
 @pytest.mark.parametrize("code", ["pass", "import sys; sys.exit('oh')", "import os; os.abort()"])
 def test_a_process_without_output_is_an_error(code: str) -> None:
     with pytest.raises(Gpt2cliError, match="it: its process ended with"):
-        run_process("it", [sys.executable, "-c", code])
+        run_process("it", [sys.executable, "-c", code], os.environ)
 
 
 def test_a_program_that_cannot_be_started() -> None:
     with pytest.raises(Gpt2cliError, match=r"it: .* cannot be started"):
-        run_process("it", ["/nowhere/at/all"])
+        run_process("it", ["/nowhere/at/all"], os.environ)
 
 
 @pytest.mark.parametrize("output", [b"", b"[]", b"{}", b'[{"backends": "CPU"}]', b"[1]"])
@@ -313,12 +313,24 @@ def test_processes_of_our_own_are_not_the_others(monkeypatch: pytest.MonkeyPatch
     report = Report({}, [])
     started = os.times()
     with machine.others_watched(report):
-        run_process(
-            "it", [sys.executable, "-c", "import time\nwhile time.process_time() < 0.5: pass\nprint(1)"]
-        )
+        code = "import time\nwhile time.process_time() < 0.5: pass\nprint(1)"
+        run_process("it", [sys.executable, "-c", code], os.environ)
     ended = os.times()
     assert sum(ended[:4]) - sum(started[:4]) >= 0.5
     assert report.others == pytest.approx(0, abs=0.1)
+
+
+def test_other_programs_get_the_environment_of_the_user() -> None:
+    """What we set for the libraries of our own process would change theirs, too."""
+    code = (
+        "from gpt2cli.cli.environment import prepare_environment, users_environment; import os;"
+        "prepare_environment(); names = ('GOMP_SPINCOUNT', 'OPENBLAS_NUM_THREADS');"
+        "print(*(env.get(name) for env in (os.environ, users_environment()) for name in names))"
+    )
+    environ = {name: value for name, value in os.environ.items() if not name.startswith(("GOMP_", "OMP_"))}
+    environ["OPENBLAS_NUM_THREADS"] = "3"
+    finished = run_process("it", [sys.executable, "-c", code], environ)
+    assert finished.lines()[0][1] == b"50000 3 None 3"
 
 
 def test_sizes() -> None:

@@ -294,9 +294,7 @@ def test_a_warning_stands_on_a_line_of_its_own(model: Path) -> None:
     talk = conversation(engine, session=Session("mine"), warn=terminal.warn)
     assert run_plain(terminal, talk, ["words"], as_json=False, sanitize=True) == 0
     lines = screen.getvalue().decode().splitlines()
-    assert (
-        talk.tree.current is not None and lines[0].strip() == one_line(talk.tree.current.answer)
-    )
+    assert talk.tree.current is not None and lines[0].strip() == one_line(talk.tree.current.answer)
     assert lines[1].startswith("warning: the session cannot be saved")
 
 

@@ -11,7 +11,7 @@ from cli import call, run
 from stores import COMMIT, GPT2, cache_model, flip_a_byte, sha256, store_model
 from support import make_model, shared, write_json
 
-from gpt2cli.hub.published import Continuation
+from gpt2cli.hub.reference_texts import Continuation
 from gpt2cli.hub.store import weights_cache
 
 pytestmark = pytest.mark.usefixtures("nothing_built_in")

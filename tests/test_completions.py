@@ -17,9 +17,9 @@ import pytest
 import typer
 from support import REPOSITORY, write_json
 
-from gpt2cli.cli import shells
 from gpt2cli.cli.app import command_tree, main
-from gpt2cli.cli.completions import Command, read_command
+from gpt2cli.cli.completions import SCRIPTS, read_command
+from gpt2cli.cli.shells.command import Command
 from gpt2cli.hub.registry import BUILTIN
 
 UPDATE = os.environ.get("GPT2CLI_UPDATE") == "1"
@@ -132,7 +132,7 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> World:
 def write_scripts(directory: Path, command: Command) -> None:
     directory.mkdir()
     for shell, file in FILES.items():
-        (directory / file).write_text(shells.SCRIPTS[shell](command), "utf-8")
+        (directory / file).write_text(SCRIPTS[shell](command), "utf-8")
 
 
 def need(shell: str) -> None:
@@ -147,7 +147,7 @@ def need(shell: str) -> None:
 def test_the_files_in_completions_are_current(shell: str) -> None:
     """Renew them with ``GPT2CLI_UPDATE=1 pytest tests/test_completions.py``."""
     file = REPOSITORY / "completions" / FILES[shell]
-    script = shells.SCRIPTS[shell](read_command(typer.main.get_command(command_tree())))
+    script = SCRIPTS[shell](read_command(typer.main.get_command(command_tree())))
     if UPDATE:
         file.parent.mkdir(exist_ok=True)
         file.write_text(script, "utf-8")
@@ -294,7 +294,7 @@ def test_the_shell_finds_no_error(shell: str, world: World, nasty_world: World) 
 
 
 def test_powershell_quotes() -> None:
-    script = shells.SCRIPTS["powershell"](nasty_tree())
+    script = SCRIPTS["powershell"](nasty_tree())
     assert script.isascii()
     assert f"Name = '--output'; Help = '{NASTY.replace(chr(39), chr(39) * 2)}'" in script
 

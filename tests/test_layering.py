@@ -1,4 +1,4 @@
-"""Who may call whom, as design/house.md draws it, read from the imports."""
+"""Who may call whom, as docs/architecture.md draws it, read from the imports."""
 
 from __future__ import annotations
 
@@ -6,14 +6,12 @@ import ast
 import os
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 
 import pytest
-import typer
+from cli import command_paths
 from support import REPOSITORY, native_available, some_slow
-
-from gpt2cli.cli.app import command_tree
 
 PACKAGE = REPOSITORY / "gpt2cli"
 BASE = {"errors", "options", "paths", "files", "untrusted"}
@@ -96,6 +94,51 @@ def test_rooms_call_only_what_is_below_them(path: Path) -> None:
             assert room in AT_MODULE_LEVEL[top], f"{room} imports {name} at module level"
 
 
+OF_THE_CORE = [
+    {"gpt2cli.core.cuda_graph", "gpt2cli.core.torch_gpt2"},
+    {"gpt2cli.core.native", "gpt2cli.core.native.backend"},
+]
+"""Circles that are left: a type of the one is named in the other."""
+
+
+def test_no_circles_of_imports() -> None:
+    """Imports in functions and those that only a type checker sees count too."""
+    sources = {module_name(path): path for path in modules()}
+    called = {name: set(imported_modules(path, sources.keys())) - {name} for name, path in sources.items()}
+    reached = {name: reachable(name, called) for name in called}
+    circles = {frozenset(other for other in reached[name] if name in reached[other]) for name in called}
+    assert [sorted(circle) for circle in circles if circle and circle not in OF_THE_CORE] == []
+
+
+def test_circles_are_found() -> None:
+    called = {"a": {"b"}, "b": {"c"}, "c": {"b"}, "d": {"a"}}
+    assert reachable("a", called) == {"b", "c"}
+    assert reachable("b", called) == {"b", "c"}
+
+
+def module_name(path: Path) -> str:
+    return ".".join(path.relative_to(REPOSITORY).with_suffix("").parts).removesuffix(".__init__")
+
+
+def imported_modules(path: Path, known: Collection[str]) -> Iterator[str]:
+    """The modules among ``known`` that a file imports anywhere."""
+    for name in imports(ast.parse(path.read_text("utf-8"))):
+        module = name if name in known else name.rpartition(".")[0]
+        if module in known:
+            yield module
+
+
+def reachable(name: str, called: Mapping[str, set[str]]) -> set[str]:
+    """All that ``name`` calls, and what these call."""
+    found: set[str] = set()
+    waiting = [name]
+    while waiting:
+        new = called[waiting.pop()] - found
+        found |= new
+        waiting += new
+    return found
+
+
 def test_no_click() -> None:
     """Typer carries its own; an installed one is another."""
     for path in modules():
@@ -112,15 +155,6 @@ def test_only_terminal_writes() -> None:
             assert called != "print", path
             stream = isinstance(node, ast.Attribute) and ast.unparse(node)
             assert stream not in ("sys.stdout", "sys.stderr"), path
-
-
-def command_paths() -> Iterator[tuple[str, ...]]:
-    def walk(command: object, path: tuple[str, ...]) -> Iterator[tuple[str, ...]]:
-        yield path
-        for name, below in getattr(command, "commands", {}).items():
-            yield from walk(below, (*path, name))
-
-    yield from walk(typer.main.get_command(command_tree()), ())
 
 
 def modules_loaded_by(*arguments: str | Path, stdin: str = "") -> set[str]:

@@ -12,7 +12,7 @@ from test_hub import HOSTILE_NAMES, HOSTILE_REVISIONS
 
 from gpt2cli.checkpoint import ModelConfig, parse_config
 from gpt2cli.errors import UsageError
-from gpt2cli.hub.published import continuations
+from gpt2cli.hub.reference_texts import continuations
 from gpt2cli.hub.registry import (
     ALIASES,
     PUBLISHED,

@@ -17,7 +17,7 @@ from gpt2cli.core.engine import Engine
 from gpt2cli.errors import InvalidOption, PromptTooLong, UsageError
 from gpt2cli.options import GenerateOptions
 from gpt2cli.repl.context import ids_of_text
-from gpt2cli.repl.drawing import turn_seed
+from gpt2cli.repl.turn_request import turn_seed
 
 WORDS = ("Once upon a time", "a dog", "", "came by!", "the end")
 

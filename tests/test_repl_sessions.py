@@ -29,7 +29,7 @@ from gpt2cli.repl import history as history_module
 from gpt2cli.repl.export import export, kind_of_file
 from gpt2cli.repl.formats import FORMATS
 from gpt2cli.repl.history import History
-from gpt2cli.repl.lines import locked
+from gpt2cli.repl.jsonl_log import locked
 from gpt2cli.repl.sessions import Session, last_session, list_sessions, parse_session, sessions_dir
 
 
@@ -396,7 +396,7 @@ def test_a_history_that_is_shortened_under_others(tmp_path: Path) -> None:
 WRITER = """
 import sys, time
 from gpt2cli.repl.history import History
-from gpt2cli.repl.lines import locked
+from gpt2cli.repl.jsonl_log import locked
 from gpt2cli.repl.sessions import Session, turn_event
 from gpt2cli.repl.tree import Tree, Turn
 name, last = sys.argv[1], int(sys.argv[2])

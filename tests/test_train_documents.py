@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from gpt2cli.errors import UsageError
 from gpt2cli.train import documents
-from gpt2cli.train.documents import Piece, Source, document_key, find_sources, read_pieces, survey
+from gpt2cli.train.documents import DocumentPiece, Source, document_key, find_sources, read_pieces, survey
 
 SEPARATOR = "<|endoftext|>"
 same_folder = settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=200)
@@ -21,11 +21,11 @@ def source_of(path: Path) -> Source:
     return find_sources([path])[0]
 
 
-def pieces_of(path: Path, *, field: str = "text", separator: str = SEPARATOR) -> list[Piece]:
+def pieces_of(path: Path, *, field: str = "text", separator: str = SEPARATOR) -> list[DocumentPiece]:
     return list(read_pieces(source_of(path), field=field, separator=separator))
 
 
-def joined(pieces: list[Piece]) -> list[str]:
+def joined(pieces: list[DocumentPiece]) -> list[str]:
     """The documents that ``pieces`` are parts of."""
     found: list[str] = []
     for piece in pieces:
@@ -234,7 +234,7 @@ def test_a_folder_without_text(tmp_path: Path) -> None:
 
 
 def test_survey_counts_bytes() -> None:
-    found = survey([Piece("é", True), Piece(" b", False), Piece("c", True)])
+    found = survey([DocumentPiece("é", True), DocumentPiece(" b", False), DocumentPiece("c", True)])
     assert found.sizes == (4, 1)
     assert found.size == 5
     assert found.keys == (document_key("é b"), document_key("c"))

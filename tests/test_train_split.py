@@ -13,18 +13,18 @@ from hypothesis import strategies as st
 from gpt2cli.errors import UsageError
 from gpt2cli.train import documents
 from gpt2cli.train.corpus import Corpus
-from gpt2cli.train.documents import Piece, document_key, survey
+from gpt2cli.train.documents import DocumentPiece, document_key, survey
 from gpt2cli.train.options import DataOptions
 from gpt2cli.train.split import MIN_DOCUMENTS, divide, make_split
 
 Divided = tuple[list[str], list[str]]
 
 
-def whole(texts: Iterable[str]) -> list[Piece]:
-    return [Piece(text, True) for text in texts]
+def whole(texts: Iterable[str]) -> list[DocumentPiece]:
+    return [DocumentPiece(text, True) for text in texts]
 
 
-def divided(pieces: list[Piece], share: float, excluded: frozenset[bytes] = frozenset()) -> Divided:
+def divided(pieces: list[DocumentPiece], share: float, excluded: frozenset[bytes] = frozenset()) -> Divided:
     """The texts of both sides."""
     found = survey(pieces)
     sides: Divided = ([], [])
@@ -123,7 +123,7 @@ def test_ends_cut_no_character(word: str, count: int) -> None:
 def test_ends_of_documents_in_pieces(parts: list[str], share: float) -> None:
     """The end of a document is one document of its own, wherever its pieces are cut."""
     parts[0] = "a" + parts[0]
-    pieces = [Piece(text, not n) for n, text in enumerate(parts)]
+    pieces = [DocumentPiece(text, not n) for n, text in enumerate(parts)]
     train, validation = divided(pieces, share)
     assert len(train) <= 1
     assert len(validation) <= 1

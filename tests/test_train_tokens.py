@@ -17,15 +17,15 @@ from gpt2cli import paths
 from gpt2cli.errors import Gpt2cliError, UsageError
 from gpt2cli.text.tokenizer import Tokenizer
 from gpt2cli.train import tokens
-from gpt2cli.train.documents import Piece
+from gpt2cli.train.documents import DocumentPiece
 from gpt2cli.train.tokens import TokenSet, cached, write_tokens
 
 RECIPE = {"data": "a test", "share": 0.1}
 PIECES = [
-    (Piece("one", True), False),
-    (Piece("held bäck", True), True),
-    (Piece(" and more", False), True),
-    (Piece("日本<|endoftext|>", True), False),
+    (DocumentPiece("one", True), False),
+    (DocumentPiece("held bäck", True), True),
+    (DocumentPiece(" and more", False), True),
+    (DocumentPiece("日本<|endoftext|>", True), False),
 ]
 
 
@@ -101,7 +101,7 @@ class BigTokenizer:
 
 def test_ids_above_65535() -> None:
     numbers = [0, 65_535, 65_536, 99_999]
-    pieces = [(Piece(str(n), False), False) for n in numbers]
+    pieces = [(DocumentPiece(str(n), False), False) for n in numbers]
     made = write(BigTokenizer(), pieces, vocab_size=100_000)  # type: ignore[arg-type]
     assert made.train.map().tolist() == numbers
 
@@ -176,7 +176,7 @@ def test_a_damaged_cache_is_made_again(tokenizer: Tokenizer, damage: Any) -> Non
 
 
 def test_data_that_fails_leaves_nothing(tokenizer: Tokenizer) -> None:
-    def pieces() -> Iterator[tuple[Piece, bool]]:
+    def pieces() -> Iterator[tuple[DocumentPiece, bool]]:
         yield from PIECES
         raise UsageError("not UTF-8")
 
@@ -188,7 +188,7 @@ def test_data_that_fails_leaves_nothing(tokenizer: Tokenizer) -> None:
 def test_a_full_disk_leaves_nothing(tokenizer: Tokenizer) -> None:
     """A limit on the size of a file fails in `write` as a full disk does."""
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
-    pieces = [(Piece("x" * 100_000, True), False)] * 30
+    pieces = [(DocumentPiece("x" * 100_000, True), False)] * 30
     resource.setrlimit(resource.RLIMIT_FSIZE, (2**20, limits[1]))
     try:
         with pytest.raises(Gpt2cliError, match="cannot write tokens") as caught:

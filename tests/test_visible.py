@@ -6,7 +6,7 @@ from pathlib import Path
 
 from cli import call
 
-from gpt2cli.repl.pictures import TokenText, token_table
+from gpt2cli.repl.text_layout import TokenText, token_table
 from gpt2cli.text.visible import quoted
 
 

@@ -1,4 +1,4 @@
-"""A text in pieces that can be shown, each with what the model thought of its tokens."""
+"""A text in groups of tokens that can be shown, each with what the model thought of its tokens."""
 
 from __future__ import annotations
 
@@ -32,14 +32,14 @@ class Token:
 
 
 @dataclass(frozen=True, slots=True)
-class Piece:
+class TokenGroup:
     """Whole characters, and the tokens (mostly one) that they are made of."""
 
     text: str
     tokens: tuple[Token, ...]
 
     def bits(self, measure: Measure) -> float | None:
-        """How unexpected the piece is: 0 for the most expected; None where nothing predicted it.
+        """How unexpected the group is: 0 for the most expected; None where nothing predicted it.
 
         By probability the surprisal of its tokens together; by rank the base-2 logarithm of the worst
         rank; by entropy the uncertainty before its tokens, the greatest.
@@ -88,21 +88,21 @@ def score_tokens(
     ]
 
 
-def pieces_of(tokenizer: Tokenizer, tokens: Sequence[Token]) -> list[Piece]:
-    """``tokens`` grouped so that each piece is whole characters; joined they are the decoded text."""
+def token_groups(tokenizer: Tokenizer, tokens: Sequence[Token]) -> list[TokenGroup]:
+    """``tokens`` grouped so that each group is whole characters; joined they are the decoded text."""
     detokenizer = Detokenizer(tokenizer)
-    pieces: list[Piece] = []
+    groups: list[TokenGroup] = []
     waiting: list[Token] = []
     for token in tokens:
         waiting.append(token)
         text = detokenizer.push(token.token)
         if text:
-            pieces.append(Piece(text, tuple(waiting)))
+            groups.append(TokenGroup(text, tuple(waiting)))
             waiting = []
     rest = detokenizer.flush()
     if waiting or rest:
-        pieces.append(Piece(rest, tuple(waiting)))
-    return pieces
+        groups.append(TokenGroup(rest, tuple(waiting)))
+    return groups
 
 
 @dataclass(frozen=True, slots=True)

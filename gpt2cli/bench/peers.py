@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import importlib.util
 import json
-import os
 import shutil
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -71,7 +70,7 @@ class TransformersProcess:
         task = self._task
         command = [sys.executable, "-c", PLAIN_SCRIPT, str(task.checkpoint.directory.resolve())]
         command += [task.device, str(task.threads), str(task.tokens), PROMPT]
-        environ = {**os.environ, "HF_HUB_OFFLINE": "1", "TRANSFORMERS_VERBOSITY": "error"}
+        environ = {**task.environ, "HF_HUB_OFFLINE": "1", "TRANSFORMERS_VERBOSITY": "error"}
         return run_process(TRANSFORMERS, command, environ, memory=memory)
 
 
@@ -215,15 +214,17 @@ class LlamaProcess:
         command = [self._program, "-m", str(self._file), "-t", str(self._task.threads), "-p", PROMPT]
         command += ["-n", str(tokens), "--ignore-eos", *SAMPLING]
         command += ["-no-cnv", "--no-warmup", "--no-display-prompt"]
-        return run_process(self.contender.name, command, memory=memory)
+        return run_process(self.contender.name, command, self._task.environ, memory=memory)
 
 
 class LlamaRunner:
     """``llama-bench``, one repetition at a time, each after its own warm-up; of one text only."""
 
-    def __init__(self, llama: LlamaCpp, file: Path, threads: int, sizes: Sizes, contender: Contender) -> None:
+    def __init__(
+        self, command: Sequence[str], environ: Mapping[str, str], steps: int, contender: Contender
+    ) -> None:
         self.contender = contender
-        self._program, self._file, self._threads, self._steps = llama.bench, file, threads, sizes.steps
+        self._command, self._environ, self._steps = command, environ, steps
 
     def prefill(self, tokens: int) -> float:
         return self._run("-p", str(tokens), "-n", "0")
@@ -235,8 +236,8 @@ class LlamaRunner:
         """Each run was a process of its own."""
 
     def _run(self, *sizes: str) -> float:
-        command = [self._program, "-m", str(self._file), "-t", str(self._threads), *sizes]
-        finished = run_process(self.contender.name, [*command, "-r", "1", "-o", "json"])
+        command = [*self._command, *sizes, "-r", "1", "-o", "json"]
+        finished = run_process(self.contender.name, command, self._environ)
         seconds, self.contender.kernels = parse_llama_bench(b"".join(data for _, data in finished.reads))
         return seconds
 

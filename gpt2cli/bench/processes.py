@@ -37,6 +37,8 @@ class Task:
     device: str
     threads: int
     milestones: tuple[int, ...]
+    environ: Mapping[str, str]
+    """The user's own."""
 
     @property
     def tokens(self) -> int:
@@ -101,7 +103,7 @@ class Finished:
 
 
 def run_process(
-    name: str, command: Sequence[str], environ: Mapping[str, str] | None = None, *, memory: bool = False
+    name: str, command: Sequence[str], environ: Mapping[str, str], *, memory: bool = False
 ) -> Finished:
     """Run ``command`` to its end. With ``memory`` it is watched, too, which takes a little of its time.
 
@@ -197,10 +199,11 @@ class OurProcess:
     def __init__(self, task: Task, precision: Precision, contender: Contender, home: str) -> None:
         self.contender = contender
         self._task, self._precision, self._home = task, precision, home
+        self._first_run = milestones_within(task.tokens, FIRST_RUN_MILESTONES)
 
     def warm_up(self) -> None:
         """The first run in this home converts, the second finds it done."""
-        first = self._run(self._home, self._task.tokens, memory=True)
+        first = self._run(self._home, self._first_run[-1], memory=True)
         if first.memory.private:
             self.contender.add("first_run_private_bytes", first.memory.private)
         again = self._run(self._home, self._task.tokens, memory=True)
@@ -209,10 +212,9 @@ class OurProcess:
 
     def measure(self) -> None:
         """The first run ever, in a new home, and one in a home that has the conversion."""
-        milestones = [number for number in FIRST_RUN_MILESTONES if number <= self._task.tokens]
         with scratch() as home:
-            arrivals = _arrivals(self._run(home, milestones[-1]))
-        for number in milestones:
+            arrivals = _arrivals(self._run(home, self._first_run[-1]))
+        for number in self._first_run:
             self.contender.add(f"first_run_{milestone(number)}", arrivals[number - 1])
         cached = self._run(self._home, self._task.tokens)
         self.contender.add_run(_arrivals(cached), self._task.milestones)
@@ -230,7 +232,7 @@ class OurProcess:
         if task.load.allow_pickle:
             command.append("--allow-pickle")
         settings = {environment_name(key) for key in KEYS}
-        environ = {name: value for name, value in os.environ.items() if name not in settings}
+        environ = {name: value for name, value in task.environ.items() if name not in settings}
         environ["GPT2CLI_HOME"] = home
         name = f"gpt2cli {self._precision}"
         return run_process(name, [*command, "--prompt", PROMPT], environ, memory=memory)
@@ -245,10 +247,11 @@ def _arrivals(finished: Finished) -> list[float]:
     return [seconds for seconds, event in _events(finished) if event["event"] == "token"]
 
 
-def time_import_torch() -> float:
+def time_import_torch(environ: Mapping[str, str]) -> float:
     """Seconds that ``python -c "import torch"`` takes, the yardstick of what starts without it."""
     started = time.perf_counter()
-    subprocess.run([sys.executable, "-c", "import torch"], stdin=subprocess.DEVNULL, check=True)
+    command = [sys.executable, "-c", "import torch"]
+    subprocess.run(command, stdin=subprocess.DEVNULL, check=True, env=environ)
     return time.perf_counter() - started
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -34,6 +34,8 @@ class Plan:
 
     checkpoint: Checkpoint
     load: LoadOptions
+    environ: Mapping[str, str]
+    """What other programs are started with."""
     precisions: tuple[Precision, ...]
     rounds: int
     processes: bool = True
@@ -71,7 +73,7 @@ def _measure_processes(plan: Plan, report: Report, device: str, threads: int, sa
         say("the model has no tokenizer: whole processes are left out")
         return
     room = plan.checkpoint.config.n_positions - len(tokenizer.encode(PROMPT))
-    task = Task(plan.checkpoint, plan.load, device, threads, milestones_within(room))
+    task = Task(plan.checkpoint, plan.load, device, threads, milestones_within(room), plan.environ)
     with scratch() as home:
         processes = _processes(plan, report, task, home)
         for process in processes:
@@ -79,7 +81,7 @@ def _measure_processes(plan: Plan, report: Report, device: str, threads: int, sa
             process.warm_up()
         for number in range(1, plan.rounds + 1):
             say(f"whole processes: round {number} of {plan.rounds}")
-            report.import_torch.append(time_import_torch())
+            report.import_torch.append(time_import_torch(plan.environ))
             for process in processes:
                 process.measure()
 
@@ -128,5 +130,6 @@ def _runners(
         elif contender.kind == "transformers":
             found.append(peers.TransformersRunner(plan.checkpoint, device, threads, contender))
         elif plan.llama:
-            found.append(peers.LlamaRunner(plan.llama, next(files), threads, sizes, contender))
+            command = [plan.llama.bench, "-m", str(next(files)), "-t", str(threads)]
+            found.append(peers.LlamaRunner(command, plan.environ, sizes.steps, contender))
     return found

@@ -10,6 +10,7 @@ from typing import Annotated, get_args
 import typer
 
 from gpt2cli.cli import params
+from gpt2cli.cli.environment import users_environment
 from gpt2cli.cli.loading import find_model, start
 from gpt2cli.errors import UsageError
 from gpt2cli.options import Precision
@@ -45,7 +46,10 @@ def bench(
     against: Annotated[
         list[Peer] | None,
         typer.Option(
-            "--against", help="Measure this, too, in the same rounds; repeatable.", show_default=False
+            "--against",
+            metavar="transformers|llama.cpp",
+            help="Measure this, too, in the same rounds; repeatable.",
+            show_default=False,
         ),
     ] = None,
     gguf: Annotated[
@@ -98,8 +102,9 @@ def bench(
 ) -> None:
     """How fast a model runs here: whole processes from their start, then settled rates, in each precision.
 
-    Whole processes are timed by reading what they write, with the converted weights in the cache, and as the
-    first run ever, which converts them. Nothing else should run meanwhile; when something did, it is said.
+    Whole processes are timed by reading what they write: with the conversion cached, and the first time ever.
+
+    Nothing else should run meanwhile; when something did, it is said.
     """
     terminal: Terminal = ctx.obj
     settings = start(terminal, ctx.params)
@@ -123,6 +128,7 @@ def bench(
     plan = Plan(
         found.checkpoint,
         found.load,
+        users_environment(),
         precisions,
         rounds,
         processes=processes,

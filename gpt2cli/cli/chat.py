@@ -156,7 +156,7 @@ def chat(
 
 
 @dataclass(frozen=True, slots=True)
-class Request:
+class ChatRequest:
     """A command line that was found to be in order, the model's files included; nothing is loaded yet."""
 
     terminal: Terminal
@@ -181,7 +181,7 @@ def _name(model: ResolvedModel) -> str:
     return model.name if model.stored is not None else str(model.directory.resolve())
 
 
-def _read_request(terminal: Terminal, flags: Mapping[str, Any]) -> Request:
+def _read_request(terminal: Terminal, flags: Mapping[str, Any]) -> ChatRequest:
     """Check everything that can be checked without torch. Raises `Gpt2cliError`."""
     settings = Settings.load(terminal.environ)
     terminal.quiet = bool(settings.over({"quiet": flags["quiet"]}).get("quiet"))
@@ -204,7 +204,7 @@ def _read_request(terminal: Terminal, flags: Mapping[str, Any]) -> Request:
         checkpoint.generate_options(given)
         format = flags["format"] or (saved.format if saved and not flags["model"] else None)
         system = flags["system"]
-        return Request(
+        return ChatRequest(
             terminal=terminal,
             settings=settings,
             model=model,
@@ -298,7 +298,7 @@ def _fitted(terminal: Terminal, line: str) -> str:
     return (indent + one_line(line))[: terminal.width - 1]
 
 
-def _run(request: Request) -> int:
+def _run(request: ChatRequest) -> int:
     try:
         if request.interactive:
             return _run_on_terminal(request)
@@ -308,8 +308,9 @@ def _run(request: Request) -> int:
             request.session.close()
 
 
-def _run_on_terminal(request: Request) -> int:
-    from gpt2cli.repl.loop import Start, run_session
+def _run_on_terminal(request: ChatRequest) -> int:
+    from gpt2cli.repl.chat import Start
+    from gpt2cli.repl.loop import run_session
 
     def load_engine(name: str) -> tuple[Engine, str, str | None]:
         from gpt2cli.core.engine import Engine
@@ -339,7 +340,7 @@ def _run_on_terminal(request: Request) -> int:
     return 0
 
 
-def _run_plain(request: Request) -> int:
+def _run_plain(request: ChatRequest) -> int:
     terminal = request.terminal
     with terminal.signals.deferred():
         from gpt2cli.repl.plain import run_plain
@@ -364,7 +365,7 @@ def _run_plain(request: Request) -> int:
 
 
 def _conversation(
-    request: Request, notes: list[str], progress: ConversionProgress | None = None
+    request: ChatRequest, notes: list[str], progress: ConversionProgress | None = None
 ) -> Conversation:
     """Load the model and begin the conversation, or go on with it; ``notes`` are what to warn of."""
     from gpt2cli.core.engine import Engine

@@ -1,4 +1,4 @@
-"""What `compare` puts out, in each format. Imported when the models are loaded."""
+"""What `compare` finds out, and its JSON. Imported when the models are loaded."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from gpt2cli.analysis.compare import (
     opinion,
     run_grid,
 )
-from gpt2cli.cli.compare import Request, Variation
+from gpt2cli.cli.compare_request import CompareRequest, Variation
 from gpt2cli.core.engine import Engine
 from gpt2cli.options import SamplingOptions
 from gpt2cli.terminal.jsonout import json_line
@@ -62,7 +62,7 @@ class Words:
 class Comparison:
     """All runs of a request. They are made when they are asked for, once."""
 
-    def __init__(self, request: Request, engines: Sequence[Engine]) -> None:
+    def __init__(self, request: CompareRequest, engines: Sequence[Engine]) -> None:
         self.request, self.engines = request, engines
         self.names = [found.resolved.name for found in request.models]
         self.labels = short_names(self.names)
@@ -79,31 +79,20 @@ class Comparison:
             yield json_line({"event": "words", **self._words_document(words)})
         yield json_line({"event": "summary", **self._tail()})
 
-    def render(self) -> str:
-        """The whole report in the format that is asked for."""
-        request = self.request
-        if request.output.format == "jsonl":
-            return "".join(self.events())
+    def finish(self) -> None:
+        """Make all runs, and find the next words."""
         for _ in itertools.chain(self._run(), self._find_words()):
             pass
-        request.terminal.live("")
-        if request.output.format == "json":
-            return json_line(
-                {
-                    **self._head(),
-                    "runs": [self._run_document(entry) for entry in self.entries],
-                    "words": [self._words_document(words) for words in self.words],
-                    **self._tail(),
-                }
-            )
-        from gpt2cli.cli.compare_views import csv_of, draw, page_of
+        self.request.terminal.live("")
 
-        match request.output.format:
-            case "csv":
-                return csv_of(self)
-            case "html":
-                return page_of(self)
-        return draw(self)
+    def document(self) -> dict[str, Any]:
+        """The whole report, finished, as one document."""
+        return {
+            **self._head(),
+            "runs": [self._run_document(entry) for entry in self.entries],
+            "words": [self._words_document(words) for words in self.words],
+            **self._tail(),
+        }
 
     def summary_line(self) -> str:
         """How much was run, and with which seeds."""
@@ -223,7 +212,7 @@ class Comparison:
         }
 
 
-def _axis(request: Request) -> str:
+def _axis(request: CompareRequest) -> str:
     """What runs beside each other differ in: the first of these that there are several of."""
     if len(request.models) > 1:
         return "model"

@@ -1,4 +1,4 @@
-"""A comparison for a person: on a terminal, as an SVG, as a page; and as CSV."""
+"""What `compare` puts out, in each format: for a terminal, as an SVG, as a page, as CSV, as JSON."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from gpt2cli.options import SamplingOptions
 from gpt2cli.terminal import page, views
 from gpt2cli.terminal.canvas import SVG_WIDTH, Canvas, draw_svg
 from gpt2cli.terminal.csvout import csv_text
+from gpt2cli.terminal.jsonout import json_line
 from gpt2cli.text.visible import visible
 
 SHOWN_PROMPT = 200
@@ -85,6 +86,22 @@ def _parting(parts: Divergence) -> str:
         return "the same text"
     tokens = "" if parts.tokens is None else f", {parts.tokens} tokens"
     return f"{views.PARTS} parts after {parts.characters} characters{tokens}"
+
+
+def render(comparison: Comparison) -> str:
+    """The whole report in the format that is asked for."""
+    kind = comparison.request.output.format
+    if kind == "jsonl":
+        return "".join(comparison.events())
+    comparison.finish()
+    match kind:
+        case "json":
+            return json_line(comparison.document())
+        case "csv":
+            return csv_of(comparison)
+        case "html":
+            return page_of(comparison)
+    return draw(comparison)
 
 
 def draw(comparison: Comparison) -> str:

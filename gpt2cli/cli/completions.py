@@ -8,25 +8,31 @@ for each shell.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args
 
 import typer
 
-from gpt2cli.cli import shells
+from gpt2cli.cli.shells import bash, fish, powershell, zsh
+from gpt2cli.cli.shells.command import Argument, Command, Flag, Value
 from gpt2cli.errors import UsageError
 from gpt2cli.hub.resolve import local_names
 from gpt2cli.settings import KEYS
 from gpt2cli.terminal.streams import Terminal
 
 Shell = Literal["bash", "zsh", "fish", "powershell"]
-Kind = Literal["text", "words", "file", "directory", "model"]
 
 # What the type of a parameter does not tell, its name does, in every command.
 _MODEL_PARAMETERS = frozenset({"model", "models"})
 _WORDS_OF_PARAMETER = {"key": tuple(KEYS)}
+
+SCRIPTS: dict[Shell, Callable[[Command], str]] = {
+    "bash": bash.script,
+    "zsh": zsh.script,
+    "fish": fish.script,
+    "powershell": powershell.script,
+}
 
 EXAMPLES = """Write the script to a file, have the shell read it, and open a new shell.
 
@@ -56,50 +62,6 @@ To try it in a running bash or zsh:
 
   source <(gpt2cli completions bash)
 """
-
-
-@dataclass(frozen=True, slots=True)
-class Value:
-    """What stands after a flag, or at a place of the command line; ``words`` are all that it can be."""
-
-    name: str
-    kind: Kind = "text"
-    words: tuple[str, ...] = ()
-
-
-@dataclass(frozen=True, slots=True)
-class Flag:
-    """One flag under all its names, long ones first; ``value`` is None where it takes none."""
-
-    names: tuple[str, ...]
-    help: str
-    value: Value | None = None
-    repeated: bool = False
-
-
-@dataclass(frozen=True, slots=True)
-class Argument:
-    """What stands at one place of the command line, or, ``repeated``, at that and all further ones."""
-
-    value: Value
-    repeated: bool = False
-
-
-@dataclass(frozen=True, slots=True)
-class Command:
-    """A command with all that it takes; ``path`` is how it is called, () for the program itself."""
-
-    path: tuple[str, ...]
-    help: str
-    flags: tuple[Flag, ...]
-    arguments: tuple[Argument, ...] = ()
-    commands: tuple[Command, ...] = ()
-
-    def walk(self) -> Iterator[Command]:
-        """This command and all below it."""
-        yield self
-        for command in self.commands:
-            yield from command.walk()
 
 
 def read_command(command: Any, path: tuple[str, ...] = (), parent: typer.Context | None = None) -> Command:
@@ -178,4 +140,4 @@ def completions(
     # This command runs alone; the script is of all of them.
     from gpt2cli.cli.app import command_tree
 
-    terminal.write(shells.SCRIPTS[shell](read_command(typer.main.get_command(command_tree()))))
+    terminal.write(SCRIPTS[shell](read_command(typer.main.get_command(command_tree()))))

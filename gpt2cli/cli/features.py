@@ -13,7 +13,7 @@ import typer
 
 from gpt2cli.cli import params
 from gpt2cli.cli.loading import FoundModel, encode_text, find_model, load_engine, start, tokenizer_of
-from gpt2cli.cli.records import (
+from gpt2cli.cli.sources import (
     Record,
     Source,
     at_record,

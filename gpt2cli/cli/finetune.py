@@ -8,7 +8,7 @@ from typing import Any
 
 import typer
 
-from gpt2cli.cli.pull import is_offline, resolve_or_pull
+from gpt2cli.cli.pulling import is_offline, resolve_or_pull
 from gpt2cli.cli.training import run_command
 from gpt2cli.cli.training_params import BASE, DATA, LORA, RESULT, RUN, TRAINING, with_options
 from gpt2cli.settings import Settings

@@ -14,8 +14,8 @@ from gpt2cli.checkpoint import Checkpoint, open_checkpoint
 from gpt2cli.cli import params
 from gpt2cli.cli.clock import process_age
 from gpt2cli.cli.loading import resolve_model
-from gpt2cli.cli.output import OutputOptions, Run, make_sink
 from gpt2cli.cli.prompt import read_prompt
+from gpt2cli.cli.sinks import OutputOptions, Run, make_sink
 from gpt2cli.errors import UsageError
 from gpt2cli.hub.converted import converted_stem
 from gpt2cli.hub.resolve import ResolvedModel
@@ -102,7 +102,7 @@ def generate(
 
 
 @dataclass(frozen=True, slots=True)
-class Request:
+class GenerateRequest:
     """A command line that was found to be in order, the model's files included; nothing is loaded yet."""
 
     terminal: Terminal
@@ -114,7 +114,7 @@ class Request:
     output: OutputOptions
 
 
-def _read_request(terminal: Terminal, flags: Mapping[str, Any]) -> Request:
+def _read_request(terminal: Terminal, flags: Mapping[str, Any]) -> GenerateRequest:
     """Check everything that can be checked without torch. Raises `Gpt2cliError`."""
     settings = Settings.load(terminal.environ)
     terminal.quiet = bool(settings.over({"quiet": flags["quiet"]}).get("quiet"))
@@ -137,7 +137,7 @@ def _read_request(terminal: Terminal, flags: Mapping[str, Any]) -> Request:
         # The text is to be what transformers prints.
         load = replace(load, precision="fp32")
     load = replace(load, converted=converted_stem(model))
-    return Request(terminal, model, checkpoint, prompt, options, load, output)
+    return GenerateRequest(terminal, model, checkpoint, prompt, options, load, output)
 
 
 def _output_options(flags: Mapping[str, Any]) -> OutputOptions:
@@ -169,7 +169,7 @@ def _given_options(settings: Settings, flags: Mapping[str, Any]) -> dict[str, An
     return given
 
 
-def _run(request: Request) -> None:
+def _run(request: GenerateRequest) -> None:
     """Load the model, pass its chunks on, and report. Raises what a signal asked for, at the end."""
     terminal, options = request.terminal, request.options
     started = time.perf_counter()
@@ -226,7 +226,7 @@ def _tail(engine: Engine, stats: Stats, import_s: float, age: float) -> dict[str
     }
 
 
-def _report(request: Request, choices: Sequence[Choice], stats: Stats) -> None:
+def _report(request: GenerateRequest, choices: Sequence[Choice], stats: Stats) -> None:
     """Say on stderr what the text does not show: dropped tokens, a full context, the seed."""
     terminal, options = request.terminal, request.options
     context = request.checkpoint.config.n_positions

@@ -147,7 +147,7 @@ def inspect(
 
 
 @dataclass(frozen=True, slots=True)
-class Request:
+class InspectRequest:
     """A command line that was found to be in order. ``sampling`` is None without ``--explain``."""
 
     terminal: Terminal
@@ -164,7 +164,7 @@ class Request:
     at: int | None
 
 
-def _read_request(terminal: Terminal, flags: Mapping[str, Any]) -> Request:
+def _read_request(terminal: Terminal, flags: Mapping[str, Any]) -> InspectRequest:
     """Check everything that can be checked without torch. Raises `Gpt2cliError`."""
     settings = start(terminal, flags)
     output = read_output(terminal, flags)
@@ -174,7 +174,7 @@ def _read_request(terminal: Terminal, flags: Mapping[str, Any]) -> Request:
     GenerateOptions(**given)
     text = read_prompt(terminal, flags["words"] or (), flags["prompt"], flags["file"], strict=flags["strict"])
     model = find_model(terminal, settings, flags)
-    return Request(
+    return InspectRequest(
         terminal=terminal,
         output=output,
         model=model,
@@ -210,7 +210,7 @@ def _given_sampling(settings: Settings, flags: Mapping[str, Any]) -> dict[str, A
     return given if flags["seed"] is None else {**given, "seed": flags["seed"]}
 
 
-def _inspect(request: Request) -> None:
+def _inspect(request: InspectRequest) -> None:
     engine = load_engine(request.terminal, request.model, to_look_inside=True)
     tokenizer_of(engine)
     from gpt2cli.cli.inspect_report import TextReport
@@ -230,7 +230,7 @@ def _inspect(request: Request) -> None:
         request.terminal.note(report.summary_line())
 
 
-def _explain(request: Request, sampling: GenerateOptions) -> None:
+def _explain(request: InspectRequest, sampling: GenerateOptions) -> None:
     engine = load_engine(request.terminal, request.model, to_look_inside=True)
     tokenizer_of(engine)
     from gpt2cli.cli.explain_report import StepReport

@@ -7,7 +7,15 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from gpt2cli.analysis.inspect import Measure, Piece, Summary, Token, pieces_of, score_tokens, summarise
+from gpt2cli.analysis.inspect import (
+    Measure,
+    Summary,
+    Token,
+    TokenGroup,
+    score_tokens,
+    summarise,
+    token_groups,
+)
 from gpt2cli.cli.formats import Output
 from gpt2cli.core.engine import Engine
 from gpt2cli.terminal import page, views
@@ -33,7 +41,7 @@ class TextReport:
     by: Measure
     top: int
     tokens: list[Token]
-    pieces: list[Piece]
+    groups: list[TokenGroup]
     summary: Summary
 
     @classmethod
@@ -50,9 +58,9 @@ class TextReport:
         """Score ``ids``, with the ``top`` likeliest tokens at each place. Raises `Gpt2cliError`."""
         assert engine.tokenizer is not None
         tokens = score_tokens(engine, ids, stride=stride, top=top)
-        pieces = pieces_of(engine.tokenizer, tokens)
+        groups = token_groups(engine.tokenizer, tokens)
         summary = summarise(engine.tokenizer, tokens, engine.config.boundary_ids)
-        return cls(model, asdict(engine.info), engine.tokenizer, by, top, tokens, pieces, summary)
+        return cls(model, asdict(engine.info), engine.tokenizer, by, top, tokens, groups, summary)
 
     def render(self, output: Output, *, marks: bool | None, listed: bool) -> str:
         """The whole report in the format of ``output``; ``listed`` adds the table of tokens."""
@@ -90,14 +98,14 @@ class TextReport:
         return " · ".join(parts)
 
     def _drawn(self, width: int, marks: bool, colours: bool) -> Iterator[Any]:
-        spans = [Span(piece.text, piece.level(self.by)) for piece in self.pieces]
+        spans = [Span(group.text, group.level(self.by)) for group in self.groups]
         yield from heat_lines(spans, width, marks=marks)
         yield legend(self.by, colours=colours)
 
     def _listing(self) -> list[Any]:
         rows = []
         for token in self.tokens:
-            shown = views.Shade(self._text(token.token), Piece("", (token,)).level(self.by))
+            shown = views.Shade(self._text(token.token), TokenGroup("", (token,)).level(self.by))
             rows.append((str(token.place), shown, *_figures(token), views.Entries(self._alternatives(token))))
         table = views.Listing(_LISTED, rows, right={0, 2, 3, 4}, folded={1, 5})
         return ["", table, views.remark(_IN_BITS)]
@@ -151,7 +159,7 @@ class TextReport:
         return csv_text(header, rows)
 
     def _page(self, listed: bool) -> str:
-        spans = [(Span(piece.text, piece.level(self.by)), self._note(piece)) for piece in self.pieces]
+        spans = [(Span(group.text, group.level(self.by)), self._note(group)) for group in self.groups]
         parts = [
             page.paragraph(f"{self.model['model']} · {self.summary_line()}", "dim"),
             page.legend(*SCALES[self.by]),
@@ -166,10 +174,10 @@ class TextReport:
             parts.append(page.paragraph(_IN_BITS, "dim"))
         return page.page(f"gpt2cli inspect: by {self.by}", parts)
 
-    def _note(self, piece: Piece) -> str:
-        """What a page shows of a piece where the pointer rests on it."""
+    def _note(self, group: TokenGroup) -> str:
+        """What a page shows of a group where the pointer rests on it."""
         notes = []
-        for token in piece.tokens:
+        for token in group.tokens:
             note = f"{quoted(self._text(token.token))}: "
             if token.score is None:
                 notes.append(note + "nothing predicts it")

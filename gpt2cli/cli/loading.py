@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from gpt2cli.checkpoint import Checkpoint, open_checkpoint
-from gpt2cli.cli.pull import is_offline, resolve_or_pull
+from gpt2cli.cli.pulling import is_offline, resolve_or_pull
 from gpt2cli.errors import ModelFileError, UsageError
 from gpt2cli.hub.converted import converted_stem
 from gpt2cli.hub.resolve import ResolvedModel

@@ -21,8 +21,8 @@ from gpt2cli.analysis.tasks import (
 )
 from gpt2cli.cli import score_output as show
 from gpt2cli.cli.loading import FoundModel, encode_text, tokenizer_of
-from gpt2cli.cli.records import Record, at_record, read_lines, read_records, some_records
-from gpt2cli.cli.score import Job
+from gpt2cli.cli.score_options import Job
+from gpt2cli.cli.sources import Record, at_record, read_lines, read_records, some_records
 from gpt2cli.core.engine import Engine
 from gpt2cli.errors import UsageError
 from gpt2cli.terminal.jsonout import json_line

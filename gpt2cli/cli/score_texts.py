@@ -16,8 +16,8 @@ from gpt2cli.analysis.totals import Totals
 from gpt2cli.analysis.windows import Window, WindowOptions, from_token, windows
 from gpt2cli.cli import score_output as show
 from gpt2cli.cli.loading import FoundModel, encode_text, tokenizer_of
-from gpt2cli.cli.records import Record, at_record, read_lines, read_records, some_records
-from gpt2cli.cli.score import Job
+from gpt2cli.cli.score_options import Job
+from gpt2cli.cli.sources import Record, at_record, read_lines, read_records, some_records
 from gpt2cli.core.engine import Engine
 from gpt2cli.errors import ModelFileError, UsageError
 from gpt2cli.files import write_atomically

@@ -51,7 +51,7 @@ _NEEDED = ("accelerate", "peft")
 
 
 @dataclass(frozen=True, slots=True)
-class Request:
+class TrainingRequest:
     """A command line that was found to be in order; no data has been read yet."""
 
     terminal: Terminal
@@ -81,7 +81,7 @@ def _check_installed() -> None:
         raise Gpt2cliError(f"training needs the package {missing[0]}", hint=INSTALL_HINT)
 
 
-def _read_request(terminal: Terminal, command: Command, flags: Given, base: Base) -> Request:
+def _read_request(terminal: Terminal, command: Command, flags: Given, base: Base) -> TrainingRequest:
     settings = Settings.load(terminal.environ)
     terminal.quiet = bool(settings.over({"quiet": flags["quiet"]}).get("quiet"))
     if flags["jsonl"]:
@@ -98,7 +98,7 @@ def _read_request(terminal: Terminal, command: Command, flags: Given, base: Base
     if flags["plot"] is not None:
         check_plot_path(flags["plot"])
     recipe = _build_recipe(terminal, command, given, base, recorded)
-    return Request(
+    return TrainingRequest(
         terminal=terminal,
         recipe=recipe,
         directory=directory,
@@ -205,7 +205,7 @@ def _spool_stdin(terminal: Terminal, suffix: str) -> Path:
     return target
 
 
-def _run(request: Request) -> None:
+def _run(request: TrainingRequest) -> None:
     terminal = request.terminal
     with terminal.signals.deferred():
         from gpt2cli.train.run import run
@@ -239,7 +239,7 @@ def _run(request: Request) -> None:
     report.finish(outcome.facts, place, request.plot)
 
 
-def _source(request: Request) -> dict[str, Any]:
+def _source(request: TrainingRequest) -> dict[str, Any]:
     source: dict[str, Any] = {"kind": request.recipe.command}
     if request.recipe.base_name:
         source["base"] = request.recipe.base_name

@@ -13,7 +13,7 @@ from gpt2cli.terminal.streams import Terminal
 from gpt2cli.text.sanitize import one_line
 
 if TYPE_CHECKING:
-    from gpt2cli.train.export import Facts
+    from gpt2cli.train.facts import Facts
 
 LINE_EVERY_S = 30.0
 """Between two lines of progress where nothing can be redrawn."""

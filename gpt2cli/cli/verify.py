@@ -13,7 +13,7 @@ from gpt2cli.checkpoint import open_checkpoint
 from gpt2cli.cli import params
 from gpt2cli.errors import Gpt2cliError, ModelFileError
 from gpt2cli.hub.inventory import all_models, as_stored, published_as, short_name
-from gpt2cli.hub.published import Continuation, continuations
+from gpt2cli.hub.reference_texts import Continuation, continuations
 from gpt2cli.hub.resolve import locate_reference
 from gpt2cli.hub.store import StoredModel, repair_command, unreadable_manifests
 from gpt2cli.hub.verify import FilesReport, Status, verify_files

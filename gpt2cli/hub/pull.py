@@ -30,7 +30,6 @@ from gpt2cli import paths
 from gpt2cli.checkpoint import PICKLE_FILES, open_checkpoint, read_config
 from gpt2cli.errors import Gpt2cliError, ModelFileError, UsageError
 from gpt2cli.files import as_created
-from gpt2cli.hub.crew import fetch_all
 from gpt2cli.hub.download import PART, Changed, disk_error
 from gpt2cli.hub.hfcache import find_cached
 from gpt2cli.hub.manifest import FileRecord, Manifest, now, read_manifest
@@ -47,6 +46,7 @@ from gpt2cli.hub.remote import (
 from gpt2cli.hub.store import StoredModel, check_space, find_stored, folder_name, matches_revision, place
 from gpt2cli.hub.transport import Hub, Pauses, Policy
 from gpt2cli.hub.verify import file_hash
+from gpt2cli.hub.workers import fetch_all
 
 Report = Callable[[dict[str, Any]], None]
 

@@ -11,11 +11,11 @@ from typing import TYPE_CHECKING, Any
 from gpt2cli.errors import Gpt2cliError, UsageError
 from gpt2cli.options import MAX_SEED, GenerateOptions
 from gpt2cli.repl.context import Context, Contexts, ids_of_text, whole_characters
-from gpt2cli.repl.drawing import Draw, TurnStats, turn_seed, turn_stats
 from gpt2cli.repl.formats import Format, choose_format
 from gpt2cli.repl.options import OPTION_NAMES, differing, option_name, parse_option, parse_overrides
 from gpt2cli.repl.sessions import Saved, Session, turn_event
 from gpt2cli.repl.tree import Tree, Turn
+from gpt2cli.repl.turn_request import TurnRequest, TurnStats, turn_seed, turn_stats
 from gpt2cli.text.reading import cleaned
 
 if TYPE_CHECKING:
@@ -81,7 +81,7 @@ class Conversation:
     @property
     def options(self) -> GenerateOptions:
         """The options of the next answer, its seed and stops included."""
-        return self._request(self.tree.current, 0, {})
+        return self._settled_options(self.tree.current, 0, {})
 
     def context(self, user: str | None = None) -> Context:
         """What the model would see for an answer to ``user``; without, what it has seen up to here.
@@ -94,18 +94,18 @@ class Conversation:
         return self._contexts.fit(self.tree, self.tree.current, cleaned(user), new)
 
     def answer(self, user: str, **overrides: Any) -> Generator[Chunk, None, None]:
-        """Draw an answer to ``user`` after the current turn, and stand on the new turn.
+        """TurnRequest an answer to ``user`` after the current turn, and stand on the new turn.
 
         Everything is checked now, before the first chunk. However the stream ends, the turn with what
         was generated so far is in the tree and in the session file; one without a token is not, if it
         was interrupted. Raises `UsageError`, `PromptTooLong`, `Gpt2cliError`.
         """
-        return self._draw(self._plan(self.tree.current, cleaned(user), 0, overrides))
+        return self._draw(self._request(self.tree.current, cleaned(user), 0, overrides))
 
     def regenerate(self, **overrides: Any) -> Generator[Chunk, None, None]:
         """Another answer to the same words, beside the current one. Raises as `answer`."""
         turn = self._needed("there is no answer yet to draw again")
-        return self._draw(self._plan(self._before(turn), turn.user, self._next_draw(turn), overrides))
+        return self._draw(self._request(self._before(turn), turn.user, self._next_draw(turn), overrides))
 
     def continue_answer(self, **overrides: Any) -> Generator[Chunk, None, None]:
         """Go on with the current answer; the longer one stands beside it. Raises as `answer`.
@@ -122,21 +122,21 @@ class Conversation:
         if self.engine.tokenizer is not None:
             ids, start = whole_characters(self.engine.tokenizer, ids, text)
             text = start.lstrip() if self.format.strips else start
-        options = self._request(self._before(turn), draw, overrides)
+        options = self._settled_options(self._before(turn), draw, overrides)
         new = options.max_new_tokens or 0
         context = self._contexts.fit(self.tree, self._before(turn), turn.user, new, turn, ids)
-        plan = Draw(self._before(turn), turn.user, context, options, draw)
-        return self._draw(replace(plan, start=tuple(ids), start_text=text, continues=turn.id))
+        request = TurnRequest(self._before(turn), turn.user, context, options, draw)
+        return self._draw(replace(request, start=tuple(ids), start_text=text, continues=turn.id))
 
     def branch(self, n: int, **overrides: Any) -> Generator[Chunk, None, None]:
-        """Draw ``n`` other answers to the current turn's words in one batch; then `take` one.
+        """TurnRequest ``n`` other answers to the current turn's words in one batch; then `take` one.
 
         All are put in the tree; the current turn stays. Raises as `answer`.
         """
         turn = self._needed("there is no answer yet to branch from")
         overrides = {**overrides, "num_return_sequences": n}
-        plan = self._plan(self._before(turn), turn.user, self._next_draw(turn), overrides)
-        return self._draw(replace(plan, branches=True))
+        request = self._request(self._before(turn), turn.user, self._next_draw(turn), overrides)
+        return self._draw(replace(request, branches=True))
 
     def take(self, index: int) -> Turn:
         """Stand on one of the `branches`, counted from 0. Raises `UsageError`."""
@@ -250,7 +250,9 @@ class Conversation:
         same = (other.draw for other in self.tree.siblings(turn.id) if other.user == turn.user)
         return max(same) + 1
 
-    def _request(self, parent: Turn | None, draw: int, overrides: Mapping[str, Any]) -> GenerateOptions:
+    def _settled_options(
+        self, parent: Turn | None, draw: int, overrides: Mapping[str, Any]
+    ) -> GenerateOptions:
         given = {**self.given, **overrides}
         given["stop"] = (*given.get("stop", ()), *self.format.stops)
         if given.get("seed") is None:
@@ -264,20 +266,24 @@ class Conversation:
             raise UsageError(f"{', '.join(sorted(unknown))}: not an option of a conversation")
         return self.engine.options(**given).settled()
 
-    def _plan(self, parent: Turn | None, user: str, draw: int, overrides: Mapping[str, Any]) -> Draw:
-        options = self._request(parent, draw, overrides)
+    def _request(
+        self, parent: Turn | None, user: str, draw: int, overrides: Mapping[str, Any]
+    ) -> TurnRequest:
+        options = self._settled_options(parent, draw, overrides)
         context = self._contexts.fit(self.tree, parent, user, options.max_new_tokens or 0)
-        return Draw(parent, user, context, options, draw)
+        return TurnRequest(parent, user, context, options, draw)
 
-    def _draw(self, plan: Draw) -> Generator[Chunk, None, None]:
-        return self._stream(plan, self.engine.stream(plan.context.ids, plan.options))
+    def _draw(self, request: TurnRequest) -> Generator[Chunk, None, None]:
+        return self._stream(request, self.engine.stream(request.context.ids, request.options))
 
-    def _stream(self, plan: Draw, chunks: Generator[Chunk, None, None]) -> Generator[Chunk, None, None]:
+    def _stream(
+        self, request: TurnRequest, chunks: Generator[Chunk, None, None]
+    ) -> Generator[Chunk, None, None]:
         from gpt2cli.core.results import new_choices
 
-        choices = new_choices(plan.options)
+        choices = new_choices(request.options)
         engine, format, stats = self.engine, self.format, None
-        begun = [bool(plan.start_text) or not format.strips for _ in choices]
+        begun = [bool(request.start_text) or not format.strips for _ in choices]
         self.branches = []
         try:
             for chunk in chunks:
@@ -293,46 +299,46 @@ class Conversation:
                 engine.interrupt()
                 for chunk in chunks:
                     stats = chunk.stats
-            self._finish(plan, choices, stats)
+            self._finish(request, choices, stats)
 
-    def _finish(self, plan: Draw, choices: tuple[Choice, ...], stats: Stats | None) -> None:
+    def _finish(self, request: TurnRequest, choices: tuple[Choice, ...], stats: Stats | None) -> None:
         """Put what was generated into the tree and the session file."""
         current = self.tree.current
-        self.last = None if stats is None else turn_stats(stats, plan)
+        self.last = None if stats is None else turn_stats(stats, request)
         turns = []
         for choice in choices:
             if choice.token_ids or choice.finish_reason not in (None, "interrupted"):
-                turns.append(self._add(plan, choice))
+                turns.append(self._add(request, choice))
         if turns:
             for turn in self._described:
                 turn.logprobs = None
             self._described = turns
-        if plan.branches and turns:
+        if request.branches and turns:
             self.branches = turns
             self.tree.go(None if current is None else current.id)
             self._moved()
 
-    def _add(self, plan: Draw, choice: Choice) -> Turn:
-        text, ids, tokenizer = choice.text, [*plan.start, *choice.token_ids], self.engine.tokenizer
+    def _add(self, request: TurnRequest, choice: Choice) -> Turn:
+        text, ids, tokenizer = choice.text, [*request.start, *choice.token_ids], self.engine.tokenizer
         if tokenizer is not None:
             shown = text.rstrip() if self.format.strips else text
-            ids = [*plan.start, *ids_of_text(tokenizer, choice.token_ids, shown)]
-        text = plan.start_text + text
+            ids = [*request.start, *ids_of_text(tokenizer, choice.token_ids, shown)]
+        text = request.start_text + text
         turn_id = self.tree.next_id
-        first = plan.context.turns[0].id if plan.context.turns else turn_id
+        first = request.context.turns[0].id if request.context.turns else turn_id
         logprobs = [detail.logprob for detail in choice.logprobs]
         turn = Turn(
             id=turn_id,
-            parent=None if plan.parent is None else plan.parent.id,
-            user=plan.user,
+            parent=None if request.parent is None else request.parent.id,
+            user=request.user,
             answer=text.strip() if self.format.strips else text,
             answer_ids=ids,
             seed=choice.seed,
-            draw=plan.draw,
-            options=differing(replace(plan.options, num_return_sequences=1)),
+            draw=request.draw,
+            options=differing(replace(request.options, num_return_sequences=1)),
             finish_reason=choice.finish_reason or "interrupted",
             first=first,
-            continues=plan.continues,
+            continues=request.continues,
             logprobs=list(zip(choice.token_ids, logprobs, strict=False)) or None,
         )
         self.tree.add(turn)

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from gpt2cli import paths
-from gpt2cli.repl.lines import append_lines, decode_lines, encode_line, locked, read_at
+from gpt2cli.repl.jsonl_log import append_lines, decode_lines, encode_line, locked, read_at
 
 MAX_BYTES = 4 * 2**20
 """Beyond it the older half is dropped."""

@@ -41,7 +41,7 @@ _MARK = "\ue000{}\ue001"
 _MARKED = re.compile(f"{_PAD}?\ue000([0-9]+)\ue001{_PAD}?")
 
 
-class Piece(NamedTuple):
+class Segment(NamedTuple):
     """A text of the template, and the message that follows it."""
 
     text: str
@@ -57,7 +57,7 @@ class ChatTemplate:
     def __init__(self, source: str, tokens: Mapping[str, str], where: Path) -> None:
         self._source, self._tokens, self._where = source, dict(tokens), where
 
-    def render(self, roles: Sequence[str], *, prompt: bool) -> list[Piece]:
+    def render(self, roles: Sequence[str], *, prompt: bool) -> list[Segment]:
         """The text before each message, and the text after the last.
 
         ``prompt`` asks for what stands before an answer. Raises `ModelFileError` where the template
@@ -70,13 +70,13 @@ class ChatTemplate:
         pieces, end = [], 0
         for match in _MARKED.finditer(text):
             strips = not (match[0].startswith(_PAD) and match[0].endswith(_PAD))
-            pieces.append(Piece(text[end : match.start()], int(match[1]), strips))
+            pieces.append(Segment(text[end : match.start()], int(match[1]), strips))
             end = match.end()
         if [piece.message for piece in pieces] != list(range(len(roles))):
             raise ModelFileError(
                 f"{self._where}: the chat template does not show every message, in order: {', '.join(roles)}"
             )
-        return [*pieces, Piece(text[end:], None)]
+        return [*pieces, Segment(text[end:], None)]
 
     def _run(self, messages: list[dict[str, str]], prompt: bool) -> str:
         from jinja2 import TemplateError

@@ -6,7 +6,7 @@ import os
 from collections.abc import Iterable, Sequence
 
 from gpt2cli.errors import Gpt2cliError
-from gpt2cli.repl.pictures import Flow, wrapped
+from gpt2cli.repl.text_layout import Flow, wrapped
 from gpt2cli.terminal.streams import Terminal
 from gpt2cli.text.sanitize import Sanitizer, one_line, sanitize
 

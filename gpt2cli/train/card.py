@@ -8,7 +8,7 @@ from dataclasses import fields
 from typing import Any
 
 from gpt2cli import __version__
-from gpt2cli.train.export import Facts, Sample
+from gpt2cli.train.facts import Facts, Sample
 from gpt2cli.train.options import Recipe
 from gpt2cli.train.trainer import Score
 

@@ -10,7 +10,7 @@ from typing import Any
 
 from gpt2cli.errors import UsageError
 from gpt2cli.text.tokenizer import Tokenizer
-from gpt2cli.train.documents import Piece, Source, Survey, find_sources, read_pieces, survey
+from gpt2cli.train.documents import DocumentPiece, Source, Survey, find_sources, read_pieces, survey
 from gpt2cli.train.options import DataOptions
 from gpt2cli.train.split import Split, divide, make_split
 from gpt2cli.train.tokens import TokenFile, TokenSet, cached, write_tokens
@@ -68,7 +68,7 @@ class Corpus:
         """Documents of the training data left out because they are in the validation or test data."""
         return sum(key in self.split.excluded for key in self.found.keys)
 
-    def pieces(self) -> Iterator[tuple[Piece, bool]]:
+    def pieces(self) -> Iterator[tuple[DocumentPiece, bool]]:
         """All text to train on (False) and to validate on (True)."""
         stream = (piece for source in self.sources for piece in _pieces(source, self.options))
         yield from divide(stream, self.found, self.split)
@@ -136,7 +136,7 @@ class Corpus:
         return hashlib.sha256(repr(self.described()).encode()).hexdigest()
 
 
-def _pieces(source: Source, options: DataOptions) -> Iterator[Piece]:
+def _pieces(source: Source, options: DataOptions) -> Iterator[DocumentPiece]:
     return read_pieces(source, field=options.field, separator=options.separator)
 
 

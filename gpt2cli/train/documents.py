@@ -40,7 +40,7 @@ class Source:
 
 
 @dataclass(frozen=True, slots=True)
-class Piece:
+class DocumentPiece:
     """A part of a document."""
 
     text: str
@@ -87,7 +87,7 @@ def _fingerprint(path: Path, name: str) -> Source:
     return Source(path, name, size, digest)
 
 
-def read_pieces(source: Source, *, field: str, separator: str) -> Iterator[Piece]:
+def read_pieces(source: Source, *, field: str, separator: str) -> Iterator[DocumentPiece]:
     """The documents of ``source``, in pieces. Raises `UsageError` where it is no text, or no such JSONL."""
     try:
         with source.path.open(encoding="utf-8-sig", newline=None) as file:
@@ -104,7 +104,7 @@ def read_pieces(source: Source, *, field: str, separator: str) -> Iterator[Piece
         raise UsageError(f"cannot read {source.path}: {error.strerror or error}") from None
 
 
-def _read_text(file: TextIO, separator: str) -> Iterator[Piece]:
+def _read_text(file: TextIO, separator: str) -> Iterator[DocumentPiece]:
     """The documents between separators."""
     rest, starts, ended = "", True, False
     while not ended:
@@ -124,16 +124,16 @@ def _read_text(file: TextIO, separator: str) -> Iterator[Piece]:
             cut = _line_end(rest, PIECE_CHARS)
             text = rest[:cut].lstrip("\n") if starts else rest[:cut]
             if text.strip() or not starts:
-                yield Piece(text, starts)
+                yield DocumentPiece(text, starts)
                 starts = False
             rest = rest[cut:]
 
 
-def _whole(text: str, starts: bool) -> Iterator[Piece]:
+def _whole(text: str, starts: bool) -> Iterator[DocumentPiece]:
     """The last piece of a document, without the line ends around it; nothing where it is blank."""
     text = text.strip("\n") if starts else text.rstrip("\n")
     if text.strip():
-        yield Piece(text, starts)
+        yield DocumentPiece(text, starts)
 
 
 def _line_end(text: str, at_least: int) -> int:
@@ -144,7 +144,7 @@ def _line_end(text: str, at_least: int) -> int:
     return at_least
 
 
-def _read_jsonl(file: TextIO, path: Path, field: str) -> Iterator[Piece]:
+def _read_jsonl(file: TextIO, path: Path, field: str) -> Iterator[DocumentPiece]:
     number = 0
     while line := file.readline(MAX_LINE_CHARS):
         number += 1
@@ -155,7 +155,7 @@ def _read_jsonl(file: TextIO, path: Path, field: str) -> Iterator[Piece]:
         text = _field_of(line, path, number, field)
         if text.strip():
             for start, piece in enumerate(_cut(text)):
-                yield Piece(piece, not start)
+                yield DocumentPiece(piece, not start)
 
 
 def _field_of(line: str, path: Path, number: int, field: str) -> str:
@@ -202,7 +202,7 @@ class Survey:
         return sum(self.sizes)
 
 
-def survey(pieces: Iterable[Piece]) -> Survey:
+def survey(pieces: Iterable[DocumentPiece]) -> Survey:
     """Read everything once. The key of a document does not depend on where it is cut into pieces."""
     keys: list[bytes] = []
     sizes: list[int] = []

@@ -6,8 +6,6 @@ import json
 import os
 import shutil
 import tempfile
-from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -17,10 +15,9 @@ from transformers import PreTrainedModel
 from gpt2cli.core.engine import Engine
 from gpt2cli.files import as_created
 from gpt2cli.options import LoadOptions
-from gpt2cli.train.options import ExportOptions, Recipe
-from gpt2cli.train.tokens import TokenSet
-from gpt2cli.train.trainer import Score
-from gpt2cli.train.windows import Plan
+from gpt2cli.train.card import write_card
+from gpt2cli.train.facts import Facts, Sample
+from gpt2cli.train.options import ExportOptions
 
 TOKENIZER_FILES = (
     "tokenizer.json",
@@ -32,59 +29,6 @@ TOKENIZER_FILES = (
     "chat_template.jinja",
 )
 DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
-
-
-@dataclass(frozen=True, slots=True)
-class FileScore:
-    """How well the finished model predicts one test file."""
-
-    file: str
-    sha256: str
-    score: Score
-
-
-@dataclass(frozen=True, slots=True)
-class Facts:
-    """What happened in a training, measured, for its card."""
-
-    recipe: Recipe
-    plan: Plan
-    parameters: int
-    trainable: int
-    """Weights that were trained: fewer than ``parameters`` with LoRA."""
-    data: Sequence[dict[str, Any]]
-    """Every file: use, file, bytes, sha256."""
-    tokens: TokenSet
-    excluded_documents: int
-    split_by_document: bool
-    steps_done: int
-    start: Score | None
-    """Of the validation text, before the first step; None when the training was resumed."""
-    final: Score
-    """Of the validation text, by the weights as saved."""
-    tests: Sequence[FileScore]
-    curve: Sequence[dict[str, Any]]
-    """The events ``step`` and ``evaluation``, in order."""
-    bf16: bool
-    device: str
-
-    @property
-    def training_s(self) -> float:
-        """Seconds spent in training steps, over all resumptions."""
-        seconds, before = 0.0, 0
-        for event in self.curve:
-            if event["event"] == "step" and event["tokens_per_s"]:
-                seconds += (event["tokens"] - before) / event["tokens_per_s"]
-                before = event["tokens"]
-        return seconds
-
-
-@dataclass(frozen=True, slots=True)
-class Sample:
-    """A text that the finished model drew."""
-
-    seed: int
-    text: str
 
 
 def round_weights(model: PreTrainedModel, precision: str) -> None:
@@ -99,8 +43,6 @@ def export(model: PreTrainedModel, tokenizer: Path, facts: Facts, directory: Pat
 
     ``config.json`` comes last: until then there is no model. Raises `OSError`.
     """
-    from gpt2cli.train.card import write_card
-
     options = facts.recipe.export
     temporary = Path(tempfile.mkdtemp(dir=directory, prefix=".export-"))
     try:

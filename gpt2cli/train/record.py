@@ -20,7 +20,7 @@ Report = Callable[[dict[str, Any]], None]
 """Takes one event; its key ``event`` says which."""
 
 
-class Record:
+class TrainingRecord:
     """The record of the training in ``directory``."""
 
     def __init__(self, directory: Path, report: Report) -> None:

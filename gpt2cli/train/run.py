@@ -27,10 +27,11 @@ from gpt2cli.text.tokenizer import Tokenizer
 from gpt2cli.train import attention, hardware
 from gpt2cli.train.corpus import Corpus, tokenizer_files
 from gpt2cli.train.distill import DistillationTrainer, make_student
-from gpt2cli.train.export import Facts, FileScore, export, round_weights
+from gpt2cli.train.export import export, round_weights
+from gpt2cli.train.facts import Facts, FileScore
 from gpt2cli.train.finetune import add_lora, load_model, merged
 from gpt2cli.train.options import Recipe
-from gpt2cli.train.record import Record, Report
+from gpt2cli.train.record import Report, TrainingRecord
 from gpt2cli.train.scratch import new_model, train_tokenizer
 from gpt2cli.train.tokens import TokenSet
 from gpt2cli.train.trainer import (
@@ -71,7 +72,7 @@ def run(
     `ModelFileError` (the base), `Gpt2cliError` (memory, disk, a loss that is not finite).
     """
     corpus = Corpus.open(recipe.data)
-    record = Record(directory, report)
+    record = TrainingRecord(directory, report)
     if resume:
         record.check(corpus.fingerprint)
     else:
@@ -94,7 +95,9 @@ def run(
         raise
 
 
-def _prepare(recipe: Recipe, corpus: Corpus, record: Record, interrupted: Callable[[], bool]) -> _Session:
+def _prepare(
+    recipe: Recipe, corpus: Corpus, record: TrainingRecord, interrupted: Callable[[], bool]
+) -> _Session:
     """Tokenizer, models, tokens and plan; everything is checked before the first step."""
     options = recipe.train
     hardware.set_up(options.threads)
@@ -132,7 +135,7 @@ def _prepare(recipe: Recipe, corpus: Corpus, record: Record, interrupted: Callab
     )
 
 
-def _tokenizer_directory(recipe: Recipe, corpus: Corpus, record: Record) -> Path:
+def _tokenizer_directory(recipe: Recipe, corpus: Corpus, record: TrainingRecord) -> Path:
     """Where the model's tokenizer lies; a new one is trained on the text that is not held back."""
     if recipe.base is not None:
         return recipe.base
@@ -168,7 +171,7 @@ class _Session:
 
     recipe: Recipe
     corpus: Corpus
-    record: Record
+    record: TrainingRecord
     interrupted: Callable[[], bool]
     source: Path
     tokenizer: Tokenizer

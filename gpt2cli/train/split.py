@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from gpt2cli.errors import UsageError
-from gpt2cli.train.documents import Piece, Survey
+from gpt2cli.train.documents import DocumentPiece, Survey
 
 MIN_DOCUMENTS = 20
 """Of different text; with fewer, the ends of documents are held back."""
@@ -57,7 +57,9 @@ def make_split(found: Survey, share: float, excluded: frozenset[bytes] = frozens
     return Split(share, frozenset(held_back) if taken >= wanted / 2 else None, excluded)
 
 
-def divide(pieces: Iterator[Piece], found: Survey, split: Split) -> Iterator[tuple[Piece, bool]]:
+def divide(
+    pieces: Iterator[DocumentPiece], found: Survey, split: Split
+) -> Iterator[tuple[DocumentPiece, bool]]:
     """Each piece, and whether it is held back. ``pieces`` are read in the order of ``found``.
 
     Raises `UsageError` when there are more documents than were found.
@@ -81,12 +83,14 @@ def divide(pieces: Iterator[Piece], found: Survey, split: Split) -> Iterator[tup
             continue
         for part, is_end in _divide_end(piece, offset, found.sizes[number], split.share):
             # What is held back of a document is a document of its own.
-            yield (Piece(part.text, not held), True) if is_end else (part, False)
+            yield (DocumentPiece(part.text, not held), True) if is_end else (part, False)
             held = held or is_end
         offset += len(piece.text.encode())
 
 
-def _divide_end(piece: Piece, offset: int, size: int, share: float) -> Iterator[tuple[Piece, bool]]:
+def _divide_end(
+    piece: DocumentPiece, offset: int, size: int, share: float
+) -> Iterator[tuple[DocumentPiece, bool]]:
     """``piece``, which begins at byte ``offset`` of a document of ``size`` bytes, divided near a line end."""
     data = piece.text.encode()
     wanted = round(share * size)
@@ -101,9 +105,9 @@ def _divide_end(piece: Piece, offset: int, size: int, share: float) -> Iterator[
         at = data.rfind(b"\n", low, here) + 1 or data.rfind(b" ", low, here) + 1 or _character(data, here)
         head, tail = data[:at].decode(), data[at:].decode()
         if head.strip():
-            yield Piece(head.rstrip("\n"), piece.starts), False
+            yield DocumentPiece(head.rstrip("\n"), piece.starts), False
         if tail.strip():
-            yield Piece(tail.strip("\n"), False), True
+            yield DocumentPiece(tail.strip("\n"), False), True
 
 
 def _character(data: bytes, at: int) -> int:

@@ -23,7 +23,7 @@ import numpy.typing as npt
 from gpt2cli import paths
 from gpt2cli.errors import Gpt2cliError, UsageError
 from gpt2cli.text.tokenizer import Tokenizer
-from gpt2cli.train.documents import Piece
+from gpt2cli.train.documents import DocumentPiece
 
 FORMAT = 2
 BATCH_CHARS = 4 * 2**20
@@ -75,7 +75,7 @@ def cached(recipe: dict[str, Any]) -> TokenSet | None:
 
 def write_tokens(
     recipe: dict[str, Any],
-    pieces: Iterator[tuple[Piece, bool]],
+    pieces: Iterator[tuple[DocumentPiece, bool]],
     tokenizer: Tokenizer,
     *,
     end_of_text: int | None,
@@ -123,7 +123,7 @@ def _without_path(file: TokenFile) -> dict[str, Any]:
 
 def _encode(
     folder: Path,
-    pieces: Iterator[tuple[Piece, bool]],
+    pieces: Iterator[tuple[DocumentPiece, bool]],
     tokenizer: Tokenizer,
     end_of_text: int | None,
     vocab_size: int,
@@ -142,8 +142,8 @@ def _encode(
     return train, validation
 
 
-def _batches(pieces: Iterator[tuple[Piece, bool]]) -> Iterator[list[tuple[Piece, bool]]]:
-    batch: list[tuple[Piece, bool]] = []
+def _batches(pieces: Iterator[tuple[DocumentPiece, bool]]) -> Iterator[list[tuple[DocumentPiece, bool]]]:
+    batch: list[tuple[DocumentPiece, bool]] = []
     chars = 0
     for piece, held in pieces:
         batch.append((piece, held))
@@ -163,7 +163,7 @@ class _Writer:
         self._file = path.open("wb")
         self._tokens = self._size = self._documents = 0
 
-    def add(self, ids: list[int], piece: Piece, end_of_text: int | None, vocab_size: int) -> None:
+    def add(self, ids: list[int], piece: DocumentPiece, end_of_text: int | None, vocab_size: int) -> None:
         if ids and max(ids) >= vocab_size:
             raise UsageError(f"the tokenizer has more entries than the model's vocabulary of {vocab_size}")
         if piece.starts:

@@ -3,12 +3,9 @@
 from __future__ import annotations
 
 import shlex
-from typing import TYPE_CHECKING
 
+from gpt2cli.cli.shells.command import Command, Value
 from gpt2cli.cli.shells.template import fill
-
-if TYPE_CHECKING:
-    from gpt2cli.cli.completions import Command, Value
 
 
 def script(root: Command) -> str:

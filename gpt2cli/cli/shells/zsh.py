@@ -4,12 +4,9 @@ from __future__ import annotations
 
 import shlex
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
 
+from gpt2cli.cli.shells.command import Argument, Command, Flag, Value
 from gpt2cli.cli.shells.template import fill, single_quoted
-
-if TYPE_CHECKING:
-    from gpt2cli.cli.completions import Argument, Command, Flag, Value
 
 
 def script(root: Command) -> str:

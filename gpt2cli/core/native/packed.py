@@ -7,10 +7,10 @@ where it is tied. A matrix [in, out] is cut into panels of 64 outputs, the last 
 inputs its values and then 64 scales in bf16 (``src/convert.c``). A file of the same name with ``.sha256``
 holds its hash. All else of a model is read from the checkpoint itself.
 
-What does not have every matrix in its shape, or a byte too few or too many, is not used, and made again. Files
-are replaced and removed as a whole, and never written into: who has one mapped keeps what it was. Only where
-somebody else cuts a file short while it is mapped is the process ended, by SIGBUS (on Unix), as soon as it reads
-what is gone; it is the same with a checkpoint's own file.
+What does not have every matrix in its shape, or a byte too few or too many, is not used, and made again.
+Files are replaced and removed as a whole, and never written into: who has one mapped keeps what it was. Only
+where somebody else cuts a file short while it is mapped is the process ended, by SIGBUS (on Unix), as soon as
+it reads what is gone; it is the same with a checkpoint's own file.
 """
 
 from __future__ import annotations

@@ -5,13 +5,13 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from gpt2cli.errors import UsageError
-from gpt2cli.repl.arguments import split
-from gpt2cli.repl.pictures import side_by_side, tree_lines
+from gpt2cli.repl.commands.arguments import split
 from gpt2cli.repl.prompt import edit_in_editor
+from gpt2cli.repl.text_layout import side_by_side, tree_lines
 from gpt2cli.text.sanitize import one_line
 
 if TYPE_CHECKING:
-    from gpt2cli.repl.loop import Chat
+    from gpt2cli.repl.chat import Chat
 
 MAX_BRANCHES = 16
 

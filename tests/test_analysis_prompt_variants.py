@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gpt2cli.analysis.templates import MAX_VARIANTS, expand_template
+from gpt2cli.analysis.prompt_variants import MAX_VARIANTS, expand_template
 from gpt2cli.errors import UsageError
 
 

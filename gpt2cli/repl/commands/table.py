@@ -12,12 +12,12 @@ from prompt_toolkit.completion import CompleteEvent, Completer, Completion
 from prompt_toolkit.document import Document
 
 from gpt2cli.errors import Gpt2cliError, UsageError
-from gpt2cli.repl import answering, arguments, looking, settling
-from gpt2cli.repl.arguments import Item
+from gpt2cli.repl.commands import arguments, inspect, sessions, settings, turns
+from gpt2cli.repl.commands.arguments import Item
 from gpt2cli.text.sanitize import one_line
 
 if TYPE_CHECKING:
-    from gpt2cli.repl.loop import Chat
+    from gpt2cli.repl.chat import Chat
 
 
 class Leave(Exception):
@@ -70,7 +70,7 @@ _TABLE = (
         "regen",
         "[K=V…]",
         "draw the answer again",
-        answering.regen,
+        turns.regen,
         arguments.options,
         "K=V: with other options for this one draw, as in /regen temperature=1.2 seed=5. "
         "The old answer stays in the tree.",
@@ -79,7 +79,7 @@ _TABLE = (
         "continue",
         "[K=V…]",
         "go on with the answer",
-        answering.go_on,
+        turns.go_on,
         arguments.options,
         "As if it had not been cut off; with the same seed it is the same text.",
     ),
@@ -87,33 +87,33 @@ _TABLE = (
         "branch",
         "N [K=V…]",
         "N answers; take one",
-        answering.branch,
+        turns.branch,
         arguments.branch,
         "Draws N other answers in one batch, shows them side by side, and asks which one to take. "
         "The others stay in the tree.",
     ),
-    Command("undo", "", "back one turn", answering.undo, details="/redo comes back to it."),
-    Command("redo", "", "forward again", answering.redo),
+    Command("undo", "", "back one turn", turns.undo, details="/redo comes back to it."),
+    Command("redo", "", "forward again", turns.redo),
     Command(
         "tree",
         "",
         "draw all turns",
-        answering.tree,
+        turns.tree,
         details="Each turn has a number for /go; * is where you stand, + an answer that goes on.",
     ),
-    Command("go", "TURN", "walk to a turn", answering.go, arguments.turns, "/tree shows the numbers."),
+    Command("go", "TURN", "walk to a turn", turns.go, arguments.turns, "/tree shows the numbers."),
     Command(
         "clear",
         "",
         "begin a new text",
-        answering.clear,
+        turns.clear,
         details="The turns so far stay in the tree; /go TURN comes back to them.",
     ),
     Command(
         "edit",
         "[TEXT]",
         "write in $EDITOR",
-        answering.edit,
+        turns.edit,
         details="What is saved there stands at the prompt; Enter sends it. "
         "Ctrl-X Ctrl-E edits what is typed, and sends it.",
     ),
@@ -121,7 +121,7 @@ _TABLE = (
         "context",
         "[ids]",
         "what the model sees",
-        looking.context,
+        inspect.context,
         arguments.words("ids"),
         "Exactly the text, and with ids the tokens, that stand before your next message.",
     ),
@@ -129,27 +129,27 @@ _TABLE = (
         "tokens",
         "[list]",
         "how sure it was",
-        looking.tokens,
+        inspect.tokens,
         arguments.words("list"),
         "The last answer coloured by the probability of each token before any filter; list: a line a token.",
     ),
-    Command("stats", "", "figures of the answer", looking.stats),
+    Command("stats", "", "figures of the answer", inspect.stats),
     Command(
         "set",
         "NAME=VALUE",
         "change an option",
-        settling.set_option,
+        settings.set_option,
         arguments.settings,
         "VALUE default is the model's own. /show lists the options. editing_mode=vi is for this session; "
         "for all: gpt2cli config set editing_mode vi.",
     ),
-    Command("show", "", "the options", looking.show),
-    Command("seed", "[N|random]", "the session's seed", settling.seed, arguments.words("random")),
+    Command("show", "", "the options", inspect.show),
+    Command("seed", "[N|random]", "the session's seed", settings.seed, arguments.words("random")),
     Command(
         "model",
         "[NAME]",
         "use another model",
-        settling.model,
+        settings.model,
         arguments.models,
         "The turns stay. Only models on this disk; gpt2cli pull brings others.",
     ),
@@ -157,7 +157,7 @@ _TABLE = (
         "format",
         "[NAME]",
         "how turns are joined",
-        settling.format,
+        settings.format,
         arguments.formats,
         "story: you and the model write one text by turns. transcript: User: and Assistant: before each "
         "turn. dialogpt: turns closed by end-of-text. template: the model's own chat template. "
@@ -167,19 +167,19 @@ _TABLE = (
         "system",
         "[TEXT|-]",
         "the text on top",
-        settling.system,
+        settings.system,
         details="Base models take it as the beginning of the text, not as an order. - removes it.",
     ),
     Command(
-        "save", "NAME", "name this session", settling.save, details="gpt2cli chat --resume NAME goes on."
+        "save", "NAME", "name this session", sessions.save, details="gpt2cli chat --resume NAME goes on."
     ),
-    Command("load", "NAME", "go on with a session", settling.load, arguments.sessions),
-    Command("sessions", "", "list the sessions", settling.sessions),
+    Command("load", "NAME", "go on with a session", sessions.load, arguments.sessions),
+    Command("sessions", "", "list the sessions", sessions.list_all),
     Command(
         "export",
         "FILE",
         "write all to a file",
-        settling.export,
+        sessions.export,
         arguments.files,
         "FILE.md is Markdown, FILE.json JSON with the whole tree, any other plain text.",
     ),

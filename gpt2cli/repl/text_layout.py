@@ -1,4 +1,4 @@
-"""Pictures made of text: the tree of turns, texts side by side, tokens by their probability.
+"""Text laid out in columns and lines: the tree of turns, texts side by side, tokens by their probability.
 
 All of it returns lines that are safe to show and fit the width; styles are SGR parameters or none.
 """

@@ -17,7 +17,7 @@ from gpt2cli.settings import KEYS
 from gpt2cli.text.sanitize import one_line, sanitize
 
 if TYPE_CHECKING:
-    from gpt2cli.repl.loop import Chat
+    from gpt2cli.repl.chat import Chat
 
 SHOWN = 50
 """The most that a menu offers of what there can be any number of."""

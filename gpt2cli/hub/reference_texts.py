@@ -1,7 +1,7 @@
 """Greedy continuations of the published models, as other projects' tests have them.
 
-They are data, in ``published.json``: each with the project, file and revision it was read from. Kept are
-those that plain greedy decoding in fp32 must reproduce; texts of beams, of a GPU's random numbers or of
+They are data, in ``reference_texts.json``: each with the project, file and revision it was read from. Those
+are kept that plain greedy decoding in fp32 must reproduce; texts of beams, of a GPU's random numbers or of
 half precision are not among them.
 """
 
@@ -36,7 +36,7 @@ def continuations(repository: str) -> tuple[Continuation, ...]:
 
 @cache
 def _all() -> tuple[Continuation, ...]:
-    data = json.loads((resources.files(__package__) / "published.json").read_text("utf-8"))
+    data = json.loads((resources.files(__package__) / "reference_texts.json").read_text("utf-8"))
     return tuple(
         Continuation(
             entry["id"],

@@ -5,12 +5,12 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from gpt2cli.errors import UsageError
-from gpt2cli.repl.pictures import coloured, token_table, token_texts, with_digits
+from gpt2cli.repl.text_layout import coloured, token_table, token_texts, with_digits
 from gpt2cli.repl.view import DIM
 from gpt2cli.text.detokenizer import Detokenizer
 
 if TYPE_CHECKING:
-    from gpt2cli.repl.loop import Chat
+    from gpt2cli.repl.chat import Chat
 
 
 def context(chat: Chat, argument: str) -> None:

@@ -37,7 +37,7 @@ class TurnStats:
 
 
 @dataclass(frozen=True, slots=True)
-class Draw:
+class TurnRequest:
     """One request to the engine, and where its answers go in the tree."""
 
     parent: Turn | None
@@ -61,7 +61,7 @@ def turn_seed(seed: int, depth: int, draw: int) -> int:
     return (seed + depth + draw * DRAW_STRIDE) % (MAX_SEED + 1)
 
 
-def turn_stats(stats: Stats, plan: Draw) -> TurnStats:
+def turn_stats(stats: Stats, request: TurnRequest) -> TurnStats:
     """What `/stats` shows of a draw."""
     return TurnStats(
         prompt_tokens=stats.prompt_tokens,
@@ -72,6 +72,6 @@ def turn_stats(stats: Stats, plan: Draw) -> TurnStats:
         first_token_s=stats.first_token_s,
         decode_s=stats.decode_s,
         tokens_per_s=stats.tokens_per_s,
-        context_tokens=stats.prompt_tokens + stats.completion_tokens // plan.options.num_return_sequences,
-        dropped_turns=plan.context.newly_dropped,
+        context_tokens=stats.prompt_tokens + stats.completion_tokens // request.options.num_return_sequences,
+        dropped_turns=request.context.newly_dropped,
     )

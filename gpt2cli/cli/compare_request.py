@@ -1,0 +1,156 @@
+"""What `compare` is asked for: a command line that was found to be in order."""
+
+from __future__ import annotations
+
+import itertools
+import secrets
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from typing import Any
+
+from gpt2cli.analysis.prompt_variants import expand_template
+from gpt2cli.cli.formats import Output, read_output
+from gpt2cli.cli.loading import FoundModel, find_model, start
+from gpt2cli.cli.prompt import read_prompt
+from gpt2cli.errors import UsageError
+from gpt2cli.options import MAX_SEED, GenerateOptions, SamplingOptions, check_whole
+from gpt2cli.settings import Settings
+from gpt2cli.terminal.streams import Terminal
+
+MAX_RUNS = 10_000
+MAX_WORDS = 100
+DEFAULT_WORDS = 10
+
+
+@dataclass(frozen=True, slots=True)
+class Variation:
+    """A template: its text, and which of all prompts are its own, with what varies in each."""
+
+    template: str
+    prompts: tuple[int, ...]
+    labels: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class CompareRequest:
+    """A command line that was found to be in order; nothing is loaded yet."""
+
+    terminal: Terminal
+    output: Output
+    models: tuple[FoundModel, ...]
+    prompts: tuple[str, ...]
+    variations: tuple[Variation, ...]
+    settings: tuple[dict[str, Any], ...]
+    varied: tuple[str, ...]
+    """The sampling options that have several values."""
+    seeds: tuple[int, ...]
+    next_words: int
+    given_words: tuple[str, ...]
+
+
+def read_request(terminal: Terminal, flags: Mapping[str, Any]) -> CompareRequest:
+    """Check everything that can be checked without torch. Raises `Gpt2cliError`."""
+    settings = start(terminal, flags)
+    output = read_output(terminal, flags)
+    combinations, varied = _combinations(settings, flags)
+    seeds = _seeds(flags["seed"])
+    for given in combinations:
+        GenerateOptions(**given, seed=seeds[0])
+    given_words = _given_words(flags["given_words"])
+    prompts, variations = _prompts(terminal, flags)
+    names = list(dict.fromkeys(flags["models"] or [None]))
+    runs = len(names) * len(prompts) * len(combinations) * len(seeds)
+    if runs > MAX_RUNS:
+        raise UsageError(f"{runs} texts are more than {MAX_RUNS}", hint="give fewer of what is combined")
+    found = tuple(
+        find_model(terminal, settings, {**flags, "model": name, "revision": None}) for name in names
+    )
+    return CompareRequest(
+        terminal=terminal,
+        output=output,
+        models=found,
+        prompts=prompts,
+        variations=variations,
+        settings=combinations,
+        varied=varied,
+        seeds=seeds,
+        next_words=_number_of_words(flags),
+        given_words=given_words,
+    )
+
+
+def _combinations(
+    settings: Settings, flags: Mapping[str, Any]
+) -> tuple[tuple[dict[str, Any], ...], tuple[str, ...]]:
+    """Every combination of the sampling options, each as what is given of `GenerateOptions`; and the names of
+    those with several values.
+    """
+    names = [field.name for field in fields(SamplingOptions)]
+    if flags["greedy"] and flags["temperature"]:
+        raise UsageError("--greedy and --temperature do not go together")
+    lists = {name: list(dict.fromkeys(flags[name])) for name in names if flags[name]}
+    if flags["greedy"]:
+        lists["temperature"] = [0.0]
+    fixed = settings.over({name: None for name in names if name not in lists})
+    fixed |= settings.over({"max_new_tokens": flags["max_new_tokens"]})
+    fixed |= {name: True for name in ("ignore_eos", "special_tokens") if flags[name]}
+    if flags["stop"]:
+        fixed["stop"] = tuple(flags["stop"])
+    values = itertools.product(*lists.values())
+    combinations = tuple({**fixed, **dict(zip(lists, chosen, strict=True))} for chosen in values)
+    return combinations, tuple(name for name, several in lists.items() if len(several) > 1)
+
+
+def _seeds(given: list[int] | None) -> tuple[int, ...]:
+    """The seeds, each once; one is drawn where none is given. Raises `InvalidOption`."""
+    for seed in given or ():
+        check_whole("seed", seed, 0, MAX_SEED, f"0 to {MAX_SEED}")
+    return tuple(dict.fromkeys(given)) if given else (secrets.randbelow(MAX_SEED + 1),)
+
+
+def _given_words(text: str | None) -> tuple[str, ...]:
+    if text is None:
+        return ()
+    words = tuple(dict.fromkeys(word.strip() for word in text.split(",") if word.strip()))
+    if not 1 <= len(words) <= MAX_WORDS:
+        raise UsageError(f"--words takes 1 to {MAX_WORDS} words with a comma between them")
+    return words
+
+
+def _number_of_words(flags: Mapping[str, Any]) -> int:
+    number: int | None = flags["next_words"]
+    if number is not None:
+        if flags["given_words"] is not None:
+            raise UsageError("--next and --words do not go together")
+        check_whole("next", number, 0, MAX_WORDS, f"0 to {MAX_WORDS}")
+        return number
+    return DEFAULT_WORDS if flags["vary"] and flags["given_words"] is None else 0
+
+
+def _prompts(terminal: Terminal, flags: Mapping[str, Any]) -> tuple[tuple[str, ...], tuple[Variation, ...]]:
+    """All prompts, those of templates last. Raises `UsageError`."""
+    words, several, file = list(flags["words"] or ()), flags["prompts"] or [], flags["file"]
+    from_stdin = words[-1:] == ["-"] or (file is not None and str(file) == "-")
+    if flags["lines"] and (several or (words and words != ["-"])):
+        raise UsageError("--lines is for --file or stdin")
+    found: list[str] = []
+    for text in several:
+        found.append(read_prompt(terminal, (), text, None, strict=flags["strict"]))
+    if words or file is not None or from_stdin or not (several or flags["vary"]):
+        text = read_prompt(terminal, words, None, file, strict=flags["strict"])
+        found += (
+            [line.removesuffix("\r") for line in text.split("\n") if line.strip()]
+            if flags["lines"]
+            else [text]
+        )
+    if flags["lines"] and not found:
+        raise UsageError("there is no line with a prompt")
+    variations = []
+    for raw in flags["vary"] or ():
+        template = read_prompt(terminal, (), raw, None, strict=flags["strict"])
+        variants = expand_template(template)
+        places = range(len(found), len(found) + len(variants))
+        labels = tuple(" · ".join(choice or "(nothing)" for choice in v.chosen) for v in variants)
+        variations.append(Variation(template, tuple(places), labels))
+        found += [variant.text for variant in variants]
+    return tuple(found), tuple(variations)

@@ -1,0 +1,137 @@
+"""Pulling a model with its progress shown: for `pull`, and for a command whose model is not on this disk."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from gpt2cli import __version__
+from gpt2cli.errors import ModelNotFound, Unavailable
+from gpt2cli.hub.registry import ModelName, is_name, parse_name
+from gpt2cli.hub.resolve import ResolvedModel, resolve
+from gpt2cli.hub.store import StoredModel
+from gpt2cli.settings import Settings
+from gpt2cli.terminal.jsonout import json_line
+from gpt2cli.terminal.progress import PullProgress, seconds
+from gpt2cli.terminal.streams import Terminal
+from gpt2cli.terminal.table import shown_bytes
+from gpt2cli.text.tokenizer_files import has_tokenizer
+
+if TYPE_CHECKING:
+    from gpt2cli.hub.pull import Pulled
+
+PROGRESS_EVENT_EVERY_S = 0.5
+
+
+def is_offline(terminal: Terminal, settings: Settings, flag: bool | None) -> bool:
+    """Whether the network is forbidden: by the flag, a setting, or huggingface_hub's own variable."""
+    hub = terminal.environ.get("HF_HUB_OFFLINE", "").upper() in ("1", "ON", "YES", "TRUE")
+    return hub or bool(settings.over({"offline": flag}).get("offline"))
+
+
+def resolve_or_pull(
+    terminal: Terminal,
+    model: str | None,
+    revision: str | None,
+    offline: bool,
+    *,
+    settings: Settings,
+    allow_pickle: bool = False,
+) -> ResolvedModel:
+    """The directory of a model; what of it is not on this disk is pulled first, unless ``offline``.
+
+    A Hugging Face cache holds a model without its tokenizer where transformers' ``AutoModel`` alone has
+    loaded it: then that commit is pulled, which takes the files that are there and fetches the others.
+    Raises as `gpt2cli.hub.resolve.resolve` and a pull do.
+    """
+    try:
+        found = resolve(model, revision=revision, offline=offline)
+    except ModelNotFound:
+        if model is None or not is_name(model) or "/" not in parse_name(model).repository:
+            raise
+        if offline:
+            raise Unavailable(f"{model}: not on this disk, and offline") from None
+    else:
+        if found.stored is None or not _lacks_tokenizer(found.stored):
+            return found
+        model, revision = found.name, found.revision
+        lacking = f"{model}: the Hugging Face cache has it without its tokenizer"
+        if offline:
+            raise Unavailable(f"{lacking}, and offline", hint=f"gpt2cli pull {model} fetches what is missing")
+        terminal.note(f"{lacking}; what is missing is fetched")
+    pull_model(terminal, parse_name(model), revision, settings=settings, allow_pickle=allow_pickle)
+    return resolve(model, revision=revision)
+
+
+def _lacks_tokenizer(model: StoredModel) -> bool:
+    """Whether a model of the Hugging Face cache has no tokenizer, and a pull may find one."""
+    can_be_pulled = "/" in parse_name(model.name).repository
+    return model.source == "hf-cache" and can_be_pulled and not has_tokenizer(model.directory)
+
+
+def pull_model(
+    terminal: Terminal,
+    name: ModelName,
+    revision: str | None,
+    *,
+    settings: Settings,
+    allow_pickle: bool = False,
+    jsonl: bool = False,
+) -> Pulled:
+    """Pull one model with progress on stderr, or events on stdout. Raises `Gpt2cliError`."""
+    with terminal.signals.deferred():
+        from gpt2cli.hub.pull import PullOptions
+        from gpt2cli.hub.pull import pull as pull_from_hub
+        from gpt2cli.hub.transport import Hub
+
+    hub = Hub.from_environment(send_token=bool(settings.value("send_token")), version=__version__)
+    options = PullOptions(convert=_convert if allow_pickle else None)
+    started = time.monotonic()
+    with PullProgress(terminal) as progress:
+        report = _events(terminal, progress) if jsonl else progress
+        pulled = pull_from_hub(name, revision, hub, report, options)
+    took = time.monotonic() - started
+    if jsonl:
+        terminal.write(json_line(_end(name, pulled, took)))
+    elif pulled.present:
+        terminal.note(f"{name.given} is there already, and whole ({pulled.model.revision[:12]})")
+    else:
+        terminal.note(
+            f"{name.given}: {shown_bytes(pulled.size)} in {seconds(took)} ({pulled.model.revision[:12]})"
+        )
+    return pulled
+
+
+def _convert(directory: Path) -> None:
+    from gpt2cli.core.convert import convert_pickles
+
+    convert_pickles(directory)
+
+
+def _events(terminal: Terminal, progress: PullProgress) -> Callable[[dict[str, Any]], None]:
+    """Events as JSON lines; those of progress not too many."""
+    last = float("-inf")
+
+    def report(event: Mapping[str, Any]) -> None:
+        nonlocal last
+        if event["event"] == "progress":
+            if time.monotonic() - last < PROGRESS_EVENT_EVERY_S:
+                return
+            last = time.monotonic()
+        terminal.write(json_line(event))
+
+    return report
+
+
+def _end(name: ModelName, pulled: Pulled, took: float) -> dict[str, Any]:
+    return {
+        "event": "end",
+        "model": name.repository,
+        "commit": pulled.model.revision,
+        "directory": str(pulled.model.directory),
+        "size": pulled.size,
+        "present": pulled.present,
+        "seconds": round(took, 3),
+    }

@@ -1,0 +1,141 @@
+"""What `score` is asked for: its flags, found to go together, and the job that its runs share."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from gpt2cli.cli.formats import format_of
+from gpt2cli.cli.sources import Source, says_jsonl
+from gpt2cli.errors import UsageError
+from gpt2cli.files import check_writable
+from gpt2cli.options import check_whole
+from gpt2cli.settings import Settings
+from gpt2cli.terminal.plots import check_plot_path
+from gpt2cli.terminal.streams import Terminal
+
+Task = Literal["lambada", "cloze"]
+Normalize = Literal["none", "tokens", "bytes"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ScoreOptions:
+    """The flags of `score`, found to go together."""
+
+    many: bool
+    """Whether each line is a text."""
+    records: bool
+    field: str | None
+    stride: int | None
+    window: int | None
+    bos: bool
+    eos: bool
+    keep_newline: bool
+    """Whether a final newline of a file or of stdin belongs to the text."""
+    special_tokens: bool
+    strict: bool
+    choices: tuple[str, ...]
+    normalize: Normalize
+    task: Task | None
+    limit: int | None
+    tokens: bool
+    top: int
+    plot: Path | None
+    json: bool
+    jsonl: bool
+    output: Path | None
+    resume: bool
+    batch_tokens: int | None
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """What a command line asks for."""
+
+    terminal: Terminal
+    settings: Settings
+    flags: Mapping[str, Any]
+    options: ScoreOptions
+    source: Source
+
+
+def read_options(flags: Mapping[str, Any]) -> ScoreOptions:
+    """Check what can be checked before anything is read. Raises `UsageError`."""
+    choices = (
+        *((flags["choices"] or "").split(",") if flags["choices"] is not None else ()),
+        *(flags["choice"] or ()),
+    )
+    if not all(choices):
+        raise UsageError("a choice is empty")
+    file = flags["file"]
+    if flags["task"] is not None and flags["words"] and len(flags["words"]) == 1:
+        file = Path(flags["words"][0])
+    records = flags["from_jsonl"] or (says_jsonl(file) and not flags["lines"])
+    for option, low in (("top", 0), ("limit", 1), ("batch_tokens", 1)):
+        if flags[option] is not None:
+            check_whole(option, flags[option], low, 10**7, f"{low} to {10**7}")
+    output = None if flags["output"] is None or str(flags["output"]) == "-" else flags["output"]
+    named = flags["json"] or flags["jsonl"]
+    by_suffix = "text" if named else format_of(output)
+    options = ScoreOptions(
+        many=flags["lines"] or records,
+        records=records,
+        field=flags["field"],
+        stride=flags["stride"],
+        window=flags["window"],
+        bos=flags["bos"],
+        eos=flags["eos"],
+        keep_newline=not choices if flags["keep_newline"] is None else flags["keep_newline"],
+        special_tokens=bool(flags["special_tokens"]),
+        strict=flags["strict"],
+        choices=choices,
+        normalize=flags["normalize"] or "none",
+        task=flags["task"],
+        limit=flags["limit"],
+        tokens=flags["tokens"] or flags["top"] is not None,
+        top=flags["top"] or 0,
+        plot=flags["plot"],
+        json=flags["json"] or by_suffix == "json",
+        jsonl=flags["jsonl"] or by_suffix == "jsonl",
+        output=output,
+        resume=not flags["no_resume"],
+        batch_tokens=flags["batch_tokens"],
+    )
+    _check(options, flags)
+    return options
+
+
+def _check(options: ScoreOptions, flags: Mapping[str, Any]) -> None:
+    """What does not go together. Raises `UsageError`."""
+    if options.json and options.jsonl:
+        raise UsageError("--json and --jsonl do not go together")
+    if flags["lines"] and flags["from_jsonl"]:
+        raise UsageError("--lines and --from-jsonl do not go together")
+    if options.field is not None and not options.records:
+        raise UsageError("--field is for --from-jsonl")
+    if options.task is not None and options.choices:
+        raise UsageError("--task and --choices do not go together")
+    if options.task == "cloze" and not options.records:
+        raise UsageError("--task cloze reads JSONL", hint="name the file .jsonl, or say --from-jsonl")
+    ranks = bool(options.choices) or options.task is not None
+    if options.normalize != "none" and not options.choices:
+        raise UsageError("--normalize is for --choices")
+    if options.limit is not None and options.task is None:
+        raise UsageError("--limit is for --task")
+    others = {
+        "tokens": options.tokens,
+        "plot": options.plot is not None,
+        "stride": options.stride is not None,
+        "window": options.window is not None,
+        "eos": options.eos,
+    }
+    for name, given in others.items():
+        if ranks and given:
+            raise UsageError(f"--{name} does not go with --choices and --task")
+    if options.plot is not None:
+        check_plot_path(options.plot)
+        check_writable(options.plot)
+    if options.output is not None:
+        check_writable(options.output)
