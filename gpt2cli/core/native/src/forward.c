@@ -9,7 +9,9 @@
 #endif
 #include <stdlib.h>
 #include <string.h>
-#if !defined(_WIN32)
+/* Large memory is mapped, and taken from the system as it is written to; a sanitizer watches only what malloc gives. */
+#if !defined(_WIN32) && !defined(__SANITIZE_ADDRESS__)
+#define MAPPED
 #include <sys/mman.h>
 #endif
 
@@ -65,20 +67,20 @@ struct gpt2 {
 
 /* ---------------------------------------------------------------- slots: keys and values */
 
-static char *reserve(size_t size) { /* zeros, taken from the system page by page as they are written */
-#if defined(_WIN32)
-    return calloc(1, size);
-#else
+static char *reserve(size_t size) { /* zeros */
+#if defined(MAPPED)
     void *memory = mmap(0, size, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
     return memory == MAP_FAILED ? 0 : memory;
+#else
+    return calloc(1, size);
 #endif
 }
 
 static void release(char *memory, size_t size) {
-#if defined(_WIN32)
-    (void)size, free(memory);
-#else
+#if defined(MAPPED)
     if (memory) munmap(memory, size);
+#else
+    (void)size, free(memory);
 #endif
 }
 
@@ -103,7 +105,7 @@ int32_t gpt2_new_slot(gpt2 *g) {
 /* The memory stays mapped, for a thread that was put to sleep may still read it; its pages go back. */
 void gpt2_free_slot(gpt2 *g, int32_t number) {
     g->slots[number].used = 0;
-#if defined(__linux__)
+#if defined(MAPPED) && defined(__linux__)
     madvise(g->slots[number].memory, g->slot_size, MADV_DONTNEED);
 #endif
 }
