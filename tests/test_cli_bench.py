@@ -316,7 +316,8 @@ def test_processes_of_our_own_are_not_the_others(monkeypatch: pytest.MonkeyPatch
         code = "import time\nwhile time.process_time() < 0.5: pass\nprint(1)"
         run_process("it", [sys.executable, "-c", code], os.environ)
     ended = os.times()
-    assert sum(ended[:4]) - sum(started[:4]) >= 0.5
+    # The system counts in ticks, of a hundredth of a second mostly.
+    assert sum(ended[:4]) - sum(started[:4]) >= 0.45
     assert report.others == pytest.approx(0, abs=0.1)
 
 
