@@ -14,6 +14,7 @@ from safetensors.torch import save_file
 from support import make_model
 
 from gpt2cli.checkpoint import open_checkpoint
+from gpt2cli.core.native import packed as packed_module
 from gpt2cli.core.native.library import GROUP, INPUTS, OUTPUTS, PANEL
 from gpt2cli.core.native.packed import Source, check_finite, kind_of, pack, packed_shape
 from gpt2cli.core.quantise import Kind, quantise
@@ -68,7 +69,7 @@ class _Stored:
         """[in, out], as it was rounded to be stored."""
 
     def packed(self, kind: Kind, threads: int = 1) -> Array:
-        return pack(self.tensors, self.source, kind, threads)
+        return np.concatenate([*pack(self.tensors, self.source, kind, threads)])
 
 
 def _floats(checkpoint: object, name: str) -> Floats:
@@ -114,6 +115,20 @@ def test_the_numbers_of_numpy(tmp_path: Path, kind: str, bits: int) -> None:
         assert np.array_equal(_columns(steps)[:, : shape[1]].view(np.uint32), expected.T), (shape, layout)
         # Outputs that are not there: whatever their scale, their numbers are zeros.
         assert not flat[:, shape[1] :].any()
+
+
+@pytest.mark.parametrize("layout", [INPUTS, OUTPUTS])
+@pytest.mark.parametrize("precision", ["fp32", "int4"])
+def test_in_parts(tmp_path: Path, precision: Kind, layout: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A large matrix is converted a few panels at a time, and checked so."""
+    stored = _Stored(tmp_path, _matrix("random", (100, 300)), "F32", layout)
+    whole = stored.packed(precision)
+    monkeypatch.setattr(packed_module, "_AT_ONCE", 100 * PANEL * 2)
+    parts = [*pack(stored.tensors, stored.source, precision, 2)]
+    assert [len(part) for part in parts] == [2, 2, 1]
+    assert np.array_equal(np.concatenate(parts), whole)
+    largest = float(np.abs(stored.values).max())
+    assert check_finite(stored.tensors, stored.source.tensor, tmp_path, release=True) == largest
 
 
 def _columns(steps: Floats) -> Floats:

@@ -255,13 +255,14 @@ def _matrices(
     if found is not None:
         return found
     for name in ("wte.weight", "wpe.weight"):
-        check_finite(tensors, name, checkpoint.directory)
+        check_finite(tensors, name, checkpoint.directory, release=True)
     told = _telling(left, precision, progress)
     made = convert(tensors, left, precision, checkpoint.directory, threads, told)
     if path is not None and write_packed(path, made, _bytes_of(left, precision)):
         found = find_packed(path, left, precision)
     if found is None:
-        found = dict(convert(tensors, left, precision, checkpoint.directory, threads, told))
+        made = convert(tensors, left, precision, checkpoint.directory, threads, told)
+        found = {matrix.name: matrix.whole() for matrix in made}
     return found
 
 
