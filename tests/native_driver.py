@@ -30,17 +30,23 @@ ARM_LIBRARIES = Path("/usr/aarch64-linux-gnu")
 
 
 def build_driver(
-    folder: Path, compiler: Sequence[str], flags: str = "", *, system: Sequence[str] = ()
+    folder: Path,
+    compiler: Sequence[str],
+    flags: str = "",
+    *,
+    kind: str = "Release",
+    system: Sequence[str] = (),
 ) -> Path:
     """Build the library by its own CMakeLists.txt, and the driver beside it; the driver.
 
-    ``system`` are CMake's definitions of another processor. The test is skipped where there is no CMake.
+    ``kind`` is CMake's type of a build, ``system`` its definitions of another processor. The test is skipped
+    where there is no CMake.
     """
     cmake = shutil.which("cmake") or shutil.which("cmake", path=str(Path(sys.executable).parent))
     if cmake is None or not (NATIVE / "CMakeLists.txt").exists():
         pytest.skip("there is no CMake, or there are no sources")
     given = [f"-DCMAKE_C_COMPILER={';'.join(compiler)}", f"-DCMAKE_C_FLAGS={flags}", *system]
-    _run([cmake, "-S", str(NATIVE), "-B", str(folder), "-DCMAKE_BUILD_TYPE=RelWithDebInfo", *given])
+    _run([cmake, "-S", str(NATIVE), "-B", str(folder), f"-DCMAKE_BUILD_TYPE={kind}", *given])
     _run([cmake, "--build", str(folder), "--parallel", "2"])
     driver = folder / "driver"
     # The library is found beside the driver.
