@@ -15,6 +15,7 @@ from gpt2cli.analysis.nextword import NextWords, Path, continuing_tokens
 from gpt2cli.core.engine import Engine
 from gpt2cli.core.results import Choice
 from gpt2cli.errors import UsageError
+from gpt2cli.likelihood import bits_per_byte
 from gpt2cli.options import GenerateOptions
 
 
@@ -55,9 +56,7 @@ class Opinion:
     @property
     def bits_per_byte(self) -> float | None:
         """The same whatever the tokenizer; None for an empty text."""
-        if self.logprob is None or not self.bytes:
-            return None
-        return -self.logprob / math.log(2) / self.bytes
+        return None if self.logprob is None else bits_per_byte(-self.logprob, self.bytes)
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,7 +8,8 @@ from typing import Annotated, Any
 import typer
 
 from gpt2cli.cli import params
-from gpt2cli.cli.compare_request import DEFAULT_WORDS, CompareRequest, read_request
+from gpt2cli.cli.compare_request import DEFAULT_WORDS, CompareFlags, CompareRequest, read_request
+from gpt2cli.cli.flags import read_flags
 from gpt2cli.cli.loading import load_engine, tokenizer_of
 from gpt2cli.errors import PromptTooLong
 
@@ -132,7 +133,7 @@ def compare(
     debug: params.Debug = False,
 ) -> None:
     """Run models, prompts, seeds and settings side by side, and say where the texts part."""
-    _run(read_request(ctx.obj, ctx.params))
+    _run(read_request(ctx.obj, read_flags(CompareFlags, ctx.params)))
 
 
 def _run(request: CompareRequest) -> None:

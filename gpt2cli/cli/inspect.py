@@ -2,20 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 import typer
 
 from gpt2cli.cli import params
-from gpt2cli.cli.formats import Output, read_output
-from gpt2cli.cli.loading import FoundModel, encode_text, find_model, load_engine, start, tokenizer_of
+from gpt2cli.cli.flags import (
+    SAMPLING_NAMES,
+    ModelFlags,
+    PromptFlags,
+    SamplingFlags,
+    given_options,
+    read_flags,
+    read_settings,
+)
+from gpt2cli.cli.formats import Output, OutputFlags, read_output
+from gpt2cli.cli.loading import FoundModel, encode_text, load_engine, model_to_measure, tokenizer_of
 from gpt2cli.cli.prompt import read_prompt
 from gpt2cli.errors import InvalidOption, UsageError
-from gpt2cli.options import GenerateOptions, SamplingOptions, check_whole
-from gpt2cli.settings import Settings
+from gpt2cli.options import GenerateOptions, check_whole
 from gpt2cli.terminal.streams import Terminal
 
 MAX_TOP = 1000
@@ -139,11 +146,27 @@ def inspect(
     debug: params.Debug = False,
 ) -> None:
     """Colour a text by what the model expected; with --explain, show how its next token is drawn."""
-    request = _read_request(ctx.obj, ctx.params)
+    request = _read_request(ctx.obj, read_flags(InspectFlags, ctx.params))
     if request.sampling is None:
         _inspect(request)
     else:
         _explain(request, request.sampling)
+
+
+@dataclass(frozen=True, kw_only=True)
+class InspectFlags(ModelFlags, PromptFlags, SamplingFlags, OutputFlags):
+    """The flags of `inspect`."""
+
+    by: Literal["probability", "rank", "entropy"]
+    top: int | None
+    stride: int | None
+    marks: bool | None
+    explain: bool
+    at: int | None
+    seed: int | None
+    bos: bool
+    special_tokens: bool | None
+    quiet: bool | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -164,50 +187,44 @@ class InspectRequest:
     at: int | None
 
 
-def _read_request(terminal: Terminal, flags: Mapping[str, Any]) -> InspectRequest:
+def _read_request(terminal: Terminal, flags: InspectFlags) -> InspectRequest:
     """Check everything that can be checked without torch. Raises `Gpt2cliError`."""
-    settings = start(terminal, flags)
+    settings = read_settings(terminal, flags.quiet)
     output = read_output(terminal, flags)
-    if flags["top"] is not None:
-        check_whole("top", flags["top"], 1, MAX_TOP, f"1 to {MAX_TOP}")
-    given = _given_sampling(settings, flags)
+    if flags.top is not None:
+        check_whole("top", flags.top, 1, MAX_TOP, f"1 to {MAX_TOP}")
+    _check_explain(flags)
+    given = given_options(settings, flags, "seed")
     GenerateOptions(**given)
-    text = read_prompt(terminal, flags["words"] or (), flags["prompt"], flags["file"], strict=flags["strict"])
-    model = find_model(terminal, settings, flags)
+    text = read_prompt(terminal, flags)
+    model = model_to_measure(terminal, settings, flags)
     return InspectRequest(
         terminal=terminal,
         output=output,
         model=model,
         text=text,
-        special_tokens=bool(flags["special_tokens"]),
-        by=flags["by"],
-        top=flags["top"],
-        stride=flags["stride"],
-        bos=flags["bos"],
-        marks=flags["marks"],
-        sampling=model.checkpoint.generate_options(given) if flags["explain"] else None,
-        at=flags["at"],
+        special_tokens=bool(flags.special_tokens),
+        by=flags.by,
+        top=flags.top,
+        stride=flags.stride,
+        bos=flags.bos,
+        marks=flags.marks,
+        sampling=model.checkpoint.generate_options(given) if flags.explain else None,
+        at=flags.at,
     )
 
 
-def _given_sampling(settings: Settings, flags: Mapping[str, Any]) -> dict[str, Any]:
-    """What flags and settings say of the sampling. Raises `UsageError` for flags without ``--explain``."""
-    names = [field.name for field in fields(SamplingOptions)]
-    used = [name for name in (*names, "greedy", "seed", "at") if flags[name] is not None]
-    if used and not flags["explain"]:
+def _check_explain(flags: InspectFlags) -> None:
+    """Raise `UsageError` for flags that need ``--explain``, and for those that do not go with it."""
+    used = [name for name in (*SAMPLING_NAMES, "greedy", "seed", "at") if getattr(flags, name) is not None]
+    if used and not flags.explain:
         raise UsageError(f"--{used[0].replace('_', '-')} needs --explain")
-    if flags["explain"]:
-        unused = [name for name in ("marks", "stride") if flags[name] is not None]
-        unused += ["by"] if flags["by"] != "probability" else []
-        unused += ["bos"] if flags["bos"] else []
+    if flags.explain:
+        unused = [name for name in ("marks", "stride") if getattr(flags, name) is not None]
+        unused += ["by"] if flags.by != "probability" else []
+        unused += ["bos"] if flags.bos else []
         if unused:
             raise UsageError(f"--{unused[0]} does not go with --explain, which shows one step")
-    if flags["greedy"] and flags["temperature"]:
-        raise UsageError("--greedy and --temperature do not go together")
-    given = settings.over({name: flags[name] for name in names})
-    if flags["greedy"]:
-        given["temperature"] = 0.0
-    return given if flags["seed"] is None else {**given, "seed": flags["seed"]}
 
 
 def _inspect(request: InspectRequest) -> None:

@@ -11,6 +11,7 @@ import typer
 
 from gpt2cli import paths
 from gpt2cli.cli import params
+from gpt2cli.cli.flags import read_settings
 from gpt2cli.hub.card import Card, read_card
 from gpt2cli.hub.garbage import find_garbage
 from gpt2cli.hub.inventory import (
@@ -67,8 +68,7 @@ def list_models(
 ) -> None:
     """The models on this disk: in the store, in the Hugging Face cache, in the package."""
     terminal: Terminal = ctx.obj
-    settings = Settings.load(terminal.environ)
-    terminal.quiet = bool(settings.over({"quiet": quiet}).get("quiet"))
+    settings = read_settings(terminal, quiet)
     models = [describe(model) for model in all_models()]
     if available:
         known = {published_as(model.stored) for model in models}

@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from gpt2cli.cli import params
-from gpt2cli.cli.loading import FoundModel, find_model, load_engine, start
-from gpt2cli.cli.score_options import Job, Normalize, Task, read_options
+from gpt2cli.cli.flags import read_flags, read_settings
+from gpt2cli.cli.loading import FoundModel, load_engine, model_to_measure
+from gpt2cli.cli.score_options import Job, Normalize, ScoreFlags, Task, read_options
 from gpt2cli.cli.sources import open_source
 from gpt2cli.errors import UsageError
 from gpt2cli.terminal.streams import Terminal
@@ -169,29 +170,19 @@ def score(
     debug: params.Debug = False,
 ) -> None:
     """Score texts: nll, perplexity, bits per byte, token by token; rank continuations; run tasks."""
+    flags = read_flags(ScoreFlags, ctx.params)
     terminal: Terminal = ctx.obj
-    settings = start(terminal, ctx.params)
-    options = read_options(ctx.params)
-    if options.output is None:
-        terminal.check_stdout()
-    if options.task is not None:
-        words, file = _task_file(words, file)
-    with open_source(terminal, words or (), prompt, file, strict=strict, lines=options.many) as source:
-        _run(Job(terminal, settings, ctx.params, options, source))
-
-
-def _task_file(words: list[str] | None, file: Path | None) -> tuple[list[str] | None, Path | None]:
-    """``--task NAME FILE``: the argument is the file."""
-    if not words:
-        return words, file
-    if len(words) > 1 or file is not None:
-        raise UsageError("a task reads one file")
-    return (words, None) if words == ["-"] else (None, Path(words[0]))
+    settings = read_settings(terminal, flags.quiet)
+    if flags.task is not None:
+        flags = flags.with_task_file()
+    options = read_options(terminal, flags)
+    with open_source(terminal, flags, lines=flags.many) as source:
+        _run(Job(terminal, settings, flags, options, source))
 
 
 def _run(job: Job) -> None:
     """Load the model and do what is asked."""
-    found = find_model(job.terminal, job.settings, job.flags)
+    found = model_to_measure(job.terminal, job.settings, job.flags)
     windows = _windows(job, found)
     engine = load_engine(job.terminal, found, to_look_inside=True)
     if job.options.bos and engine.config.bos_token_id is None:

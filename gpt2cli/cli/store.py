@@ -10,9 +10,10 @@ from typing import Annotated, Any
 import typer
 
 from gpt2cli import paths
-from gpt2cli.checkpoint import WEIGHT_FILES, Checkpoint, open_checkpoint, weight_files
+from gpt2cli.checkpoint import Checkpoint, open_checkpoint, weight_files
 from gpt2cli.cli import params
 from gpt2cli.cli.conversion import convert_for_auto
+from gpt2cli.cli.flags import read_settings
 from gpt2cli.errors import Gpt2cliError, ModelFileError, ModelNotFound, UsageError
 from gpt2cli.hub.garbage import PARTIAL_DAYS, discard, find_garbage, tree_size
 from gpt2cli.hub.hfcache import find_cached
@@ -30,7 +31,7 @@ from gpt2cli.hub.store import (
 )
 from gpt2cli.hub.transfer import export_model, model_files, side_files
 from gpt2cli.hub.usage import forget
-from gpt2cli.settings import Settings
+from gpt2cli.model_files import WEIGHT_FILES
 from gpt2cli.terminal.streams import Terminal
 from gpt2cli.terminal.table import aligned, shown_bytes, tab_separated
 from gpt2cli.text.tokenizer import Tokenizer
@@ -77,7 +78,7 @@ def rm(
 ) -> None:
     """Remove models from the store: all revisions of each, or the one named."""
     terminal: Terminal = ctx.obj
-    settings = _settings(terminal, quiet)
+    settings = read_settings(terminal, quiet)
     found = {model.directory: model for text in models for model in _stored(text)}
     sizes = {directory: tree_size(directory) for directory in found}
     if not yes:
@@ -139,7 +140,7 @@ def import_model(
 ) -> None:
     """Copy a model directory into the store, once it is found to be whole."""
     terminal: Terminal = ctx.obj
-    _settings(terminal, quiet)
+    read_settings(terminal, quiet)
     parsed = _name_of(directory, name)
     check_name_is_free(parsed)
     checkpoint = open_checkpoint(directory, allow_pickle=bool(allow_pickle))
@@ -205,7 +206,7 @@ def export(
 ) -> None:
     """Copy a model out, as a directory that transformers and others can load."""
     terminal: Terminal = ctx.obj
-    _settings(terminal, quiet)
+    read_settings(terminal, quiet)
     found = as_stored(locate_reference(model))
     check_sizes(found)
     try:
@@ -234,7 +235,7 @@ def gc(
 ) -> None:
     """Delete what no model needs: cut-off downloads, leftovers, revisions that were replaced, old caches."""
     terminal: Terminal = ctx.obj
-    _settings(terminal, quiet)
+    read_settings(terminal, quiet)
     found = find_garbage(days=days, everything=everything)
     for garbage in () if dry_run else found:
         discard(garbage)
@@ -247,10 +248,3 @@ def gc(
         terminal.write(tab_separated(rows))
     total = shown_bytes(sum(garbage.size for garbage in found))
     terminal.note(f"{total} would be freed" if dry_run else f"{total} freed")
-
-
-def _settings(terminal: Terminal, quiet: bool | None) -> Settings:
-    """The settings of this run; ``--quiet`` holds from here on."""
-    settings = Settings.load(terminal.environ)
-    terminal.quiet = bool(settings.over({"quiet": quiet}).get("quiet"))
-    return settings

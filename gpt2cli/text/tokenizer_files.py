@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from gpt2cli.errors import Gpt2cliError, ModelFileError
+from gpt2cli.model_files import TOKENIZER_FILE, VOCABULARY_FILES
 from gpt2cli.options import shown
 from gpt2cli.untrusted import parse_json, read_capped
 
@@ -58,7 +59,7 @@ def has_tokenizer(directory: Path) -> bool:
 
 def _tokenizer_paths(directory: Path) -> tuple[Path, ...]:
     """``tokenizer.json`` alone, else ``vocab.json`` and ``merges.txt``; none where neither is there."""
-    whole, pair = directory / "tokenizer.json", (directory / "vocab.json", directory / "merges.txt")
+    whole, pair = directory / TOKENIZER_FILE, tuple(directory / name for name in VOCABULARY_FILES)
     if whole.is_file():
         return (whole,)
     return pair if all(path.is_file() for path in pair) else ()
