@@ -15,7 +15,7 @@ def bits(nats: float) -> float:
 
 
 def perplexity(nll: float, count: int) -> float | None:
-    """By token or by word, of which there are ``count``; None for none, and for more than any float."""
+    """The perplexity of ``count`` tokens or words; None for none of them, and beyond what a float holds."""
     if not count or nll / count > MAX_MEAN:
         return None
     return math.exp(nll / count)

@@ -36,9 +36,9 @@ class Features:
     tag: Any
     tokens: tuple[int, ...]
     layers: dict[int, Tensor]
-    """By layer: [T, D] fp32, or [D] where they are pooled."""
+    """The states by layer: [T, D] fp32, or [D] where they are pooled."""
     attention: dict[int, Tensor] = field(default_factory=dict)
-    """By block: [H, T, T] fp32; row t are the weights with which token t looks at the tokens up to itself."""
+    """The weights by block: [H, T, T] fp32; row t is how token t looks at the tokens up to itself."""
 
 
 def parse_layers(text: str, n_layer: int, *, first: int = 0) -> tuple[int, ...]:

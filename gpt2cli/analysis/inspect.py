@@ -26,7 +26,7 @@ class Token:
     """One token of a text; ``score`` is None for one that nothing predicts: the first."""
 
     place: int
-    """From 1 on."""
+    """Its place in the text, from 1 on."""
     token: int
     score: TokenScore | None
 
@@ -113,7 +113,7 @@ class Summary:
     scored: int
     """Tokens that something predicts."""
     nll: float
-    """In nats."""
+    """The negative log-likelihood, in nats."""
     perplexity: float | None
     """Per token."""
     bits_per_byte: float | None

@@ -13,7 +13,7 @@ from gpt2cli.likelihood import LN2
 
 BIN_BITS = 0.5
 BINS = 60
-"""Of `BIN_BITS` each; what is more surprising goes into the last."""
+"""The number of bins of `BIN_BITS` each; what is more surprising goes into the last."""
 PLACES = 512
 
 

@@ -40,7 +40,7 @@ class LastWord:
 
     passage: Passage
     logprob: float
-    """Of the whole word."""
+    """The log-probability of the whole word, in nats."""
     last_token_logprob: float
     correct: bool
     """Whether each token was the likeliest in its place, as if greedy decoding had written it."""

@@ -25,7 +25,7 @@ class Totals:
     words: int = 0
     """White-space separated words (ASCII) that begin in a scored token."""
     bytes: int = 0
-    """Of the scored tokens."""
+    """The bytes of the scored tokens."""
     windows: int = 0
     guide_nll: float = 0.0
     guide_tokens: int = 0

@@ -25,7 +25,7 @@ class WindowOptions:
 
     @classmethod
     def of(cls, context: int, size: int | None = None, stride: int | None = None) -> WindowOptions:
-        """For a model's ``context``; as in the guide the window is the context, the stride half of it."""
+        """The options for a model's ``context``: as in the guide, windows of it and strides of half."""
         if size is None:
             size = context
         check_whole("window", size, 2, context + 1, f"2 to {context + 1} (the model's context and one)")

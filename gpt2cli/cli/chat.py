@@ -63,7 +63,7 @@ def chat(
     ctx: typer.Context,
     name: Annotated[
         str | None,
-        typer.Argument(metavar="NAME", help="With --resume: the session's name.", show_default=False),
+        typer.Argument(metavar="NAME", help="With --resume, the name of the session.", show_default=False),
     ] = None,
     model: params.Model = None,
     revision: params.Revision = None,
@@ -73,10 +73,11 @@ def chat(
         FormatName | None,
         typer.Option(
             "--format",
-            help="How the conversation becomes one text. story: you and the model write it by turns. "
-            "transcript: lines of User and Assistant. dialogpt: turns closed by end-of-text. template: the "
-            "model's own chat template. raw: as typed. Default: template where the model has one, dialogpt "
-            "for DialoGPT, else story.",
+            help="How the conversation becomes one text. story: you and the model take turns writing "
+            "it. transcript: lines that begin with User: and Assistant:. dialogpt: each turn "
+            "ends with an end-of-text token. template: the model's own chat template. raw: "
+            "exactly as typed. Default: template if the model has one, dialogpt for DialoGPT, "
+            "otherwise story.",
             rich_help_panel=_CHAT,
             show_default=False,
         ),
@@ -86,7 +87,7 @@ def chat(
         typer.Option(
             "--system",
             metavar="TEXT",
-            help="A text that stands above all turns, and stays when old ones are dropped.",
+            help="A text that stands above all turns, and stays when old turns are dropped.",
             rich_help_panel=_CHAT,
             show_default=False,
         ),
@@ -96,21 +97,21 @@ def chat(
         typer.Option(
             "--resume",
             metavar="",
-            help="Go on with the session NAME; without a name, choose one.",
+            help="Continue the session NAME; without a name, choose one from a list.",
             rich_help_panel=_CHAT,
         ),
     ] = False,
     last: Annotated[
         bool,
-        typer.Option("--last", metavar="", help="Go on with the newest session.", rich_help_panel=_CHAT),
+        typer.Option("--last", metavar="", help="Continue the most recent session.", rich_help_panel=_CHAT),
     ] = False,
     save: Annotated[
         str | None,
         typer.Option(
             "--save",
             metavar="NAME",
-            help="Save the session under this name. On a terminal every session is saved, under the time "
-            "it began; without a terminal only one with a name.",
+            help="Save the session under this name. On a terminal every session is saved, by default "
+            "under the time it began; without a terminal, only a session with a name is.",
             rich_help_panel=_CHAT,
             show_default=False,
         ),
@@ -135,7 +136,8 @@ def chat(
         typer.Option(
             "--seed",
             metavar="S",
-            help="Of the session: the same seed and messages give the same answers. Default: drawn.",
+            help="The session's seed: the same seed and messages give the same answers. Default: a "
+            "random one.",
             rich_help_panel="Sampling",
             show_default=False,
         ),
@@ -147,7 +149,7 @@ def chat(
         typer.Option(
             "--json",
             metavar="",
-            help="Without a terminal: one JSON object a turn; a line of input may be one, too.",
+            help="Without a terminal: print one JSON object per turn; a line of input may be one, too.",
             rich_help_panel="Output",
         ),
     ] = False,
@@ -157,10 +159,10 @@ def chat(
     threads: params.Threads = None,
     debug: params.Debug = False,
 ) -> int:
-    """Talk with a model, or write a story with it by turns; sessions are saved as they go.
+    """Talk with a model, or take turns writing a story with it; sessions are saved as they go.
 
-    Base models such as gpt2 and tiny continue texts and know no user or assistant: with them a story is
-    written by turns. Without a terminal every line of input is a turn, and every answer is one line.
+    Base models such as gpt2 and tiny continue texts and know no user or assistant: with them you take
+    turns writing a story. Without a terminal every line of input is a turn, and every answer is one line.
     """
     return _run(_read_request(ctx.obj, read_flags(ChatFlags, ctx.params)))
 

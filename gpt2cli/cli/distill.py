@@ -24,7 +24,7 @@ EXAMPLES = """Examples:
 
 @with_options(DATA, TEACHER, DISTILL, TRAINING, RUN, RESULT)
 def distill(ctx: typer.Context, **options: Any) -> None:
-    """Train a student of fewer layers on a teacher's predictions, as DistilGPT2 was made."""
+    """Train a student with fewer layers on a teacher's predictions, the way DistilGPT2 was made."""
 
     def base(given: Mapping[str, Any]) -> tuple[Path, str]:
         if "teacher" not in given:

@@ -55,8 +55,8 @@ def features(
         list[str] | None,
         typer.Argument(
             metavar="TEXT",
-            help="The text; words are joined by a space. A last - reads stdin, which is also read when "
-            "no text is given.",
+            help="The text; words are joined by spaces. A final - reads stdin, which is also read "
+            "when no text is given.",
             show_default=False,
         ),
     ] = None,
@@ -92,8 +92,9 @@ def features(
             "--layer",
             "--layers",
             metavar="N,…",
-            help="0 is the embeddings, 1 the first block's output, -1 the last after the final norm, as "
-            "transformers counts; 2-4; all.",
+            help="The layers, counted as in transformers: 0 is the embeddings, 1 the output of the "
+            "first block, -1 the last layer after the final norm. A list, a range such as 2-4, "
+            "or all.",
             rich_help_panel="Features",
         ),
     ] = "-1",
@@ -101,7 +102,8 @@ def features(
         PoolName,
         typer.Option(
             "--pool",
-            help="One vector a text: the mean of its tokens, or the last; else one a token.",
+            help="Write one vector per text: the mean over its tokens, or the last token's. none: "
+            "one vector per token.",
             rich_help_panel="Features",
         ),
     ] = "none",
@@ -110,7 +112,7 @@ def features(
         typer.Option(
             "--attention",
             metavar="N,…",
-            help="Attention weights of these blocks too: 1 is the first, -1 the last; all.",
+            help="Also write the attention weights of these blocks: 1 is the first, -1 the last; or all.",
             rich_help_panel="Features",
             show_default=False,
         ),
@@ -121,7 +123,7 @@ def features(
             "--output",
             "-o",
             metavar="FILE",
-            help="Write .npz, .safetensors or .jsonl; without it JSON lines go to stdout.",
+            help="Write an .npz, .safetensors or .jsonl file; without this option JSON lines go to stdout.",
             rich_help_panel="Output",
             show_default=False,
         ),
@@ -133,7 +135,7 @@ def features(
     batch_tokens: params.BatchTokens = None,
     debug: params.Debug = False,
 ) -> None:
-    """Write hidden states and attention weights: the numbers of transformers' GPT2Model."""
+    """Write hidden states and attention weights, the same numbers as transformers' GPT2Model."""
     flags = read_flags(FeaturesFlags, ctx.params)
     terminal: Terminal = ctx.obj
     settings = read_settings(terminal, flags.quiet)

@@ -25,7 +25,7 @@ EXAMPLES = """Examples:
 
 @with_options(DATA, BASE, LORA, TRAINING, RUN, RESULT)
 def finetune(ctx: typer.Context, **options: Any) -> None:
-    """Go on training a model on your text: all of its weights, or low-rank adapters."""
+    """Continue training a model on your own text: all of its weights, or low-rank adapters."""
 
     def base(given: Mapping[str, Any]) -> tuple[Path, str]:
         settings = Settings.load(ctx.obj.environ)

@@ -57,7 +57,7 @@ def generate(
         list[str] | None,
         typer.Argument(
             metavar="PROMPT",
-            help="The prompt; words are joined by a space. A last - reads stdin, which is also read "
+            help="The prompt; words are joined by spaces. A final - reads stdin, which is also read "
             "when no prompt is given.",
             show_default=False,
         ),
@@ -104,7 +104,7 @@ def generate(
     threads: params.Threads = None,
     debug: params.Debug = False,
 ) -> None:
-    """Continue a text: the prompt goes in, the model's continuation comes out as it is drawn."""
+    """Continue a text: print the model's continuation of a prompt, as it is generated."""
     _run(_read_request(ctx.obj, read_flags(GenerateFlags, ctx.params)))
 
 

@@ -27,7 +27,7 @@ from gpt2cli.terminal.streams import Terminal
 
 MAX_TOP = 1000
 MAX_TOKENS = 100_000
-"""Of a text that is looked at; `score` takes any length."""
+"""The longest text that is shown; `score` takes any length."""
 
 EXAMPLES = """Examples:
 
@@ -49,8 +49,8 @@ def inspect(
         list[str] | None,
         typer.Argument(
             metavar="TEXT",
-            help="The text; words are joined by a space. A last - reads stdin, which is also read when no "
-            "text is given.",
+            help="The text; words are joined by spaces. A final - reads stdin, which is also read "
+            "when no text is given.",
             show_default=False,
         ),
     ] = None,
@@ -68,7 +68,10 @@ def inspect(
     top: Annotated[
         int | None,
         typer.Option(
-            "--top", metavar="K", help="List the tokens, each with the K likeliest there.", show_default=False
+            "--top",
+            metavar="K",
+            help="List the tokens, each with the K most likely ones in its place.",
+            show_default=False,
         ),
     ] = None,
     stride: Annotated[
@@ -76,7 +79,7 @@ def inspect(
         typer.Option(
             "--stride",
             metavar="N",
-            help="Read a text longer than the context in windows of it that move on by N tokens.",
+            help="Read a text longer than the context in overlapping windows that advance by N tokens.",
             show_default=False,
         ),
     ] = None,
@@ -85,7 +88,7 @@ def inspect(
         typer.Option(
             "--marks/--no-marks",
             metavar="",
-            help="Digits under the text. Default: in an SVG, and where there are no colours.",
+            help="Print digits under the text. Default: in an SVG, and where there are no colours.",
             show_default=False,
         ),
     ] = None,
@@ -94,7 +97,7 @@ def inspect(
         typer.Option(
             "--explain",
             metavar="",
-            help="Instead: what each sampling option removes at one step, and what is left.",
+            help="Instead, show what each sampling option removes at one step, and what is left.",
         ),
     ] = False,
     at: Annotated[
@@ -102,8 +105,8 @@ def inspect(
         typer.Option(
             "--at",
             metavar="PLACE",
-            help="With --explain: the step that draws token PLACE of the text; -1 is the last. Default: the "
-            "token after the text.",
+            help="With --explain: look at the step that draws token PLACE of the text; -1 is the "
+            "last. Default: the token after the text.",
             show_default=False,
         ),
     ] = None,
@@ -124,7 +127,7 @@ def inspect(
         typer.Option(
             "--seed",
             metavar="S",
-            help="With --explain: show what this seed draws.",
+            help="With --explain: show which token this seed draws.",
             rich_help_panel="Sampling",
             show_default=False,
         ),
@@ -145,7 +148,7 @@ def inspect(
     threads: params.Threads = None,
     debug: params.Debug = False,
 ) -> None:
-    """Colour a text by what the model expected; with --explain, show how its next token is drawn."""
+    """Colour a text by how well the model predicted it; with --explain, show how its next token is drawn."""
     request = _read_request(ctx.obj, read_flags(InspectFlags, ctx.params))
     if request.sampling is None:
         _inspect(request)

@@ -44,7 +44,7 @@ def pull(
     quiet: params.Quiet = None,
     debug: params.Debug = False,
 ) -> None:
-    """Bring models from the Hugging Face Hub into the store; what was begun is resumed."""
+    """Download models from the Hugging Face Hub into the store; an interrupted download is resumed."""
     terminal: Terminal = ctx.obj
     settings = read_settings(terminal, quiet)
     wanted = [_parse(text, revision) for text in models]

@@ -138,7 +138,7 @@ class Record:
     """The record's own ``id``, as it stands in the JSON."""
     data: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     end: int = 0
-    """In bytes, of what follows it in the source."""
+    """Where what follows it begins in the source, in bytes."""
     bad: int = 0
     """Bytes that were NUL or no UTF-8, replaced by U+FFFD."""
 

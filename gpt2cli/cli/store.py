@@ -72,7 +72,7 @@ def rm(
     models: Annotated[
         list[str], typer.Argument(metavar="NAME", help="A model, or NAME@REVISION.", show_default=False)
     ],
-    yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")] = False,
+    yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask for confirmation.")] = False,
     quiet: params.Quiet = None,
     debug: params.Debug = False,
 ) -> None:
@@ -132,13 +132,15 @@ def import_model(
     ],
     name: Annotated[
         str | None,
-        typer.Option("--name", metavar="NAME", help="Its name in the store. Default: that of DIR."),
+        typer.Option(
+            "--name", metavar="NAME", help="The model's name in the store. Default: the name of DIR."
+        ),
     ] = None,
     allow_pickle: params.AllowPickle = None,
     quiet: params.Quiet = None,
     debug: params.Debug = False,
 ) -> None:
-    """Copy a model directory into the store, once it is found to be whole."""
+    """Copy a model directory into the store, after checking that it is complete."""
     terminal: Terminal = ctx.obj
     read_settings(terminal, quiet)
     parsed = _name_of(directory, name)
@@ -199,12 +201,13 @@ def export(
         str, typer.Argument(metavar="NAME", help="A model, or NAME@REVISION.", show_default=False)
     ],
     directory: Annotated[
-        Path, typer.Argument(metavar="DIR", help="A new or empty one.", file_okay=False, show_default=False)
+        Path,
+        typer.Argument(metavar="DIR", help="A new or empty directory.", file_okay=False, show_default=False),
     ],
     quiet: params.Quiet = None,
     debug: params.Debug = False,
 ) -> None:
-    """Copy a model out, as a directory that transformers and others can load."""
+    """Copy a model out of the store, as a directory that transformers and other programs can load."""
     terminal: Terminal = ctx.obj
     read_settings(terminal, quiet)
     found = as_stored(locate_reference(model))
@@ -220,20 +223,25 @@ def export(
 
 def gc(
     ctx: typer.Context,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what would go.")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only show what would be deleted.")] = False,
     everything: Annotated[
-        bool, typer.Option("--all", help="Fresh leftovers too; not beside a pull or an import.")
+        bool,
+        typer.Option("--all", help="Also delete recent leftovers; not while a pull or an import is running."),
     ] = False,
     days: Annotated[
         int,
         typer.Option(
-            "--days", metavar="N", min=0, max=36500, help="Age of cut-off downloads and old revisions."
+            "--days",
+            metavar="N",
+            min=0,
+            max=36500,
+            help="Delete interrupted downloads and old revisions after N days.",
         ),
     ] = PARTIAL_DAYS,
     quiet: params.Quiet = None,
     debug: params.Debug = False,
 ) -> None:
-    """Delete what no model needs: cut-off downloads, leftovers, revisions that were replaced, old caches."""
+    """Delete what no model needs: interrupted downloads, leftovers, replaced revisions, old caches."""
     terminal: Terminal = ctx.obj
     read_settings(terminal, quiet)
     found = find_garbage(days=days, everything=everything)

@@ -80,13 +80,14 @@ def verify(
         ),
     ] = None,
     files_only: Annotated[
-        bool, typer.Option("--files-only", help="Do not run the published models' texts.")
+        bool,
+        typer.Option("--files-only", help="Check the files only, without generating the published texts."),
     ] = False,
-    json: Annotated[bool, typer.Option("--json", help="One JSON document.")] = False,
+    json: Annotated[bool, typer.Option("--json", help="Print one JSON document.")] = False,
     quiet: params.Quiet = None,
     debug: params.Debug = False,
 ) -> None:
-    """Check models: every file's hash, the tensor table, and the texts published of the five models."""
+    """Check models: the hash of every file, the tensor table, and the published texts of the five models."""
     terminal: Terminal = ctx.obj
     read_settings(terminal, quiet)
     chosen = [as_stored(locate_reference(text)) for text in models] if models else list(all_models())

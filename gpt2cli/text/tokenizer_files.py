@@ -29,9 +29,9 @@ MAX_BRACKETS = 600_000
 MAX_COMPONENTS = 100
 MAX_TOKEN_ID = 1_000_000
 MAX_TRIE_BYTES = 2_000_000
-"""Of all added tokens, and of a Unigram vocabulary: the library takes up to 330 bytes for each byte."""
+"""The limit for all added tokens, and for a Unigram vocabulary: the library takes up to 330 bytes a byte."""
 MAX_TRIE_DEPTH = 1000
-"""Of one such token: the library frees a long one by recursion, and overflows its stack."""
+"""The limit for one such token: the library frees a long one by recursion, and overflows its stack."""
 MAX_REGEX_CHARS = 10_000
 
 _PARTS = ("normalizer", "pre_tokenizer", "post_processor", "decoder")

@@ -17,7 +17,7 @@ from gpt2cli.train.split import Split, divide, make_split
 from gpt2cli.train.tokens import TokenFile, TokenSet, cached, write_tokens
 
 MIN_BYTES = 1000
-"""Of training text: with less there is nothing to learn."""
+"""The least training text: with less there is nothing to learn."""
 
 
 @dataclass(frozen=True, slots=True)
