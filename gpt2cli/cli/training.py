@@ -15,7 +15,7 @@ import typer
 
 from gpt2cli import paths
 from gpt2cli.cli.flags import read_settings
-from gpt2cli.cli.training_params import (
+from gpt2cli.cli.recipe import (
     DISTILL_FLAGS,
     EXPORT_FLAGS,
     LORA_FLAGS,
