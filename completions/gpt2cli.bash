@@ -21,7 +21,7 @@ _gpt2cli_command() {
     train) commands=() flags=(--field --separator --validation --validation-data --test-data --layers --width --heads --context --vocab-size --steps --epochs --batch-size --micro-batch-size --window --short-window --short-share --learning-rate --schedule --warmup --decay --optimizer --muon-scale --weight-decay --dropout --clip --seed --patience --evaluate-every --save-every --sample-every --log-every --precision --device --threads --resume --config --output -o --name --save-precision --samples --sample-tokens --sample-prompt --default-temperature --title --license --description --keep-checkpoints --plot --jsonl --quiet -q --debug --help -h) ;;
     finetune) commands=() flags=(--field --separator --validation --validation-data --test-data --model -m --revision --lora --lora-rank --lora-alpha --lora-dropout --steps --epochs --batch-size --micro-batch-size --window --short-window --short-share --learning-rate --schedule --warmup --decay --optimizer --muon-scale --weight-decay --dropout --clip --seed --patience --evaluate-every --save-every --sample-every --log-every --precision --device --threads --resume --config --output -o --name --save-precision --samples --sample-tokens --sample-prompt --default-temperature --title --license --description --keep-checkpoints --plot --jsonl --quiet -q --debug --help -h) ;;
     distill) commands=() flags=(--field --separator --validation --validation-data --test-data --teacher --revision --student-layers --distill-temperature --soft-weight --lm-weight --cosine-weight --random-init --steps --epochs --batch-size --micro-batch-size --window --short-window --short-share --learning-rate --schedule --warmup --decay --optimizer --muon-scale --weight-decay --dropout --clip --seed --patience --evaluate-every --save-every --sample-every --log-every --precision --device --threads --resume --config --output -o --name --save-precision --samples --sample-tokens --sample-prompt --default-temperature --title --license --description --keep-checkpoints --plot --jsonl --quiet -q --debug --help -h) ;;
-    bench) commands=() flags=(--model -m --revision --offline --allow-pickle --against --precision --rounds --busy --cold --no-cold --plot --json --quiet -q --device --threads --debug --help -h) ;;
+    bench) commands=() flags=(--model -m --revision --offline --allow-pickle --against --gguf --precision --rounds --processes --no-processes --settled --no-settled --busy --plot --json --markdown --quiet -q --device --threads --debug --help -h) ;;
     completions) commands=() flags=(--help -h) ;;
     config) commands=(list get set unset path) flags=(--help -h) ;;
     'config list') commands=() flags=(--json --help -h) ;;
@@ -298,7 +298,8 @@ _gpt2cli_flag() {
     'distill --plot') kind=file words=() ;;
     'bench --model'|'bench -m') kind=model words=() ;;
     'bench --revision') kind=text words=() ;;
-    'bench --against') kind=words words=(transformers) ;;
+    'bench --against') kind=words words=(transformers llama.cpp) ;;
+    'bench --gguf') kind=file words=() ;;
     'bench --precision') kind=text words=() ;;
     'bench --rounds') kind=text words=() ;;
     'bench --plot') kind=file words=() ;;

@@ -23,7 +23,7 @@ Register-ArgumentCompleter -Native -CommandName gpt2cli -ScriptBlock {
         @{Of = ''; What = 'command'; Name = 'train'; Help = 'Train a new model from scratch, with a tokenizer of its own'; Kind = ''; Words = @()}
         @{Of = ''; What = 'command'; Name = 'finetune'; Help = 'Continue training a model on your own text: all of its weights, or low-rank adapters'; Kind = ''; Words = @()}
         @{Of = ''; What = 'command'; Name = 'distill'; Help = 'Train a student with fewer layers on a teacher''s predictions, the way DistilGPT2 was made'; Kind = ''; Words = @()}
-        @{Of = ''; What = 'command'; Name = 'bench'; Help = 'How fast a model runs here: loading, first token, prefill and decoding in each precision'; Kind = ''; Words = @()}
+        @{Of = ''; What = 'command'; Name = 'bench'; Help = 'How fast a model runs here: whole processes from their start, then settled rates, in each precision'; Kind = ''; Words = @()}
         @{Of = ''; What = 'command'; Name = 'completions'; Help = 'Print the script that makes a shell complete commands, flags, model names and files'; Kind = ''; Words = @()}
         @{Of = ''; What = 'command'; Name = 'config'; Help = 'List, get, set and unset settings'; Kind = ''; Words = @()}
         @{Of = ''; What = 'flag'; Name = '--version'; Help = 'Show the version'; Kind = ''; Words = @()}
@@ -518,14 +518,18 @@ Register-ArgumentCompleter -Native -CommandName gpt2cli -ScriptBlock {
         @{Of = 'bench'; What = 'flag'; Name = '--revision'; Help = 'A branch, tag or commit of the model'; Kind = 'text'; Words = @()}
         @{Of = 'bench'; What = 'flag'; Name = '--offline'; Help = 'Never use the network'; Kind = ''; Words = @()}
         @{Of = 'bench'; What = 'flag'; Name = '--allow-pickle'; Help = 'Also read .bin checkpoints; only plain tensors are unpickled (weights_only)'; Kind = ''; Words = @()}
-        @{Of = 'bench'; What = 'flag'; Name = '--against'; Help = 'Measure this, too, in the same rounds'; Kind = 'words'; Words = @('transformers')}
+        @{Of = 'bench'; What = 'flag'; Name = '--against'; Help = 'Measure this, too, in the same rounds; repeatable'; Kind = 'words'; Words = @('transformers', 'llama.cpp')}
+        @{Of = 'bench'; What = 'flag'; Name = '--gguf'; Help = 'The model for llama.cpp, which needs llama-completion and llama-bench on PATH; repeatable'; Kind = 'file'; Words = @()}
         @{Of = 'bench'; What = 'flag'; Name = '--precision'; Help = 'auto, fp32, fp16, bf16, int8, int4; repeatable'; Kind = 'text'; Words = @()}
         @{Of = 'bench'; What = 'flag'; Name = '--rounds'; Help = 'Each figure is a median'; Kind = 'text'; Words = @()}
-        @{Of = 'bench'; What = 'flag'; Name = '--busy'; Help = 'Also with one core kept busy by another process'; Kind = ''; Words = @()}
-        @{Of = 'bench'; What = 'flag'; Name = '--cold'; Help = 'The first token of a new process, and its memory'; Kind = ''; Words = @()}
-        @{Of = 'bench'; What = 'flag'; Name = '--no-cold'; Help = 'The first token of a new process, and its memory'; Kind = ''; Words = @()}
-        @{Of = 'bench'; What = 'flag'; Name = '--plot'; Help = 'Draw tokens a second into FILE.svg or .png'; Kind = 'file'; Words = @()}
+        @{Of = 'bench'; What = 'flag'; Name = '--processes'; Help = 'Whole processes: to the first, the 50th and the 300th token'; Kind = ''; Words = @()}
+        @{Of = 'bench'; What = 'flag'; Name = '--no-processes'; Help = 'Whole processes: to the first, the 50th and the 300th token'; Kind = ''; Words = @()}
+        @{Of = 'bench'; What = 'flag'; Name = '--settled'; Help = 'The rates of a loaded model: prompts and steps'; Kind = ''; Words = @()}
+        @{Of = 'bench'; What = 'flag'; Name = '--no-settled'; Help = 'The rates of a loaded model: prompts and steps'; Kind = ''; Words = @()}
+        @{Of = 'bench'; What = 'flag'; Name = '--busy'; Help = 'The settled rates also with one core kept busy by another process'; Kind = ''; Words = @()}
+        @{Of = 'bench'; What = 'flag'; Name = '--plot'; Help = 'Draw tokens over time into FILE.svg or .png'; Kind = 'file'; Words = @()}
         @{Of = 'bench'; What = 'flag'; Name = '--json'; Help = 'Print one JSON document'; Kind = ''; Words = @()}
+        @{Of = 'bench'; What = 'flag'; Name = '--markdown'; Help = 'The tables in Markdown, below the name of the machine'; Kind = ''; Words = @()}
         @{Of = 'bench'; What = 'flag'; Name = '--quiet'; Help = 'Print no notes or warnings on stderr'; Kind = ''; Words = @()}
         @{Of = 'bench'; What = 'flag'; Name = '-q'; Help = 'Print no notes or warnings on stderr'; Kind = ''; Words = @()}
         @{Of = 'bench'; What = 'flag'; Name = '--device'; Help = 'The device to run on'; Kind = 'words'; Words = @('auto', 'cpu', 'cuda', 'mps')}

@@ -34,9 +34,10 @@ Value = str | int | float | bool
 
 LOCK_PATIENCE_S = 10.0
 OTHER_VARIABLES = frozenset(
-    f"GPT2CLI_{name}" for name in ("HOME", "NATIVE", "NATIVE_LIBRARY", "SHARED", "REQUIRE_SHARED", "UPDATE")
+    f"GPT2CLI_{name}"
+    for name in ("HOME", "NATIVE", "NATIVE_LIBRARY", "ZIG", "SHARED", "REQUIRE_SHARED", "UPDATE")
 )
-"""What may stand in the environment besides the settings; the last three are of the tests."""
+"""What may stand in the environment beside settings; ZIG is of the build, the last three of the tests."""
 
 
 @dataclass(frozen=True, slots=True)

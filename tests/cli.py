@@ -7,10 +7,13 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from gpt2cli.cli.app import main
+import typer
+
+from gpt2cli.cli.app import command_tree, main
 from gpt2cli.terminal.streams import Terminal
 
 COMMAND = (sys.executable, "-m", "gpt2cli")
@@ -77,3 +80,14 @@ def shell(line: str, timeout: float = 60, **environ: str) -> Outcome:
     whole = {**os.environ, "G": f"{sys.executable} -m gpt2cli", **environ}
     done = subprocess.run(["bash", "-c", line], capture_output=True, timeout=timeout, env=whole, check=False)
     return Outcome(done.returncode, done.stdout.decode("utf-8", "replace"), done.stderr.decode())
+
+
+def command_paths() -> Iterator[tuple[str, ...]]:
+    """The words after ``gpt2cli`` of every command and group, the program itself () first."""
+
+    def walk(command: object, path: tuple[str, ...]) -> Iterator[tuple[str, ...]]:
+        yield path
+        for name, below in getattr(command, "commands", {}).items():
+            yield from walk(below, (*path, name))
+
+    yield from walk(typer.main.get_command(command_tree()), ())

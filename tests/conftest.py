@@ -17,13 +17,10 @@ import gpt2cli
 # The models are tiny: a second thread only waits, and spins where the machine is busy. Read when torch loads.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
-# Where an installed package is tested, processes started here must not find the one in the current directory.
+# Where an installed package is tested, processes that tests start import it too, with its native library, and
+# not the source tree in the current folder.
 if not Path(gpt2cli.__file__).is_relative_to(REPOSITORY):
     os.environ["PYTHONSAFEPATH"] = "1"
-
-# Processes that tests start import the package that is installed, which has the native library, and not the
-# source tree below the current folder.
-os.environ.setdefault("PYTHONSAFEPATH", "1")
 
 # Where this runs in the background of a script SIGINT is ignored, and so it would be by what is tested.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:

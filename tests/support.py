@@ -53,8 +53,23 @@ def text_logits(model: Any, *texts: Sequence[int]) -> list[Any]:
     return list(logits.split([len(text) for text in texts]))
 
 
+def backend_logits(backend: Any, *texts: Sequence[int]) -> list[Any]:
+    """The logits [T, V] at every place of each text, all read in one batch by a `Backend`."""
+    import torch
+
+    from gpt2cli.core.backend import Batch
+
+    slots, total = [backend.new_slot() for _ in texts], sum(map(len, texts))
+    batch = Batch.of([(slot, 0, ids) for slot, ids in zip(slots, texts, strict=True)], wanted=range(total))
+    logits = torch.from_numpy(backend.forward(batch))
+    for slot in slots:
+        backend.free_slot(slot)
+    return list(logits.split([len(text) for text in texts]))
+
+
 BACKENDS = ("numpy", "torch", "native")
 """What an engine may run on in tests: `numpy_gpt2`, and the two of the package."""
+OWN_BACKENDS = BACKENDS[1:]
 
 
 def load_on(backend: str, directory: Path) -> Any:

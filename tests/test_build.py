@@ -25,6 +25,7 @@ from support import REPOSITORY
 LIBRARIES = tuple(f"gpt2cli/core/native/_gpt2{suffix}" for suffix in (".so", ".dylib", ".dll"))
 SOURCES = ("gpt2cli/core/native/CMakeLists.txt", "gpt2cli/core/native/src/")
 NO_COMPILER = {"CC": "/nonexistent/cc"}
+MAN_PAGE = "data/share/man/man1/gpt2cli.1"
 LEFT_OUT = "the native library is left out"
 COMPILER = any(map(shutil.which, (os.environ.get("CC", "cc"), "cc", "gcc", "clang")))
 
@@ -58,9 +59,11 @@ def build(source: Path, out: Path, kind: str, **environ: str) -> tuple[Path, str
 
 
 def names_in(wheel: Path) -> set[str]:
-    """The files of the package in a wheel, without its metadata."""
+    """The files of the package in a wheel, which also holds its metadata and the man page."""
     with zipfile.ZipFile(wheel) as file:
-        return {name for name in file.namelist() if ".dist-info/" not in name}
+        names = set(file.namelist())
+    assert [name.partition(".data/")[2] for name in names if ".data/" in name] == [MAN_PAGE]
+    return {name for name in names if ".dist-info/" not in name and ".data/" not in name}
 
 
 def tag_of(wheel: Path) -> str:

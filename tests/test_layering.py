@@ -1,4 +1,4 @@
-"""Who may call whom, as design/house.md draws it, read from the imports."""
+"""Who may call whom, as docs/architecture.md draws it, read from the imports."""
 
 from __future__ import annotations
 
@@ -10,10 +10,8 @@ from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 
 import pytest
-import typer
+from cli import command_paths
 from support import REPOSITORY, native_available, some_slow
-
-from gpt2cli.cli.app import command_tree
 
 PACKAGE = REPOSITORY / "gpt2cli"
 BASE = {"errors", "options", "paths", "files", "untrusted", "model_files", "likelihood"}
@@ -161,15 +159,6 @@ def test_only_terminal_writes() -> None:
             assert stream not in ("sys.stdout", "sys.stderr"), path
 
 
-def command_paths() -> Iterator[tuple[str, ...]]:
-    def walk(command: object, path: tuple[str, ...]) -> Iterator[tuple[str, ...]]:
-        yield path
-        for name, below in getattr(command, "commands", {}).items():
-            yield from walk(below, (*path, name))
-
-    yield from walk(typer.main.get_command(command_tree()), ())
-
-
 def modules_loaded_by(*arguments: str | Path, stdin: str = "") -> set[str]:
     """The top-level modules that a run of the command line loads, in a process of its own."""
     code = (
@@ -252,6 +241,12 @@ def test_the_token_path_does_not_load_torch(
     """On a CPU, with the default random numbers: another second."""
     command, *rest = arguments
     loaded = modules_loaded_by(command, "-m", tiny_model, "--precision", precision, *rest, stdin=stdin)
+    assert loaded.isdisjoint({*NOT_FOR_TOKENS, "torch"})
+
+
+@pytest.mark.skipif(not native_available(), reason="the native library is not available")
+def test_bench_does_not_load_torch_to_measure_without_it(tiny_model: Path) -> None:
+    loaded = modules_loaded_by("bench", "-q", "-m", tiny_model, "--precision", "auto", "--rounds", "1")
     assert loaded.isdisjoint({*NOT_FOR_TOKENS, "torch"})
 
 

@@ -1,4 +1,4 @@
-"""Our forward pass and our decoding are those of transformers, over random tiny models.
+"""Our forward pass and our decoding are those of transformers, over random tiny models, on both backends.
 
 Every case is a model of its own shape, switches, file layout and type on disk; the reference is
 ``GPT2LMHeadModel`` in eval mode and fp32, given the same values.
@@ -19,12 +19,12 @@ import pytest
 import torch
 import transformers
 from support import (
-    load_fp32,
-    load_torch,
+    OWN_BACKENDS,
+    backend_logits,
+    load_on,
     make_model,
     random_weights,
     some_slow,
-    text_logits,
     write_json,
     write_weights,
 )
@@ -107,12 +107,18 @@ class Pair:
         return random.Random(f"prompts of {self.case.number}")
 
 
-@pytest.fixture(scope="module", params=some_slow(ALL_CASES, 50), ids=str)
+@pytest.fixture(
+    scope="module",
+    params=some_slow(itertools.product(ALL_CASES, OWN_BACKENDS), 60),
+    ids=lambda param: f"{param[0]}-{param[1]}",
+)
 def pair(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Pair]:
-    case: Case = request.param
+    case, backend = request.param
     directory = tmp_path_factory.mktemp("parity")
     theirs = _write(case, directory)
-    yield Pair(case, load_fp32(directory), theirs)
+    ours = load_on(backend, directory)
+    yield Pair(case, ours, theirs)
+    ours.backend.close()
 
 
 def _write(case: Case, directory: Path) -> GPT2LMHeadModel:
@@ -199,7 +205,7 @@ def test_full_forward(pair: Pair) -> None:
     ids = _ids(pair.pick, pair.ours.config.vocab_size, CONTEXT)
     with torch.inference_mode():
         theirs = pair.theirs(torch.tensor([ids, ids[::-1]])).logits
-    ours = torch.stack(text_logits(pair.ours.model, ids, ids[::-1]))
+    ours = torch.stack(backend_logits(pair.ours.backend, ids, ids[::-1]))
     assert ours.dtype == torch.float32
     torch.testing.assert_close(ours, theirs, rtol=0, atol=TOLERANCE)
 
@@ -254,13 +260,13 @@ class Ending:
     eos: list[int]
 
 
-@pytest.fixture(scope="module")
-def ending(tmp_path_factory: pytest.TempPathFactory) -> Ending:
+@pytest.fixture(scope="module", params=OWN_BACKENDS)
+def ending(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Ending:
     eos = list(range(0, 64, 9))
     directory = make_model(
         tmp_path_factory.mktemp("ending"), tokenizer=None, vocab_size=64, eos_token_id=eos, std=0.1
     )
-    return Ending(load_fp32(directory), _load(directory), eos)
+    return Ending(load_on(request.param, directory), _load(directory), eos)
 
 
 def _load(directory: Path, **options: Any) -> GPT2LMHeadModel:
@@ -306,8 +312,9 @@ def test_max_length_counts_as_in_transformers(ending: Ending) -> None:
     assert len(ours.choices[0].token_ids) == 17
 
 
+@pytest.mark.parametrize("backend", OWN_BACKENDS)
 @pytest.mark.parametrize("tie", [True, False])
-def test_a_head_of_its_own(tmp_path: Path, tie: bool) -> None:
+def test_a_head_of_its_own(tmp_path: Path, tie: bool, backend: str) -> None:
     """A checkpoint that carries a head which is not the embeddings, whatever its config says."""
     directory = make_model(tmp_path, tokenizer=None, tie_word_embeddings=False)
     config = GPT2Config.from_pretrained(directory)
@@ -315,4 +322,5 @@ def test_a_head_of_its_own(tmp_path: Path, tie: bool) -> None:
     ids = [1, 2, 3, 4]
     with torch.inference_mode():
         theirs = _load(directory)(torch.tensor([ids])).logits[0]
-    torch.testing.assert_close(text_logits(load_torch(directory), ids)[0], theirs, rtol=0, atol=TOLERANCE)
+    (ours,) = backend_logits(load_on(backend, directory).backend, ids)
+    torch.testing.assert_close(ours, theirs, rtol=0, atol=TOLERANCE)

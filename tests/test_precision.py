@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from support import shared, some_slow
+from support import native_available, shared, some_slow
 
 import gpt2cli
 from gpt2cli.core.backend import Batch
@@ -21,12 +21,13 @@ HOLDOUT = [
     "classic_black-beauty_anna-sewell.txt",
 ]
 CHARACTERS = 20_000
-LARGEST_CHANGE = {"auto": 0.001, "fp16": 0.001, "bf16": 0.005, "int8": 0.01, "int4": 0.05}
+LARGEST_CHANGE = {"auto": 0.0002, "fp16": 0.0002, "bf16": 0.001, "int8": 0.005, "int4": 0.04}
 
 
-def _perplexity(text: str, precision: str) -> float:
-    """In windows of the whole context, side by side."""
-    engine = Engine.load(BUILTIN, LoadOptions(precision=precision))  # type: ignore[arg-type]
+def _perplexity(text: str, precision: str, name: str) -> float:
+    """In windows of the whole context."""
+    load = LoadOptions(precision=precision, backend=name, device="cpu")  # type: ignore[arg-type]
+    engine = Engine.load(BUILTIN, load)
     ids, context, backend = engine.encode(text), engine.config.n_positions, engine.backend
     total, count = 0.0, 0
     for start in range(0, len(ids) - 1, context):
@@ -36,14 +37,20 @@ def _perplexity(text: str, precision: str) -> float:
         backend.free_slot(slot)
         total += float(torch.nn.functional.cross_entropy(logits, torch.tensor(window[1:]), reduction="sum"))
         count += len(window) - 1
+    backend.close()
     return math.exp(total / count)
 
 
-@pytest.mark.parametrize("name", some_slow(HOLDOUT, 1))
-def test_perplexity(name: str, record_property: pytest.RecordProperty) -> None:
+@pytest.mark.parametrize(
+    "case", some_slow([(backend, name) for backend in ("native", "torch") for name in HOLDOUT], 1), ids=str
+)
+def test_perplexity(case: tuple[str, str], record_property: pytest.RecordProperty) -> None:
+    backend, name = case
+    if backend == "native" and not native_available():
+        pytest.skip("the native library is not available")
     text = shared("corpus", "holdout", name).read_text("utf-8")[:CHARACTERS]
-    exact = _perplexity(text, "fp32")
+    exact = _perplexity(text, "fp32", backend)
     for precision, largest in LARGEST_CHANGE.items():
-        change = _perplexity(text, precision) / exact - 1
+        change = _perplexity(text, precision, backend) / exact - 1
         record_property(f"{precision} %", round(100 * change, 4))
         assert abs(change) < largest, precision

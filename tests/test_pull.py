@@ -373,12 +373,12 @@ def test_a_login_page_does_not_cost_what_has_come(hub: HubServer, big: dict[str,
 
 
 def snapshot(root: Path) -> dict[str, bytes]:
-    """Everything below ``root`` but the store."""
+    """Everything below ``root`` but the store and what holds the settings: a first pull makes a default."""
     inside = store()
     return {
         str(path): path.read_bytes()
         for path in root.rglob("*")
-        if path.is_file() and inside not in path.parents and path.name != "config.toml"
+        if path.is_file() and inside not in path.parents and path.stem != "config"
     }
 
 

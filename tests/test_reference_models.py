@@ -1,4 +1,4 @@
-"""Trained models of others, with the figures that were published or computed with them.
+"""Trained models of others on both backends, with the figures that were published or computed with them.
 
 The expected values are numpy's in float64, onnxruntime's or PyTorch's own; where each comes from
 stands in the data's README.
@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from support import load_fp32, shared, text_logits
+from support import OWN_BACKENDS, backend_logits, load_on, shared
 from torch import Tensor
 
 from gpt2cli.core.backend import Batch
@@ -30,21 +30,22 @@ def _expected(model: str, file: str = "expected.json") -> Any:
     return json.loads(shared("models", model, file).read_text("utf-8"))
 
 
-def _load(model: str) -> Engine:
-    return load_fp32(shared("models", model, "hf"))
+def _load(model: str, backend: str) -> Engine:
+    engine: Engine = load_on(backend, shared("models", model, "hf"))
+    return engine
 
 
-def _batched_nll(model: TorchGPT2, rows: Sequence[Sequence[int]]) -> Iterator[float]:
+def _batched_nll(engine: Engine, rows: Sequence[Sequence[int]]) -> Iterator[float]:
     """The negative log-likelihood of each row after its first token, rows of any length in one pass."""
-    for row, logits in zip(rows, text_logits(model, *(row[:-1] for row in rows)), strict=True):
+    for row, logits in zip(rows, backend_logits(engine.backend, *(row[:-1] for row in rows)), strict=True):
         logprobs = logits.double().log_softmax(dim=-1)
         yield -float(logprobs[range(len(row) - 1), row[1:]].sum())
 
 
-@pytest.fixture(scope="module")
-def slm() -> Engine:
+@pytest.fixture(scope="module", params=OWN_BACKENDS)
+def slm(request: pytest.FixtureRequest) -> Engine:
     """slm_4096_kunal: exact gelu, tied head, context 128."""
-    return _load("slm_4096_kunal")
+    return _load("slm_4096_kunal", request.param)
 
 
 @pytest.fixture(scope="module")
@@ -88,7 +89,7 @@ def test_slm_sliding_ends_at_a_stop(slm: Engine) -> None:
 
 def test_slm_last_logits(slm: Engine, slm_expected: Any) -> None:
     prompt = next(iter(slm_expected["greedy_until_newline_sliding_window_128"]))
-    (logits,) = text_logits(slm.model, slm.encode(prompt))
+    (logits,) = backend_logits(slm.backend, slm.encode(prompt))
     np.testing.assert_allclose(
         logits[-1].numpy(), slm_expected["first_prompt_last_logits"], rtol=0, atol=1e-4
     )
@@ -100,15 +101,15 @@ def test_slm_mean_nll(slm: Engine, slm_expected: Any) -> None:
     ids = slm.encode(text)
     windows = [ids[at : at + 129] for at in range(0, len(ids) - 1, 128)]
     assert sum(len(window) - 1 for window in windows) == slm_expected["n_targets"]
-    mean = sum(_batched_nll(slm.model, windows)) / slm_expected["n_targets"]
+    mean = sum(_batched_nll(slm, windows)) / slm_expected["n_targets"]
     assert mean == pytest.approx(slm_expected["mean_nll_disjoint_windows_128"], abs=1e-6)
     assert math.exp(mean) == pytest.approx(slm_expected["ppl"], abs=1e-6)
 
 
-@pytest.fixture(scope="module")
-def makemore() -> Engine:
+@pytest.fixture(scope="module", params=OWN_BACKENDS)
+def makemore(request: pytest.FixtureRequest) -> Engine:
     """makemore_names_lmj9: gelu_new, untied head, context 16; id 0 begins and ends a name."""
-    return _load("makemore_names_lmj9")
+    return _load("makemore_names_lmj9", request.param)
 
 
 @pytest.fixture(scope="module")
@@ -126,7 +127,7 @@ def test_makemore_nll_of_all_names(makemore: Engine, makemore_expected: Any) -> 
     nll: dict[str, float] = {}
     for start in range(0, len(rows), 512):
         batch = slice(start, start + 512)
-        nll.update(zip(names[batch], _batched_nll(makemore.model, rows[batch]), strict=True))
+        nll.update(zip(names[batch], _batched_nll(makemore, rows[batch]), strict=True))
     total = sum(nll[name] for name in names)
     assert sum(len(row) - 1 for row in rows) == makemore_expected["n_target_tokens"]
     mean = total / makemore_expected["n_target_tokens"]
@@ -149,7 +150,7 @@ def test_makemore_greedy_completions(makemore: Engine, makemore_expected: Any) -
 
 
 def test_makemore_first_token_logits(makemore: Engine, makemore_expected: Any) -> None:
-    (logits,) = text_logits(makemore.model, [0])
+    (logits,) = backend_logits(makemore.backend, [0])
     np.testing.assert_allclose(logits[0].numpy(), makemore_expected["first_token_logits"], rtol=0, atol=1e-5)
 
 
@@ -173,10 +174,10 @@ STAGES = (
 )
 
 
-@pytest.fixture(scope="module")
-def sorter() -> Engine:
+@pytest.fixture(scope="module", params=OWN_BACKENDS)
+def sorter(request: pytest.FixtureRequest) -> Engine:
     """llmviz_gpt_nano_sort: six digits, then the same sorted; with PyTorch's activations of every stage."""
-    return _load("llmviz_gpt_nano_sort")
+    return _load("llmviz_gpt_nano_sort", request.param)
 
 
 @pytest.fixture(scope="module")
@@ -229,7 +230,7 @@ def test_sorter_stages_of_cached_steps(sorter: Engine, truth: dict[str, Tensor])
 
 def test_sorter_expected_logits(sorter: Engine) -> None:
     expected = _expected("llmviz_gpt_nano_sort")
-    logits = torch.stack(text_logits(sorter.model, *expected["idx"]))
+    logits = torch.stack(backend_logits(sorter.backend, *expected["idx"]))
     torch.testing.assert_close(logits, torch.tensor(expected["logits_pytorch"]), rtol=0, atol=1e-5)
 
 
@@ -253,11 +254,12 @@ def test_sorter_sorts_every_sequence(sorter: Engine) -> None:
     assert sorted_right == 729
 
 
+@pytest.mark.parametrize("backend", OWN_BACKENDS)
 @pytest.mark.parametrize(
     ("weights", "section"),
     [("model.safetensors", "safetensors"), ("onnx_weights_as_hf.safetensors", "onnx")],
 )
-def test_saved_by_transformers(tmp_path: Path, weights: str, section: str) -> None:
+def test_saved_by_transformers(tmp_path: Path, weights: str, section: str, backend: str) -> None:
     """capp_gpt: two trainings of one architecture, context 512, no text; bos outside the vocabulary."""
     source, document = shared("models", "capp_gpt"), _expected("capp_gpt", "expected_logits.json")
     for file, name in (
@@ -266,8 +268,8 @@ def test_saved_by_transformers(tmp_path: Path, weights: str, section: str) -> No
         (weights, "model.safetensors"),
     ):
         (tmp_path / name).write_bytes((source / file).read_bytes())
-    engine = load_fp32(tmp_path)
-    logits = torch.stack([logits[-1] for logits in text_logits(engine.model, *document["input_ids"])])
+    engine = load_on(backend, tmp_path)
+    logits = torch.stack([logits[-1] for logits in backend_logits(engine.backend, *document["input_ids"])])
     expected = _starting_with(document[section], "logits_last_position")
     np.testing.assert_allclose(logits.numpy(), expected, rtol=0, atol=1e-4)
     assert engine.tokenizer is None and engine.config.bos_token_id is None

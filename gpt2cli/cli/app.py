@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import importlib
-import os
 import sys
 import traceback
 import warnings
@@ -14,6 +13,7 @@ from typing import Annotated
 import typer
 
 from gpt2cli import __version__
+from gpt2cli.cli.environment import prepare_environment
 from gpt2cli.errors import Gpt2cliError, InvalidOption, ReaderGone, Signalled, UsageError
 from gpt2cli.options import shown
 from gpt2cli.settings import KEYS, Settings, environment_name, unknown_variables
@@ -181,13 +181,3 @@ def _refused_value(error: typer.TyperException) -> str | None:
 def _usage_hint(error: typer.TyperException) -> str:
     context = getattr(error, "ctx", None)
     return f"see {context.command_path if context else PROGRAM} --help"
-
-
-def prepare_environment() -> None:
-    """Set what libraries read when they load, unless the user did.
-
-    Long spins of OpenMP cost a busy machine much; numpy has no product to compute that is worth threads.
-    """
-    if "OMP_WAIT_POLICY" not in os.environ:
-        os.environ.setdefault("GOMP_SPINCOUNT", "50000")
-    os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")

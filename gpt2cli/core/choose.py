@@ -27,7 +27,7 @@ def open_backend(checkpoint: Checkpoint, options: LoadOptions, progress: Progres
     `ModelFileError`, `UsageError` for a device or backend that is not there, and `Gpt2cliError` when the
     memory does not suffice.
     """
-    device = _device(options.device)
+    device = device_for(options.device)
     native = _native(options.backend) if device == "cpu" else None
     if options.backend == "native" and native is None:
         raise UsageError("the native backend is not available here", hint="it needs a CPU and its library")
@@ -50,11 +50,12 @@ def convert_ahead(checkpoint: Checkpoint, converted: Path, progress: Progress | 
     Nothing happens where nothing has to be converted. Raises as `open_backend` does.
     """
     options = LoadOptions(converted=converted)
-    if _device(options.device) == "cpu" and _native(options.backend) is not None:
+    if device_for(options.device) == "cpu" and _native(options.backend) is not None:
         open_backend(checkpoint, options, progress).close()
 
 
-def _device(asked: Device) -> Device:
+def device_for(asked: Device) -> Device:
+    """The device that ``asked`` stands for: ``auto`` is a GPU that torch can use, else the CPU."""
     if asked != "auto":
         return asked
     if not gpu_present():

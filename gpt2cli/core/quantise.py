@@ -82,9 +82,9 @@ def _int4(grouped: Floats) -> tuple[Floats, Floats]:
 def _squared_error(grouped: Floats, scales: Floats) -> Floats:
     """grouped: [GROUP, out, groups] -> [out, groups], added up in the order of the inputs."""
     wrong = _round_int4(grouped, scales)
-    wrong *= scales
-    wrong -= grouped
     with np.errstate(over="ignore"):
+        wrong *= scales
+        wrong -= grouped
         wrong *= wrong
         error = np.zeros_like(scales)
         for squared in wrong:

@@ -1,4 +1,4 @@
-"""Where converted weights are kept (`core/converted.py` makes them): a folder of the cache for each model."""
+"""Where converted weights are kept (`core/native/packed.py` makes them): a cache folder for each model."""
 
 from __future__ import annotations
 

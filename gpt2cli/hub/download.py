@@ -108,7 +108,7 @@ class Part:
         self.expected, self.hasher, self.size = expected, Hasher(expected), 0
         # A link, of whoever made it, must not be written through.
         flags = os.O_RDWR | os.O_CREAT | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_BINARY", 0)
-        self._descriptor = os.open(self._path, flags, 0o644)
+        self._descriptor = os.open(self._path, flags, 0o666)
         self._take_up()
 
     def _take_up(self) -> None:

@@ -245,40 +245,47 @@ def _matrices(
     now.
     """
     small = checkpoint.config.parameters < WORTH_KEEPING
-    left = [source for source in wanted if not _in_place(source, tensors, precision, small)]
-    if len(left) == len(wanted) and not small and converted is not None:
-        path = packed_path(converted, precision)
-        found = find_packed(path, wanted, precision)
-        if found is None:
-            _check_tables(checkpoint, tensors)
-            told = _telling(checkpoint, precision, progress)
-            made = convert(tensors, wanted, precision, checkpoint.directory, threads, told)
-            if write_packed(path, made, round(checkpoint.config.parameters * BYTES[precision])):
-                found = find_packed(path, wanted, precision)
-        if found is not None:
-            return found
-    _check_tables(checkpoint, tensors)
+    turned = small or converted is not None
+    left = [source for source in wanted if not _in_place(source, tensors, precision, small, turned)]
     for source in wanted:
         if source not in left:
             check_finite(tensors, source.tensor, checkpoint.directory)
-    told = _telling(checkpoint, precision, progress)
-    return dict(convert(tensors, left, precision, checkpoint.directory, threads, told))
+    path = None if small or converted is None else packed_path(converted, precision)
+    found = None if path is None else find_packed(path, left, precision)
+    if found is not None:
+        return found
+    for name in ("wte.weight", "wpe.weight"):
+        check_finite(tensors, name, checkpoint.directory, release=True)
+    told = _telling(left, precision, progress)
+    made = convert(tensors, left, precision, checkpoint.directory, threads, told)
+    if path is not None and write_packed(path, made, _bytes_of(left, precision)):
+        found = find_packed(path, left, precision)
+    if found is None:
+        made = convert(tensors, left, precision, checkpoint.directory, threads, told)
+        found = {matrix.name: matrix.whole() for matrix in made}
+    return found
 
 
-def _in_place(source: Source, tensors: Tensors, precision: Kind, small: bool) -> bool:
-    """Whether the matrix is multiplied where it lies; the head of a small model is worth turning."""
+def _in_place(source: Source, tensors: Tensors, precision: Kind, small: bool, turned: bool) -> bool:
+    """Whether the matrix is multiplied where it lies.
+
+    A large one of 16 bits is read faster panel after panel. The output head, whose rows are outputs, is worth
+    turning (``turned``) where that costs little, or is kept.
+    """
     if direct_type(tensors.read(source.tensor)[1], precision) is None:
         return False
-    return not (small and source.layout == OUTPUTS)
+    if source.layout == OUTPUTS and turned:
+        return False
+    return small or precision == "fp32"
 
 
-def _check_tables(checkpoint: Checkpoint, tensors: Tensors) -> None:
-    for name in ("wte.weight", "wpe.weight"):
-        check_finite(tensors, name, checkpoint.directory)
+def _bytes_of(left: list[Source], precision: Kind) -> int:
+    """What the matrices take when they are converted, about."""
+    return round(sum(source.inputs * source.outputs for source in left) * BYTES[precision])
 
 
-def _telling(checkpoint: Checkpoint, precision: Kind, progress: Progress | None) -> Any:
-    total, done = round(checkpoint.config.parameters * BYTES[precision]), 0
+def _telling(left: list[Source], precision: Kind, progress: Progress | None) -> Any:
+    total, done = _bytes_of(left, precision), 0
 
     def told(size: int) -> None:
         nonlocal done

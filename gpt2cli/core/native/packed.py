@@ -6,6 +6,11 @@ where it is tied. A matrix [in, out] is cut into panels of 64 outputs, the last 
 ``F16`` or ``BF16`` [panels, in, 64]; in int8 and int4 ``U8`` [panels, groups, bytes], for each group of 64
 inputs its values and then 64 scales in bf16 (``src/convert.c``). A file of the same name with ``.sha256``
 holds its hash. All else of a model is read from the checkpoint itself.
+
+What does not have every matrix in its shape, or a byte too few or too many, is not used, and made again.
+Files are replaced and removed as a whole, and never written into: who has one mapped keeps what it was. Only
+where somebody else cuts a file short while it is mapped is the process ended, by SIGBUS (on Unix), as soon as
+it reads what is gone; it is the same with a checkpoint's own file.
 """
 
 from __future__ import annotations
@@ -20,10 +25,10 @@ import os
 import shutil
 import tempfile
 import threading
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 
 import numpy as np
 
@@ -42,6 +47,8 @@ KINDS: dict[Kind, int] = {"fp32": 0, "fp16": 1, "bf16": 2, "int8": 3, "int4": 4}
 _STORED = {"fp32": "F32", "fp16": "F16", "bf16": "BF16", "int8": "U8", "int4": "U8"}
 _GROUP_BYTES = {"int8": GROUP * PANEL + 2 * PANEL, "int4": GROUP * PANEL // 2 + 2 * PANEL}
 _SPARE_BYTES = 2**28
+_AT_ONCE = 2**23
+"""Numbers of a matrix that are checked or converted at a time."""
 _HEADER_BYTES = 2**20
 
 
@@ -55,6 +62,24 @@ class Source:
     outputs: int
     layout: int
     """``INPUTS`` as Conv1D has it, or ``OUTPUTS`` as embeddings do."""
+
+
+@dataclass(frozen=True, slots=True)
+class Converted:
+    """A matrix on its way from a checkpoint: ``parts`` are its panels in order, a few at a time."""
+
+    name: str
+    kind: Kind
+    shape: tuple[int, ...]
+    parts: Iterator[Array]
+
+    def whole(self) -> Packed:
+        """All panels in memory."""
+        array, at = np.empty(self.shape, _dtype(self.kind)), 0
+        for part in self.parts:
+            array[at : at + len(part)] = part
+            at += len(part)
+        return Packed(self.kind, array)
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,6 +113,11 @@ def kind_of(source: Source, precision: Kind, largest: float) -> Kind:
     return "int8" if precision == "int4" and source.name == "lm_head.weight" else precision
 
 
+def _dtype(kind: Kind) -> np.dtype[Any]:
+    """How numpy holds the stored array."""
+    return np.dtype({"F32": np.float32, "U8": np.uint8}.get(_STORED[kind], np.uint16))
+
+
 def packed_shape(source: Source, kind: Kind) -> tuple[int, ...]:
     """The shape of the stored array."""
     panels = -(-source.outputs // PANEL)
@@ -96,24 +126,44 @@ def packed_shape(source: Source, kind: Kind) -> tuple[int, ...]:
     return (panels, source.inputs, PANEL)
 
 
-def check_finite(tensors: Tensors, name: str, directory: Path) -> float:
-    """The largest magnitude in a tensor. Raises `ModelFileError`, naming it, for NaN and infinity."""
+def check_finite(tensors: Tensors, name: str, directory: Path, release: bool = False) -> float:
+    """The largest magnitude in a tensor. Raises `ModelFileError`, naming it, for NaN and infinity.
+
+    With ``release`` the pages of a large tensor are let go of as they have been read.
+    """
     array, dtype = tensors.read(name)
-    largest = ctypes.c_float()
-    if not library().gpt2_finite(TYPES[dtype], array.size, array.ctypes.data, ctypes.byref(largest)):
-        raise ModelFileError(f"{directory}: {name} contains NaN or infinity")
-    return largest.value
+    flat, largest, found = array.reshape(-1), 0.0, ctypes.c_float()
+    for first in range(0, len(flat), _AT_ONCE):
+        part = flat[first : first + _AT_ONCE]
+        if not library().gpt2_finite(TYPES[dtype], part.size, part.ctypes.data, ctypes.byref(found)):
+            raise ModelFileError(f"{directory}: {name} contains NaN or infinity")
+        largest = max(largest, found.value)
+        if release and len(flat) > _AT_ONCE:
+            tensors.drop(name)
+    return largest
 
 
-def pack(tensors: Tensors, source: Source, kind: Kind, threads: int) -> Array:
-    """Convert one matrix; the array has the shape of `packed_shape`."""
+def pack(tensors: Tensors, source: Source, kind: Kind, threads: int) -> Iterator[Array]:
+    """Convert one matrix; the parts together have the shape of `packed_shape`.
+
+    Of a large matrix little is in memory at a time, and its pages are let go of.
+    """
+    panels, *rest = packed_shape(source, kind)
+    step = max(1, _AT_ONCE // (source.inputs * PANEL))
+    for first in range(0, panels, step):
+        part = np.empty((min(step, panels - first), *rest), _dtype(kind))
+        _pack_panels(tensors, source, kind, threads, first, part)
+        tensors.drop(source.tensor)
+        yield part
+
+
+def _pack_panels(
+    tensors: Tensors, source: Source, kind: Kind, threads: int, offset: int, target: Array
+) -> None:
+    """Convert the panels from ``offset`` on into ``target``."""
     array, dtype = tensors.read(source.tensor)
-    target = np.empty(
-        packed_shape(source, kind), {"F32": np.float32, "U8": np.uint8}.get(_STORED[kind], np.uint16)
-    )
-    panels = len(target)
 
-    def part(first: int, last: int) -> None:
+    def run(first: int, last: int) -> None:
         library().gpt2_convert(
             KINDS[kind],
             source.inputs,
@@ -121,19 +171,18 @@ def pack(tensors: Tensors, source: Source, kind: Kind, threads: int) -> Array:
             TYPES[dtype],
             source.layout,
             array.ctypes.data,
-            first,
-            last,
+            offset + first,
+            offset + last,
             target[first:].ctypes.data,
         )
 
-    edges = [panels * n // threads for n in range(threads + 1)]
-    others = [threading.Thread(target=part, args=pair) for pair in itertools.pairwise(edges[1:])]
+    edges = [len(target) * n // threads for n in range(threads + 1)]
+    others = [threading.Thread(target=run, args=pair) for pair in itertools.pairwise(edges[1:])]
     for other in others:
         other.start()
-    part(0, edges[1])
+    run(0, edges[1])
     for other in others:
         other.join()
-    return target
 
 
 def packed_path(stem: Path, precision: Kind) -> Path:
@@ -148,7 +197,7 @@ def find_packed(path: Path, wanted: Iterable[Source], precision: Kind) -> dict[s
         table = read_header(path)
         kinds = {source.name: _stored_kind(table[source.name], source, precision) for source in wanted}
         mapping = np.memmap(path, np.uint8, "r")
-        found = {name: Packed(kind, _view(mapping, table[name])) for name, kind in kinds.items()}
+        found = {name: Packed(kind, _view(mapping, table[name], kind)) for name, kind in kinds.items()}
     except (ModelFileError, OSError, KeyError, ValueError):
         return None
     # The last use, for `gc`; a cache that is only readable serves all the same.
@@ -166,18 +215,17 @@ def _stored_kind(info: TensorInfo, source: Source, precision: Kind) -> Kind:
     raise KeyError(source.name)
 
 
-def _view(mapping: np.memmap[tuple[int], np.dtype[np.uint8]], info: TensorInfo) -> Array:
+def _view(mapping: np.memmap[tuple[int], np.dtype[np.uint8]], info: TensorInfo, kind: Kind) -> Array:
     if info.offset + info.size > len(mapping):
         raise ValueError(f"{info.file}: the file was cut short")
-    dtype = {"F32": np.float32, "U8": np.uint8}.get(info.dtype, np.uint16)
-    return np.frombuffer(mapping, dtype, math.prod(info.shape), info.offset).reshape(info.shape)
+    return np.frombuffer(mapping, _dtype(kind), math.prod(info.shape), info.offset).reshape(info.shape)
 
 
 def _sidecar(path: Path) -> Path:
     return path.with_name(f"{path.name}.sha256")
 
 
-def write_packed(path: Path, matrices: Iterable[tuple[str, Packed]], size: int) -> bool:
+def write_packed(path: Path, matrices: Iterable[Converted], size: int) -> bool:
     """Write ``matrices``, one at a time, whole or not at all; whether it was done.
 
     ``size`` is what they take in bytes, about. A disk that is full or cannot be written to is no error: the
@@ -209,21 +257,21 @@ def _umask() -> int:
     return current
 
 
-def _write(file: IO[bytes], matrices: Iterable[tuple[str, Packed]]) -> str:
+def _write(file: IO[bytes], matrices: Iterable[Converted]) -> str:
     """The matrices' bytes, then their table in the space left for it; the sha256 of the file."""
     table: dict[str, object] = {}
     # The table is written last, and stands first: its place is filled up with spaces.
     file.seek(_HEADER_BYTES)
     at = 0
-    for name, matrix in matrices:
-        data = matrix.array.reshape(-1).view(np.uint8)
-        file.write(data.data)
-        table[name] = {
+    for matrix in matrices:
+        start = at
+        for part in matrix.parts:
+            at += file.write(part.reshape(-1).view(np.uint8).data)
+        table[matrix.name] = {
             "dtype": _STORED[matrix.kind],
-            "shape": list(matrix.array.shape),
-            "data_offsets": [at, at + data.nbytes],
+            "shape": list(matrix.shape),
+            "data_offsets": [start, at],
         }
-        at += data.nbytes
     header = json.dumps(table).encode("ascii")
     space = _HEADER_BYTES - 8
     if len(header) > space:
@@ -243,15 +291,22 @@ def convert(
     directory: Path,
     threads: int,
     told: Callable[[int], None],
-) -> Iterable[tuple[str, Packed]]:
-    """Every matrix in ``precision``, one at a time; ``told`` gets the bytes of each. Raises
-    `ModelFileError`."""
+) -> Iterator[Converted]:
+    """Every matrix in ``precision``, one after another: the parts of one are taken before the next is asked
+    for.
+
+    ``told`` gets the bytes of each part. Raises `ModelFileError`.
+    """
     for source in wanted:
-        kind = kind_of(source, precision, check_finite(tensors, source.tensor, directory))
-        packed = Packed(kind, pack(tensors, source, kind, threads))
-        tensors.drop(source.tensor)
-        yield source.name, packed
-        told(packed.array.nbytes)
+        kind = kind_of(source, precision, check_finite(tensors, source.tensor, directory, release=True))
+        parts = _told(pack(tensors, source, kind, threads), told)
+        yield Converted(source.name, kind, packed_shape(source, kind), parts)
+
+
+def _told(parts: Iterator[Array], told: Callable[[int], None]) -> Iterator[Array]:
+    for part in parts:
+        yield part
+        told(part.nbytes)
 
 
 def stored_type(kind: Kind) -> int:

@@ -97,7 +97,8 @@ static uint16_t quantise_8(const float *w, int n, float *q) {
 }
 
 /* 4 bits: w = q * scale, -8 <= q <= 7. The sign of the scale gives the largest weight the eighth step; of some
- * scales below the one that holds it, the one with the smallest squared error is taken, the first of equals. */
+ * scales below the one that holds it, the one with the smallest squared error is taken, the first of equals. Of
+ * weights so large that every error is infinite, that is the first of all. */
 static uint16_t quantise_4(const float *w, int n, float *q) {
     static const float shrink[] = {1.0f, 0.95f, 0.9f, 0.85f, 0.8f, 0.75f, 0.7f};
     float most = 0, highest = -INFINITY, best = INFINITY;
@@ -116,7 +117,7 @@ static uint16_t quantise_4(const float *w, int n, float *q) {
             float difference = tried[i] * scale - w[i];
             error += difference * difference;
         }
-        if (error < best) {
+        if (error < best || s == 0) {
             best = error, chosen = half;
             memcpy(q, tried, sizeof(float) * (size_t)n);
         }

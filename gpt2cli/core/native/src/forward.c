@@ -9,16 +9,18 @@
 #endif
 #include <stdlib.h>
 #include <string.h>
-#if !defined(_WIN32)
+/* Large memory is mapped, and taken from the system as it is written to; a sanitizer watches only what malloc gives. */
+#if !defined(_WIN32) && !defined(__SANITIZE_ADDRESS__)
+#define MAPPED
 #include <sys/mman.h>
 #endif
 
 #include "kernels.h"
 #include "pool.h"
 
-#define MAX_SLOTS 4096
+#define MAX_SLOTS 8192
 #define SPARE_ROWS 32
-#define ROWS_AT_ONCE 8 /* rows of a piece that embeds, normalises or rounds */
+#define ROWS_AT_ONCE 8 /* the most rows of a piece that embeds, normalises or rounds */
 
 enum { EMBED, GATHER, NORMALISE, ROUND, MULTIPLY, ATTEND };
 enum { TO_CACHE, TO_RESIDUAL, TO_ACTIVATION, TO_LOGITS };
@@ -59,27 +61,26 @@ struct gpt2 {
     place places[MAX_TOKENS + SPARE_ROWS], *asked; /* of all tokens; of those whose logits are wanted */
     query_tile tiles[MAX_TOKENS], asked_tiles[MAX_TOKENS];
     int32_t tile_count, asked_tile_count;
-    float *logits;
     size_t head_width, padded_head, keys_size, head_size, slot_size;
     slot slots[MAX_SLOTS];
 };
 
 /* ---------------------------------------------------------------- slots: keys and values */
 
-static char *reserve(size_t size) { /* zeros, taken from the system page by page as they are written */
-#if defined(_WIN32)
-    return calloc(1, size);
-#else
+static char *reserve(size_t size) { /* zeros */
+#if defined(MAPPED)
     void *memory = mmap(0, size, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
     return memory == MAP_FAILED ? 0 : memory;
+#else
+    return calloc(1, size);
 #endif
 }
 
 static void release(char *memory, size_t size) {
-#if defined(_WIN32)
-    (void)size, free(memory);
-#else
+#if defined(MAPPED)
     if (memory) munmap(memory, size);
+#else
+    (void)size, free(memory);
 #endif
 }
 
@@ -104,7 +105,7 @@ int32_t gpt2_new_slot(gpt2 *g) {
 /* The memory stays mapped, for a thread that was put to sleep may still read it; its pages go back. */
 void gpt2_free_slot(gpt2 *g, int32_t number) {
     g->slots[number].used = 0;
-#if defined(__linux__)
+#if defined(MAPPED) && defined(__linux__)
     madvise(g->slots[number].memory, g->slot_size, MADV_DONTNEED);
 #endif
 }
@@ -292,7 +293,9 @@ static int divide_up(int n, int by) { return (n + by - 1) / by; }
 static void add(gpt2 *g, operation o) { g->ring[g->writing++ & g->ring_mask] = o; }
 
 static void add_rows(gpt2 *g, operation o) {
-    o.rows_at_once = ROWS_AT_ONCE, o.pieces = divide_up(o.rows, ROWS_AT_ONCE);
+    int fair = divide_up(o.rows, 2 * g->threads);
+    o.rows_at_once = fair < 1 ? 1 : fair < ROWS_AT_ONCE ? fair : ROWS_AT_ONCE;
+    o.pieces = divide_up(o.rows, o.rows_at_once);
     add(g, o);
 }
 
@@ -306,14 +309,14 @@ static void add_product(gpt2 *g, int layer, int rows, const gpt2_matrix *matrix,
     if (!rows) return;
     int blocks = divide_up(rows, ROW_BLOCK);
     o.rows_at_once = (int)round_up((size_t)divide_up(rows, blocks), blocks > 1 ? TILE_ROWS : 1);
-    /* Some pieces for each thread, none so small that handing them out counts. */
+    /* Some pieces for each thread, none so small that handing them out counts. Of the largest matrix there are
+     * 300,000 / 64 panels in 6 blocks of rows: fewer than MAX_PIECES. */
     size_t bytes = (size_t)gpt2_panels_size(matrix->type, matrix->in, PANEL);
     int enough = (int)((96 << 10) / (bytes * (size_t)o.rows_at_once + 1)) + 1;
     int most = ROW_BLOCK / o.rows_at_once, fair = o.panels / (3 * g->threads);
     o.panels_at_once = enough < most ? enough : most;
     if (o.panels_at_once > fair) o.panels_at_once = fair;
     if (o.panels_at_once < 1) o.panels_at_once = 1;
-    while (divide_up(o.panels, o.panels_at_once) * blocks > MAX_PIECES) o.panels_at_once++;
     o.pieces = divide_up(o.panels, o.panels_at_once) * divide_up(rows, o.rows_at_once);
     add(g, o);
 }
@@ -354,18 +357,16 @@ static void add_layer(gpt2 *g, int number, int n, int wanted) {
     add_product(g, number, n, &layer->mlp_proj, g->inner, g->inner_width, x, g->width, TO_RESIDUAL);
 }
 
-/* Rows that follow each other in a slot, in tiles of equal size, few enough rows to share keys in the cache. */
-static int cut_tiles(const place *places, int n, int alone, query_tile *tiles) {
+/* Rows that follow each other in a slot, and so in the batch, in tiles whose rows share keys in the nearest cache. */
+static int cut_tiles(const place *places, int n, query_tile *tiles) {
     int count = 0;
     for (int row = 0; row < n;) {
         int run = 1;
         while (row + run < n && places[row + run].slot == places[row].slot &&
                places[row + run].position == places[row].position + run)
             run++;
-        /* The rows of a tile also follow each other in the batch, unless only wanted ones are left. */
-        int most = alone ? 1 : QUERY_ROWS;
-        for (int at = 0; at < run; at += most)
-            tiles[count++] = (query_tile){row + at, run - at < most ? run - at : most};
+        for (int at = 0; at < run; at += QUERY_ROWS)
+            tiles[count++] = (query_tile){row + at, run - at < QUERY_ROWS ? run - at : QUERY_ROWS};
         row += run;
     }
     return count;
@@ -377,9 +378,8 @@ void gpt2_forward(gpt2 *g, int32_t n, const int32_t *tokens, const int32_t *slot
     memcpy(g->wanted, wanted, sizeof(int32_t) * (size_t)wanted_count);
     for (int i = 0; i < n; i++) g->places[i] = (place){slots[i], positions[i]};
     for (int i = 0; i < wanted_count; i++) g->asked[i] = g->places[wanted[i]];
-    g->tile_count = cut_tiles(g->places, n, 0, g->tiles);
-    g->asked_tile_count = cut_tiles(g->asked, wanted_count, 0, g->asked_tiles);
-    g->logits = logits;
+    g->tile_count = cut_tiles(g->places, n, g->tiles);
+    g->asked_tile_count = cut_tiles(g->asked, wanted_count, g->asked_tiles);
     g->writing = g->serial;
     add_rows(g, (operation){.kind = EMBED, .rows = n, .y = g->x, .y_stride = g->width});
     for (int layer = 0; layer < g->model.layers; layer++) add_layer(g, layer, n, wanted_count);

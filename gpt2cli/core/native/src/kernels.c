@@ -19,6 +19,7 @@
 /* Weights and keys come from main memory, one after the other: asked for some way ahead, a core gets half as much
  * again of them in a second as its own prefetching brings. */
 #define AHEAD_BYTES 6144
+#define AHEAD_INPUTS 24
 INLINE void ask_for(const void *p) { __builtin_prefetch(p, 0, 2); }
 
 typedef vf (*load_function)(const void *);
@@ -126,10 +127,20 @@ static void widen_four(const gpt2_matrix *w, int output, int present, int i, int
     size_t element = bytes_of(w->type), stride = (size_t)w->in * element;
     const char *row = (const char *)w->data + (size_t)output * stride + (size_t)i * element;
     int k = 0;
+    /* The next block of these outputs; after the last one, the first of those in the next panel. */
+    size_t here = (size_t)i * element, size = (size_t)n * element;
+    const char *next = i + n < w->in ? row + size : row - here + PANEL * stride;
     for (; present >= 4 && k + LANES <= n; k += LANES) {
         float lanes[4 * LANES];
-        for (size_t c = 0; c < 4; c++) load_any(w->type, row + c * stride + (size_t)k * element, lanes + c * LANES);
-        for (int part = 0; part < LANES; part += 4) transpose4(lanes + part, LANES, block + (k + part) * PANEL, PANEL);
+        for (size_t c = 0; c < 4; c++) ask_for(next + c * stride + (size_t)k * element);
+        const float *from = (const float *)row + k;
+        size_t from_stride = (size_t)w->in;
+        if (w->type != GPT2_F32) {
+            for (size_t c = 0; c < 4; c++) load_any(w->type, row + c * stride + (size_t)k * element, lanes + c * LANES);
+            from = lanes, from_stride = LANES;
+        }
+        for (int part = 0; part < LANES; part += 4)
+            transpose4(from + part, from_stride, block + (k + part) * PANEL, PANEL);
     }
     for (; k < n; k++)
         for (int c = 0; c < 4; c++)
@@ -168,7 +179,7 @@ static void multiply_floats(const gpt2_matrix *w, int panel, const float *x, siz
         int n = w->in - i < BLOCK ? w->in - i : BLOCK;
         if (direct) {
             multiply_block(rows, PANEL / LANES, w->type, s->tile, PANEL, i == 0, x + i, stride,
-                           data + (size_t)i * w_stride, w_stride, n, w->layout == GPT2_PANELS ? AHEAD_BYTES : 0);
+                           data + (size_t)i * w_stride, w_stride, n, w->layout == GPT2_PANELS ? AHEAD_BYTES : AHEAD_INPUTS * w_stride);
         } else {
             widen_block(w, panel, i, n, s->block);
             multiply_block(rows, PANEL / LANES, GPT2_F32, s->tile, PANEL, i == 0, x + i, stride, (char *)s->block,
@@ -342,22 +353,23 @@ static void normalise(const float *x, int width, const float *weight, const floa
 static void quantise(const float *x, int width, int8_t *values, float *scales, int32_t *sums) {
     for (int g = 0; g * GROUP < width; g++) {
         const float *part = x + g * GROUP;
-        vf most = v_set1(0);
+        vf most = v_set1(0), zeros = v_set1(0);
         for (int i = 0; i < GROUP; i += LANES) {
             vf value = v_first(v_load(part + i), width - g * GROUP - i);
             most = v_max(v_max(value, v_sub(v_set1(0), value)), most);
+            zeros = v_fma(value, v_set1(0), zeros);
         }
-        float largest = v_most(most);
+        float largest = v_most(most), zero = v_sum(zeros);
         /* Below this the reciprocal is no number. */
         float inverse = largest > 1e-30f ? 127.0f / largest : 0.0f;
         int32_t sum = 0;
         for (int i = 0; i < GROUP; i += LANES) {
             vf value = v_mul(v_first(v_load(part + i), width - g * GROUP - i), v_set1(inverse));
-            /* A value that is no number becomes one; its group's scale is infinite or no number then, too. */
             v_store_i8(values + g * GROUP + i, v_min(v_max(value, v_set1(-127)), v_set1(127)));
         }
         for (int i = 0; i < GROUP; i++) sum += values[g * GROUP + i];
-        scales[g] = inverse > 0 ? largest / 127.0f : largest != largest ? largest : 0.0f;
+        /* Where a value is infinite or no number, 0 times it is no number, and so the scale. */
+        scales[g] = zero != 0 ? zero : inverse > 0 ? largest / 127.0f : 0.0f;
         sums[g] = sum;
     }
 }
@@ -393,9 +405,8 @@ INLINE vf v_tanh(vf x) { /* near 0 a polynomial of Cephes, elsewhere 1 - 2 / (e^
     return v_where_greater(size, v_set1(0.625f), far, near);
 }
 
-/* The error function. Abramowitz and Stegun 7.1.26 has too large an error near 0, so that below 1 its series
- * is used: x times a polynomial of Cephes in x^2; above, 1 - e^(-x^2) t P(t), t = 1 / (1 + x / 2) (Numerical
- * Recipes, erfcc: relative error below 1.2e-7). */
+/* The error function: up to 1 x times a polynomial of Cephes in x^2; above, 1 - t e^(P(t) - x^2) with
+ * t = 1 / (1 + x / 2) (Numerical Recipes, erfcc: relative error below 1.2e-7). */
 INLINE vf v_erf(vf x) {
     vf square = v_mul(x, x), size = v_abs(x);
     vf p = v_set1(7.853861353153693e-5f);
@@ -529,13 +540,14 @@ static void widen(int type, const void *row, int width, float *y, int add) {
     for (; i % PANEL; i++) y[i] = 0;
 }
 
+/* What does not fit becomes the largest that does: an infinite value would reach rows before it, as 0 times it. */
 static void narrow(const float *x, void *y, int n) {
     for (int i = 0; i < n; i += LANES) {
         float lane[LANES] = {0};
         char half[2 * LANES];
         int some = n - i < LANES ? n - i : LANES;
         memcpy(lane, x + i, sizeof(float) * (size_t)some);
-        v_store_f16(half, v_load(lane));
+        v_store_f16(half, v_min(v_set1(65504), v_max(v_set1(-65504), v_load(lane))));
         memcpy((char *)y + 2 * i, half, 2 * (size_t)some);
     }
 }

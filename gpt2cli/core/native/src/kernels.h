@@ -46,7 +46,8 @@ typedef struct {
                      int rows, scratch *s);
     /* y = (x - mean) / sqrt(variance + epsilon) * weight + bias, of one row; the padding of y is zeros */
     void (*normalise)(const float *x, int width, const float *weight, const float *bias, float epsilon, float *y);
-    /* One row of ``width`` values to 8 bits; what stands behind them up to the next multiple of 64 is zeros. */
+    /* One row of ``width`` values to 8 bits; what stands behind them up to the next multiple of 64 is zeros. The scale
+     * of a group with a value that is infinite or no number is no number. */
     void (*quantise)(const float *x, int width, int8_t *values, float *scales, int32_t *sums);
     /* x = activation(x + bias), 64 values */
     void (*activate)(int activation, float *x, const float *bias);
@@ -55,7 +56,7 @@ typedef struct {
                    float scale, size_t score_stride, scratch *s);
     /* A row of a table in any type, as fp32, added to y where ``add``. */
     void (*widen)(int type, const void *row, int width, float *y, int add);
-    /* 16 values to fp16 */
+    /* n values to fp16, those that do not fit to the nearest that does */
     void (*narrow)(const float *x, void *y, int n);
 } kernels;
 

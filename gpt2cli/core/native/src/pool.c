@@ -28,6 +28,7 @@ static double seconds(void) {
 #include <pthread.h>
 #include <sched.h>
 #include <signal.h>
+#include <unistd.h>
 typedef pthread_t thread_handle;
 typedef pthread_mutex_t lock_type;
 typedef pthread_cond_t signal_type;
@@ -57,17 +58,25 @@ static double seconds(void) {
 #define PIECE_BITS 20
 #define PIECE_MASK ((1u << PIECE_BITS) - 1)
 
-#define TAKE_OVER_S 40e-6 /* how long a piece of another thread is waited for */
-#define SPIN_S 300e-6     /* how long a thread without work stays awake */
+/* How long another thread's piece is waited for: some times what the fastest piece of the operation took, for all are
+ * of about one size; and this long where none has ended yet. */
+#define TAKE_OVER_S 40e-6
+#define TAKE_OVER_TIMES 4
+#define TAKE_OVER_UNKNOWN_S 1e-3
+#define SPIN_S 300e-6 /* how long a thread without work stays awake */
 
 struct pool {
     _Alignas(64) atomic_uint_least64_t ticket;
     _Alignas(64) atomic_uint_least64_t done;  /* committed pieces of the operation that is open */
     _Alignas(64) atomic_uint_least64_t end;   /* the serial number before which there is work */
+    _Alignas(64) atomic_uint_least32_t fastest; /* nanoseconds, of a piece of the operation that is open; 0 unknown */
     _Alignas(64) atomic_int sleepers, stop;
     const program *work;
     void *context;
     int threads, started;
+#if !defined(_WIN32)
+    pid_t process; /* in which they were started */
+#endif
     lock_type lock;
     signal_type wake;
     thread_handle *handles;
@@ -83,14 +92,27 @@ int pool_is_open(const pool *p, uint64_t serial) {
 static void open_next(pool *p, uint64_t serial, uint64_t end) {
     while (serial < end && p->work->pieces(p->context, serial) == 0) serial++;
     atomic_store(&p->done, 0);
+    atomic_store(&p->fastest, 0);
     atomic_store(&p->ticket, serial << PIECE_BITS);
 }
 
+static void note_time(pool *p, double took) {
+    uint_least32_t now = (uint_least32_t)(took * 1e9) + 1, before = atomic_load(&p->fastest);
+    if (!before || now < before) atomic_store(&p->fastest, now); /* of two at once either will do */
+}
+
+static double patience(pool *p) {
+    uint_least32_t fastest = atomic_load(&p->fastest);
+    return fastest ? TAKE_OVER_S + TAKE_OVER_TIMES * 1e-9 * (double)fastest : TAKE_OVER_UNKNOWN_S;
+}
+
 static void run_piece(pool *p, uint64_t serial, int piece, int pieces, int thread) {
+    double started = seconds();
     p->work->compute(p->context, serial, piece, thread);
     uint_least64_t before = atomic_load(&p->committed[piece]);
     /* Only an operation that is still open has a piece that was not committed for it, or for a later one. */
     if (before >= serial || !atomic_compare_exchange_strong(&p->committed[piece], &before, serial)) return;
+    note_time(p, seconds() - started);
     p->work->write(p->context, serial, piece, thread);
     if (atomic_fetch_add(&p->done, 1) + 1 == (uint64_t)pieces) open_next(p, serial + 1, atomic_load(&p->end));
 }
@@ -115,7 +137,7 @@ static void work_until_end(pool *p, int thread) {
         double now = seconds();
         if (waiting_since == 0) {
             waiting_since = now;
-        } else if (now - waiting_since > TAKE_OVER_S) {
+        } else if (now - waiting_since > patience(p)) {
             for (int piece = 0; piece < pieces && atomic_load(&p->ticket) == ticket; piece++)
                 if (atomic_load(&p->committed[piece]) < serial) run_piece(p, serial, piece, pieces, thread);
             /* What is left now is being written by a thread that sleeps in the middle of it: very rare. */
@@ -156,9 +178,22 @@ static void *thread_main(void *argument) {
     return 0;
 }
 
+/* A process that was forked off has the pool, and none of its threads, which may have held the lock. */
+static void forget_lost_threads(pool *p) {
+#if !defined(_WIN32)
+    if (!p->started || p->process == getpid()) return;
+    p->started = 0;
+    atomic_store(&p->sleepers, 0);
+    lock_init(&p->lock), signal_init(&p->wake);
+#else
+    (void)p;
+#endif
+}
+
 static void start_threads(pool *p) {
     p->started = 1;
 #if !defined(_WIN32)
+    p->process = getpid();
     /* Signals are for the thread that runs Python. */
     sigset_t all, before;
     sigfillset(&all);
@@ -196,6 +231,7 @@ pool *pool_new(int threads, const program *work, void *context) {
 }
 
 void pool_run(pool *p, uint64_t first, uint64_t end) {
+    forget_lost_threads(p);
     if (!p->started) start_threads(p);
     open_next(p, first, end); /* nobody looks before the end has moved */
     atomic_store(&p->end, end);
@@ -208,6 +244,7 @@ void pool_run(pool *p, uint64_t first, uint64_t end) {
 }
 
 void pool_free(pool *p) {
+    forget_lost_threads(p);
     lock_take(&p->lock);
     atomic_store(&p->stop, 1);
     signal_all(&p->wake);

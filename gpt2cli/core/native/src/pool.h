@@ -25,7 +25,8 @@ typedef struct {
     void (*write)(void *context, uint64_t serial, int piece, int thread);
 } program;
 
-/* Threads besides the caller's are started at the first `pool_run`. NULL without memory. */
+/* Threads besides the caller's are started at the first `pool_run`, of this process or of one that was forked off it.
+ * NULL without memory. */
 pool *pool_new(int threads, const program *work, void *context);
 void pool_free(pool *p);
 /* Run the operations from ``first`` to before ``end``; ``first`` is where the last run ended (at first 1). */

@@ -61,7 +61,9 @@ INLINE vf v_min(vf a, vf b) { return _mm512_min_ps(a, b); }
 INLINE vf v_where_greater(vf a, vf b, vf yes, vf no) {
     return _mm512_mask_blend_ps(_mm512_cmp_ps_mask(a, b, _CMP_GT_OQ), no, yes);
 }
-INLINE vf v_first(vf x, int n) { return _mm512_maskz_mov_ps((__mmask16)(n >= 16 ? 0xFFFF : (1u << n) - 1), x); }
+INLINE vf v_first(vf x, int n) { /* the first n lanes, the others zero; n may be anything */
+    return _mm512_maskz_mov_ps((__mmask16)(n >= 16 ? 0xFFFF : n <= 0 ? 0 : (1u << n) - 1), x);
+}
 INLINE vf v_scale2(vf x, vf shifted) { /* x * 2^n, n in the low bits of ``shifted`` */
     __m512i n = _mm512_slli_epi32(_mm512_castps_si512(shifted), 23);
     return _mm512_castsi512_ps(_mm512_add_epi32(_mm512_castps_si512(x), n));

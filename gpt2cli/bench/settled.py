@@ -1,0 +1,137 @@
+"""The rates of a loaded model, once it is warm: prompts, and steps of one text and of several."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Protocol
+
+from gpt2cli.bench.machine import busy_core
+from gpt2cli.bench.report import Contender
+from gpt2cli.checkpoint import Checkpoint, ModelConfig
+from gpt2cli.core.backend import Batch
+from gpt2cli.core.choose import open_backend
+from gpt2cli.core.scheduler import Scheduler
+from gpt2cli.core.sequence import Group
+from gpt2cli.options import GenerateOptions, LoadOptions, Precision
+
+ROWS = 8
+"""Texts at once."""
+
+
+@dataclass(frozen=True, slots=True)
+class Sizes:
+    """Numbers of tokens: of prompts, of steps timed on end, and of the contexts these begin after."""
+
+    prefills: tuple[int, ...]
+    steps: int
+    short: int
+    long: int
+
+    @classmethod
+    def of(cls, config: ModelConfig) -> Sizes:
+        """Prompts of 32 and 512, 32 steps, after 32 tokens and about 1,000; less where that does not fit."""
+        context = config.n_positions
+        steps = min(32, max(1, context // 3))
+        longest = max(1, context - steps - 2)
+        prefills = tuple(tokens for tokens in (32, 512) if tokens < context)
+        return cls(prefills, steps, min(32, longest), min(1000 - steps // 2, longest))
+
+
+class Runner(Protocol):
+    """An engine that can be timed."""
+
+    contender: Contender
+
+    def prefill(self, tokens: int) -> float:
+        """Seconds for a prompt of so many tokens, to the logits after it."""
+        ...
+
+    def decode(self, rows: int, context: int) -> float | None:
+        """Seconds for `Sizes.steps` steps of ``rows`` texts after ``context`` tokens; None if it cannot."""
+        ...
+
+    def close(self) -> None:
+        """Let go of the model."""
+        ...
+
+
+class OurRunner:
+    """A backend of ours, under a scheduler that draws as `generate` does."""
+
+    def __init__(
+        self, checkpoint: Checkpoint, load: LoadOptions, precision: Precision, contender: Contender
+    ) -> None:
+        self.contender = contender
+        self._backend = open_backend(checkpoint, replace(load, precision=precision))
+        self._steps = Sizes.of(checkpoint.config).steps
+        contender.kernels = self._backend.info.kernels
+
+    def prefill(self, tokens: int) -> float:
+        slot = self._backend.new_slot()
+        batch = Batch.of([(slot, 0, prompt_ids(self._backend.config, tokens))])
+        started = time.perf_counter()
+        self._backend.forward(batch)
+        taken = time.perf_counter() - started
+        self._backend.free_slot(slot)
+        return taken
+
+    def decode(self, rows: int, context: int) -> float:
+        options = GenerateOptions(seed=0, num_return_sequences=rows)
+        ids = prompt_ids(self._backend.config, context)
+        group = Group(ids, options, max_new_tokens=self._steps + 1)
+        scheduler = Scheduler(self._backend)
+        scheduler.admit([group])
+        try:
+            drawn = [time.perf_counter() for step in scheduler.run() if step is not None]
+        finally:
+            scheduler.drop([group])
+        # The first token of each row comes with the prompt.
+        return drawn[-1] - drawn[rows - 1]
+
+    def close(self) -> None:
+        self._backend.close()
+
+
+def prompt_ids(config: ModelConfig, tokens: int) -> list[int]:
+    """A prompt that any model takes."""
+    return [(7 * n + 11) % config.vocab_size for n in range(tokens)]
+
+
+def measure_round(runner: Runner, sizes: Sizes, *, keep: bool) -> None:
+    """One round of an engine; without ``keep`` it only warms it up."""
+    found = {f"prefill_{tokens}": tokens / runner.prefill(tokens) for tokens in sizes.prefills}
+    one = runner.decode(1, sizes.short)
+    several = runner.decode(ROWS, sizes.short)
+    if one is not None:
+        found["decode_1"] = sizes.steps / one
+    if several is not None:
+        found[f"decode_{ROWS}"] = ROWS * sizes.steps / several
+    if sizes.long > 2 * sizes.short:
+        long = runner.decode(1, sizes.long)
+        if long is not None and one is not None:
+            found["decode_long"] = sizes.steps / long
+            found["step_ratio"] = long / one
+    if keep:
+        for measure, value in found.items():
+            runner.contender.add(measure, value)
+
+
+def measure_busy(runners: Sequence[Runner], sizes: Sizes) -> None:
+    """One round of all engines with one core kept busy, after one without."""
+    quiet = [_busy_measures(runner, sizes) for runner in runners]
+    with busy_core():
+        for runner, before in zip(runners, quiet, strict=True):
+            for measure, seconds in _busy_measures(runner, sizes).items():
+                runner.contender.add(measure, before[measure] / seconds)
+
+
+def _busy_measures(runner: Runner, sizes: Sizes) -> dict[str, float]:
+    """Seconds."""
+    found: dict[str, float] = {}
+    if sizes.prefills:
+        found["busy_prefill_ratio"] = runner.prefill(sizes.prefills[-1])
+    if (taken := runner.decode(1, sizes.short)) is not None:
+        found["busy_decode_ratio"] = taken
+    return found
