@@ -6,26 +6,26 @@ Register-ArgumentCompleter -Native -CommandName gpt2cli -ScriptBlock {
     # What can stand in each command: a command, a flag, or an argument at its place (1+ for that and
     # all further ones), with the kind of its value, and the words that the value can be.
     $entries = @(
-        @{Of = ''; What = 'command'; Name = 'generate'; Help = 'Continue a text: the prompt goes in, the model''s continuation comes out as it is drawn'; Kind = ''; Words = @()}
-        @{Of = ''; What = 'command'; Name = 'chat'; Help = 'Talk with a model, or write a story with it by turns; sessions are saved as they go'; Kind = ''; Words = @()}
+        @{Of = ''; What = 'command'; Name = 'generate'; Help = 'Continue a text: print the model''s continuation of a prompt, as it is generated'; Kind = ''; Words = @()}
+        @{Of = ''; What = 'command'; Name = 'chat'; Help = 'Talk with a model, or take turns writing a story with it; sessions are saved as they go'; Kind = ''; Words = @()}
         @{Of = ''; What = 'command'; Name = 'score'; Help = 'Score texts: nll, perplexity, bits per byte, token by token; rank continuations; run tasks'; Kind = ''; Words = @()}
-        @{Of = ''; What = 'command'; Name = 'inspect'; Help = 'Colour a text by what the model expected; with --explain, show how its next token is drawn'; Kind = ''; Words = @()}
-        @{Of = ''; What = 'command'; Name = 'compare'; Help = 'Run models, prompts, seeds and settings side by side, and say where the texts part'; Kind = ''; Words = @()}
-        @{Of = ''; What = 'command'; Name = 'features'; Help = 'Write hidden states and attention weights: the numbers of transformers'' GPT2Model'; Kind = ''; Words = @()}
-        @{Of = ''; What = 'command'; Name = 'pull'; Help = 'Bring models from the Hugging Face Hub into the store; what was begun is resumed'; Kind = ''; Words = @()}
-        @{Of = ''; What = 'command'; Name = 'list'; Help = 'The models on this disk: in the store, in the Hugging Face cache, in the package'; Kind = ''; Words = @()}
-        @{Of = ''; What = 'command'; Name = 'show'; Help = 'What is known of a model: its shape, size, licence and origin, and what its card says of its use'; Kind = ''; Words = @()}
+        @{Of = ''; What = 'command'; Name = 'inspect'; Help = 'Colour a text by how well the model predicted it; with --explain, show how its next token is drawn'; Kind = ''; Words = @()}
+        @{Of = ''; What = 'command'; Name = 'compare'; Help = 'Run models, prompts, seeds and settings side by side, and show where the texts diverge'; Kind = ''; Words = @()}
+        @{Of = ''; What = 'command'; Name = 'features'; Help = 'Write hidden states and attention weights, the same numbers as transformers'' GPT2Model'; Kind = ''; Words = @()}
+        @{Of = ''; What = 'command'; Name = 'pull'; Help = 'Download models from the Hugging Face Hub into the store; an interrupted download is resumed'; Kind = ''; Words = @()}
+        @{Of = ''; What = 'command'; Name = 'list'; Help = 'List the models on this disk: in the store, in the Hugging Face cache, in the package'; Kind = ''; Words = @()}
+        @{Of = ''; What = 'command'; Name = 'show'; Help = 'Show what is known about a model: shape, size, licence, origin, and what its card says on its use'; Kind = ''; Words = @()}
         @{Of = ''; What = 'command'; Name = 'rm'; Help = 'Remove models from the store: all revisions of each, or the one named'; Kind = ''; Words = @()}
-        @{Of = ''; What = 'command'; Name = 'verify'; Help = 'Check models: every file''s hash, the tensor table, and the texts published of the five models'; Kind = ''; Words = @()}
-        @{Of = ''; What = 'command'; Name = 'import'; Help = 'Copy a model directory into the store, once it is found to be whole'; Kind = ''; Words = @()}
-        @{Of = ''; What = 'command'; Name = 'export'; Help = 'Copy a model out, as a directory that transformers and others can load'; Kind = ''; Words = @()}
-        @{Of = ''; What = 'command'; Name = 'gc'; Help = 'Delete what no model needs: cut-off downloads, leftovers, revisions that were replaced, old caches'; Kind = ''; Words = @()}
+        @{Of = ''; What = 'command'; Name = 'verify'; Help = 'Check models: the hash of every file, the tensor table, and the published texts of the five models'; Kind = ''; Words = @()}
+        @{Of = ''; What = 'command'; Name = 'import'; Help = 'Copy a model directory into the store, after checking that it is complete'; Kind = ''; Words = @()}
+        @{Of = ''; What = 'command'; Name = 'export'; Help = 'Copy a model out of the store, as a directory that transformers and other programs can load'; Kind = ''; Words = @()}
+        @{Of = ''; What = 'command'; Name = 'gc'; Help = 'Delete what no model needs: interrupted downloads, leftovers, replaced revisions, old caches'; Kind = ''; Words = @()}
         @{Of = ''; What = 'command'; Name = 'train'; Help = 'Train a new model from scratch, with a tokenizer of its own'; Kind = ''; Words = @()}
-        @{Of = ''; What = 'command'; Name = 'finetune'; Help = 'Go on training a model on your text: all of its weights, or low-rank adapters'; Kind = ''; Words = @()}
-        @{Of = ''; What = 'command'; Name = 'distill'; Help = 'Train a student of fewer layers on a teacher''s predictions, as DistilGPT2 was made'; Kind = ''; Words = @()}
+        @{Of = ''; What = 'command'; Name = 'finetune'; Help = 'Continue training a model on your own text: all of its weights, or low-rank adapters'; Kind = ''; Words = @()}
+        @{Of = ''; What = 'command'; Name = 'distill'; Help = 'Train a student with fewer layers on a teacher''s predictions, the way DistilGPT2 was made'; Kind = ''; Words = @()}
         @{Of = ''; What = 'command'; Name = 'bench'; Help = 'How fast a model runs here: whole processes from their start, then settled rates, in each precision'; Kind = ''; Words = @()}
         @{Of = ''; What = 'command'; Name = 'completions'; Help = 'Print the script that makes a shell complete commands, flags, model names and files'; Kind = ''; Words = @()}
-        @{Of = ''; What = 'command'; Name = 'config'; Help = 'Settings: list, get, set, unset'; Kind = ''; Words = @()}
+        @{Of = ''; What = 'command'; Name = 'config'; Help = 'List, get, set and unset settings'; Kind = ''; Words = @()}
         @{Of = ''; What = 'flag'; Name = '--version'; Help = 'Show the version'; Kind = ''; Words = @()}
         @{Of = ''; What = 'flag'; Name = '-V'; Help = 'Show the version'; Kind = ''; Words = @()}
         @{Of = ''; What = 'flag'; Name = '--help'; Help = 'Show this message and exit'; Kind = ''; Words = @()}
@@ -34,124 +34,124 @@ Register-ArgumentCompleter -Native -CommandName gpt2cli -ScriptBlock {
         @{Of = 'generate'; What = 'flag'; Name = '-p'; Help = 'The prompt'; Kind = 'text'; Words = @()}
         @{Of = 'generate'; What = 'flag'; Name = '--file'; Help = 'Read the prompt from FILE'; Kind = 'file'; Words = @()}
         @{Of = 'generate'; What = 'flag'; Name = '-f'; Help = 'Read the prompt from FILE'; Kind = 'file'; Words = @()}
-        @{Of = 'generate'; What = 'flag'; Name = '--model'; Help = 'A model directory, or a name (gpt2, owner/name); one that is not on this disk is pulled'; Kind = 'model'; Words = @()}
-        @{Of = 'generate'; What = 'flag'; Name = '-m'; Help = 'A model directory, or a name (gpt2, owner/name); one that is not on this disk is pulled'; Kind = 'model'; Words = @()}
+        @{Of = 'generate'; What = 'flag'; Name = '--model'; Help = 'A model directory, or a name (gpt2, owner/name); a model that is not on this disk is pulled first'; Kind = 'model'; Words = @()}
+        @{Of = 'generate'; What = 'flag'; Name = '-m'; Help = 'A model directory, or a name (gpt2, owner/name); a model that is not on this disk is pulled first'; Kind = 'model'; Words = @()}
         @{Of = 'generate'; What = 'flag'; Name = '--revision'; Help = 'A branch, tag or commit of the model'; Kind = 'text'; Words = @()}
         @{Of = 'generate'; What = 'flag'; Name = '--offline'; Help = 'Never use the network'; Kind = ''; Words = @()}
-        @{Of = 'generate'; What = 'flag'; Name = '--allow-pickle'; Help = 'Read .bin checkpoints too, plain tensors only (weights_only)'; Kind = ''; Words = @()}
-        @{Of = 'generate'; What = 'flag'; Name = '--max-new-tokens'; Help = 'The most tokens generated'; Kind = 'text'; Words = @()}
-        @{Of = 'generate'; What = 'flag'; Name = '--max-length'; Help = 'The most tokens of prompt and continuation together'; Kind = 'text'; Words = @()}
-        @{Of = 'generate'; What = 'flag'; Name = '--stop'; Help = 'End before TEXT; may be given several times'; Kind = 'text'; Words = @()}
-        @{Of = 'generate'; What = 'flag'; Name = '--ignore-eos'; Help = 'Go on after an end-of-text token'; Kind = ''; Words = @()}
-        @{Of = 'generate'; What = 'flag'; Name = '--overflow'; Help = 'When the context is full'; Kind = 'words'; Words = @('error', 'truncate', 'slide')}
-        @{Of = 'generate'; What = 'flag'; Name = '--temperature'; Help = 'Below 1 sharper, above 1 wilder; 0 is greedy'; Kind = 'text'; Words = @()}
-        @{Of = 'generate'; What = 'flag'; Name = '--temp'; Help = 'Below 1 sharper, above 1 wilder; 0 is greedy'; Kind = 'text'; Words = @()}
-        @{Of = 'generate'; What = 'flag'; Name = '--top-k'; Help = 'Draw from the K likeliest; 0 is off'; Kind = 'text'; Words = @()}
-        @{Of = 'generate'; What = 'flag'; Name = '--top-p'; Help = 'Draw from the likeliest that reach P together; 1 is off'; Kind = 'text'; Words = @()}
-        @{Of = 'generate'; What = 'flag'; Name = '--min-p'; Help = 'Drop what is less likely than P times the likeliest; 0 is off'; Kind = 'text'; Words = @()}
-        @{Of = 'generate'; What = 'flag'; Name = '--typical-p'; Help = 'Draw from the most typical that reach P together; 1 is off'; Kind = 'text'; Words = @()}
-        @{Of = 'generate'; What = 'flag'; Name = '--repetition-penalty'; Help = 'Above 1, make tokens already there less likely'; Kind = 'text'; Words = @()}
-        @{Of = 'generate'; What = 'flag'; Name = '--no-repeat-ngram-size'; Help = 'Never repeat N tokens in a row; 0 is off'; Kind = 'text'; Words = @()}
-        @{Of = 'generate'; What = 'flag'; Name = '--greedy'; Help = 'Always take the likeliest token (temperature 0)'; Kind = ''; Words = @()}
-        @{Of = 'generate'; What = 'flag'; Name = '--num-return-sequences'; Help = 'Draw N texts'; Kind = 'text'; Words = @()}
-        @{Of = 'generate'; What = 'flag'; Name = '-n'; Help = 'Draw N texts'; Kind = 'text'; Words = @()}
-        @{Of = 'generate'; What = 'flag'; Name = '--seed'; Help = 'The same seed gives the same text; text i of N has seed S+i'; Kind = 'text'; Words = @()}
-        @{Of = 'generate'; What = 'flag'; Name = '--rng'; Help = 'transformers: the draws of transformers after set_seed'; Kind = 'words'; Words = @('default', 'transformers')}
-        @{Of = 'generate'; What = 'flag'; Name = '--special-tokens'; Help = 'Read <|endoftext|> in the prompt as the token, not as text'; Kind = ''; Words = @()}
-        @{Of = 'generate'; What = 'flag'; Name = '--strict'; Help = 'Bad bytes in the prompt are an error, not replaced with a warning'; Kind = ''; Words = @()}
-        @{Of = 'generate'; What = 'flag'; Name = '--sanitize'; Help = 'Drop control characters from the text; a terminal never gets them'; Kind = ''; Words = @()}
-        @{Of = 'generate'; What = 'flag'; Name = '--json'; Help = 'One JSON document'; Kind = ''; Words = @()}
-        @{Of = 'generate'; What = 'flag'; Name = '--jsonl'; Help = 'JSON events, one a line: start, token, end, summary'; Kind = ''; Words = @()}
-        @{Of = 'generate'; What = 'flag'; Name = '--echo'; Help = 'Put the prompt before the text (a terminal always shows it)'; Kind = ''; Words = @()}
-        @{Of = 'generate'; What = 'flag'; Name = '--logprobs'; Help = 'With --json or --jsonl: log-probabilities, and those of the K likeliest'; Kind = 'text'; Words = @()}
-        @{Of = 'generate'; What = 'flag'; Name = '--output'; Help = 'Write to FILE, whole or not at all; - is stdout'; Kind = 'file'; Words = @()}
-        @{Of = 'generate'; What = 'flag'; Name = '-o'; Help = 'Write to FILE, whole or not at all; - is stdout'; Kind = 'file'; Words = @()}
-        @{Of = 'generate'; What = 'flag'; Name = '--no-stream'; Help = 'Print the text when it is complete'; Kind = ''; Words = @()}
-        @{Of = 'generate'; What = 'flag'; Name = '--quiet'; Help = 'No notes and warnings on stderr'; Kind = ''; Words = @()}
-        @{Of = 'generate'; What = 'flag'; Name = '-q'; Help = 'No notes and warnings on stderr'; Kind = ''; Words = @()}
-        @{Of = 'generate'; What = 'flag'; Name = '--device'; Help = 'Where to run'; Kind = 'words'; Words = @('auto', 'cpu', 'cuda', 'mps')}
-        @{Of = 'generate'; What = 'flag'; Name = '--precision'; Help = 'Of the weights; auto is lossless in practice'; Kind = 'words'; Words = @('auto', 'fp32', 'fp16', 'bf16', 'int8', 'int4')}
-        @{Of = 'generate'; What = 'flag'; Name = '--threads'; Help = 'CPU threads'; Kind = 'text'; Words = @()}
-        @{Of = 'generate'; What = 'flag'; Name = '--debug'; Help = 'Show a traceback with an error'; Kind = ''; Words = @()}
+        @{Of = 'generate'; What = 'flag'; Name = '--allow-pickle'; Help = 'Also read .bin checkpoints; only plain tensors are unpickled (weights_only)'; Kind = ''; Words = @()}
+        @{Of = 'generate'; What = 'flag'; Name = '--max-new-tokens'; Help = 'Generate at most N tokens'; Kind = 'text'; Words = @()}
+        @{Of = 'generate'; What = 'flag'; Name = '--max-length'; Help = 'Limit the prompt and its continuation together to N tokens'; Kind = 'text'; Words = @()}
+        @{Of = 'generate'; What = 'flag'; Name = '--stop'; Help = 'Stop before TEXT; may be given several times'; Kind = 'text'; Words = @()}
+        @{Of = 'generate'; What = 'flag'; Name = '--ignore-eos'; Help = 'Keep generating after an end-of-text token'; Kind = ''; Words = @()}
+        @{Of = 'generate'; What = 'flag'; Name = '--overflow'; Help = 'What to do when the context is full'; Kind = 'words'; Words = @('error', 'truncate', 'slide')}
+        @{Of = 'generate'; What = 'flag'; Name = '--temperature'; Help = 'Below 1 is more predictable, above 1 more varied; 0 is greedy'; Kind = 'text'; Words = @()}
+        @{Of = 'generate'; What = 'flag'; Name = '--temp'; Help = 'Below 1 is more predictable, above 1 more varied; 0 is greedy'; Kind = 'text'; Words = @()}
+        @{Of = 'generate'; What = 'flag'; Name = '--top-k'; Help = 'Sample from the K most likely tokens; 0 turns this off'; Kind = 'text'; Words = @()}
+        @{Of = 'generate'; What = 'flag'; Name = '--top-p'; Help = 'Sample from the most likely tokens whose probabilities add up to P; 1 turns this off'; Kind = 'text'; Words = @()}
+        @{Of = 'generate'; What = 'flag'; Name = '--min-p'; Help = 'Drop tokens less likely than P times the most likely one; 0 turns this off'; Kind = 'text'; Words = @()}
+        @{Of = 'generate'; What = 'flag'; Name = '--typical-p'; Help = 'Sample from the most typical tokens whose probabilities add up to P; 1 turns this off'; Kind = 'text'; Words = @()}
+        @{Of = 'generate'; What = 'flag'; Name = '--repetition-penalty'; Help = 'Above 1, tokens that are already in the text become less likely; 1 turns this off'; Kind = 'text'; Words = @()}
+        @{Of = 'generate'; What = 'flag'; Name = '--no-repeat-ngram-size'; Help = 'Never repeat a sequence of N tokens; 0 turns this off'; Kind = 'text'; Words = @()}
+        @{Of = 'generate'; What = 'flag'; Name = '--greedy'; Help = 'Always take the most likely token (the same as --temperature 0)'; Kind = ''; Words = @()}
+        @{Of = 'generate'; What = 'flag'; Name = '--num-return-sequences'; Help = 'Generate N texts'; Kind = 'text'; Words = @()}
+        @{Of = 'generate'; What = 'flag'; Name = '-n'; Help = 'Generate N texts'; Kind = 'text'; Words = @()}
+        @{Of = 'generate'; What = 'flag'; Name = '--seed'; Help = 'The same seed gives the same text; with -n, the texts have the seeds S, S+1, ... Default: a random seed, which is reported'; Kind = 'text'; Words = @()}
+        @{Of = 'generate'; What = 'flag'; Name = '--rng'; Help = 'The random numbers'; Kind = 'words'; Words = @('default', 'transformers')}
+        @{Of = 'generate'; What = 'flag'; Name = '--special-tokens'; Help = 'Read <|endoftext|> in the prompt as the special token, not as text'; Kind = ''; Words = @()}
+        @{Of = 'generate'; What = 'flag'; Name = '--strict'; Help = 'Refuse a prompt with invalid bytes; otherwise they are replaced, with a warning'; Kind = ''; Words = @()}
+        @{Of = 'generate'; What = 'flag'; Name = '--sanitize'; Help = 'Remove control characters from the text; a terminal never receives them'; Kind = ''; Words = @()}
+        @{Of = 'generate'; What = 'flag'; Name = '--json'; Help = 'Print one JSON document'; Kind = ''; Words = @()}
+        @{Of = 'generate'; What = 'flag'; Name = '--jsonl'; Help = 'Print JSON events, one per line: start, token, end, summary'; Kind = ''; Words = @()}
+        @{Of = 'generate'; What = 'flag'; Name = '--echo'; Help = 'Print the prompt before the text (a terminal always shows it)'; Kind = ''; Words = @()}
+        @{Of = 'generate'; What = 'flag'; Name = '--logprobs'; Help = 'With --json or --jsonl: add the log-probability of each token and of the K most likely ones'; Kind = 'text'; Words = @()}
+        @{Of = 'generate'; What = 'flag'; Name = '--output'; Help = 'Write to FILE, completely or not at all; - is stdout'; Kind = 'file'; Words = @()}
+        @{Of = 'generate'; What = 'flag'; Name = '-o'; Help = 'Write to FILE, completely or not at all; - is stdout'; Kind = 'file'; Words = @()}
+        @{Of = 'generate'; What = 'flag'; Name = '--no-stream'; Help = 'Print the text only when it is complete'; Kind = ''; Words = @()}
+        @{Of = 'generate'; What = 'flag'; Name = '--quiet'; Help = 'Print no notes or warnings on stderr'; Kind = ''; Words = @()}
+        @{Of = 'generate'; What = 'flag'; Name = '-q'; Help = 'Print no notes or warnings on stderr'; Kind = ''; Words = @()}
+        @{Of = 'generate'; What = 'flag'; Name = '--device'; Help = 'The device to run on'; Kind = 'words'; Words = @('auto', 'cpu', 'cuda', 'mps')}
+        @{Of = 'generate'; What = 'flag'; Name = '--precision'; Help = 'The precision of the weights; auto is lossless in practice'; Kind = 'words'; Words = @('auto', 'fp32', 'fp16', 'bf16', 'int8', 'int4')}
+        @{Of = 'generate'; What = 'flag'; Name = '--threads'; Help = 'The number of CPU threads'; Kind = 'text'; Words = @()}
+        @{Of = 'generate'; What = 'flag'; Name = '--debug'; Help = 'Show a traceback if there is an error'; Kind = ''; Words = @()}
         @{Of = 'generate'; What = 'flag'; Name = '--help'; Help = 'Show this message and exit'; Kind = ''; Words = @()}
         @{Of = 'generate'; What = 'flag'; Name = '-h'; Help = 'Show this message and exit'; Kind = ''; Words = @()}
         @{Of = 'generate'; What = '0+'; Name = 'PROMPT'; Help = 'PROMPT'; Kind = 'text'; Words = @()}
-        @{Of = 'chat'; What = 'flag'; Name = '--model'; Help = 'A model directory, or a name (gpt2, owner/name); one that is not on this disk is pulled'; Kind = 'model'; Words = @()}
-        @{Of = 'chat'; What = 'flag'; Name = '-m'; Help = 'A model directory, or a name (gpt2, owner/name); one that is not on this disk is pulled'; Kind = 'model'; Words = @()}
+        @{Of = 'chat'; What = 'flag'; Name = '--model'; Help = 'A model directory, or a name (gpt2, owner/name); a model that is not on this disk is pulled first'; Kind = 'model'; Words = @()}
+        @{Of = 'chat'; What = 'flag'; Name = '-m'; Help = 'A model directory, or a name (gpt2, owner/name); a model that is not on this disk is pulled first'; Kind = 'model'; Words = @()}
         @{Of = 'chat'; What = 'flag'; Name = '--revision'; Help = 'A branch, tag or commit of the model'; Kind = 'text'; Words = @()}
         @{Of = 'chat'; What = 'flag'; Name = '--offline'; Help = 'Never use the network'; Kind = ''; Words = @()}
-        @{Of = 'chat'; What = 'flag'; Name = '--allow-pickle'; Help = 'Read .bin checkpoints too, plain tensors only (weights_only)'; Kind = ''; Words = @()}
+        @{Of = 'chat'; What = 'flag'; Name = '--allow-pickle'; Help = 'Also read .bin checkpoints; only plain tensors are unpickled (weights_only)'; Kind = ''; Words = @()}
         @{Of = 'chat'; What = 'flag'; Name = '--format'; Help = 'How the conversation becomes one text'; Kind = 'words'; Words = @('story', 'transcript', 'dialogpt', 'template', 'raw')}
-        @{Of = 'chat'; What = 'flag'; Name = '--system'; Help = 'A text that stands above all turns, and stays when old ones are dropped'; Kind = 'text'; Words = @()}
-        @{Of = 'chat'; What = 'flag'; Name = '--resume'; Help = 'Go on with the session NAME; without a name, choose one'; Kind = ''; Words = @()}
-        @{Of = 'chat'; What = 'flag'; Name = '--last'; Help = 'Go on with the newest session'; Kind = ''; Words = @()}
+        @{Of = 'chat'; What = 'flag'; Name = '--system'; Help = 'A text that stands above all turns, and stays when old turns are dropped'; Kind = 'text'; Words = @()}
+        @{Of = 'chat'; What = 'flag'; Name = '--resume'; Help = 'Continue the session NAME; without a name, choose one from a list'; Kind = ''; Words = @()}
+        @{Of = 'chat'; What = 'flag'; Name = '--last'; Help = 'Continue the most recent session'; Kind = ''; Words = @()}
         @{Of = 'chat'; What = 'flag'; Name = '--save'; Help = 'Save the session under this name'; Kind = 'text'; Words = @()}
         @{Of = 'chat'; What = 'flag'; Name = '--no-save'; Help = 'Do not save the session'; Kind = ''; Words = @()}
-        @{Of = 'chat'; What = 'flag'; Name = '--max-new-tokens'; Help = 'The most tokens generated'; Kind = 'text'; Words = @()}
-        @{Of = 'chat'; What = 'flag'; Name = '--stop'; Help = 'End before TEXT; may be given several times'; Kind = 'text'; Words = @()}
-        @{Of = 'chat'; What = 'flag'; Name = '--ignore-eos'; Help = 'Go on after an end-of-text token'; Kind = ''; Words = @()}
-        @{Of = 'chat'; What = 'flag'; Name = '--temperature'; Help = 'Below 1 sharper, above 1 wilder; 0 is greedy'; Kind = 'text'; Words = @()}
-        @{Of = 'chat'; What = 'flag'; Name = '--temp'; Help = 'Below 1 sharper, above 1 wilder; 0 is greedy'; Kind = 'text'; Words = @()}
-        @{Of = 'chat'; What = 'flag'; Name = '--top-k'; Help = 'Draw from the K likeliest; 0 is off'; Kind = 'text'; Words = @()}
-        @{Of = 'chat'; What = 'flag'; Name = '--top-p'; Help = 'Draw from the likeliest that reach P together; 1 is off'; Kind = 'text'; Words = @()}
-        @{Of = 'chat'; What = 'flag'; Name = '--min-p'; Help = 'Drop what is less likely than P times the likeliest; 0 is off'; Kind = 'text'; Words = @()}
-        @{Of = 'chat'; What = 'flag'; Name = '--typical-p'; Help = 'Draw from the most typical that reach P together; 1 is off'; Kind = 'text'; Words = @()}
-        @{Of = 'chat'; What = 'flag'; Name = '--repetition-penalty'; Help = 'Above 1, make tokens already there less likely'; Kind = 'text'; Words = @()}
-        @{Of = 'chat'; What = 'flag'; Name = '--no-repeat-ngram-size'; Help = 'Never repeat N tokens in a row; 0 is off'; Kind = 'text'; Words = @()}
-        @{Of = 'chat'; What = 'flag'; Name = '--greedy'; Help = 'Always take the likeliest token (temperature 0)'; Kind = ''; Words = @()}
-        @{Of = 'chat'; What = 'flag'; Name = '--seed'; Help = 'Of the session: the same seed and messages give the same answers'; Kind = 'text'; Words = @()}
-        @{Of = 'chat'; What = 'flag'; Name = '--strict'; Help = 'Bad bytes in the prompt are an error, not replaced with a warning'; Kind = ''; Words = @()}
-        @{Of = 'chat'; What = 'flag'; Name = '--sanitize'; Help = 'Drop control characters from the text; a terminal never gets them'; Kind = ''; Words = @()}
-        @{Of = 'chat'; What = 'flag'; Name = '--json'; Help = 'Without a terminal: one JSON object a turn; a line of input may be one, too'; Kind = ''; Words = @()}
-        @{Of = 'chat'; What = 'flag'; Name = '--quiet'; Help = 'No notes and warnings on stderr'; Kind = ''; Words = @()}
-        @{Of = 'chat'; What = 'flag'; Name = '-q'; Help = 'No notes and warnings on stderr'; Kind = ''; Words = @()}
-        @{Of = 'chat'; What = 'flag'; Name = '--device'; Help = 'Where to run'; Kind = 'words'; Words = @('auto', 'cpu', 'cuda', 'mps')}
-        @{Of = 'chat'; What = 'flag'; Name = '--precision'; Help = 'Of the weights; auto is lossless in practice'; Kind = 'words'; Words = @('auto', 'fp32', 'fp16', 'bf16', 'int8', 'int4')}
-        @{Of = 'chat'; What = 'flag'; Name = '--threads'; Help = 'CPU threads'; Kind = 'text'; Words = @()}
-        @{Of = 'chat'; What = 'flag'; Name = '--debug'; Help = 'Show a traceback with an error'; Kind = ''; Words = @()}
+        @{Of = 'chat'; What = 'flag'; Name = '--max-new-tokens'; Help = 'Generate at most N tokens'; Kind = 'text'; Words = @()}
+        @{Of = 'chat'; What = 'flag'; Name = '--stop'; Help = 'Stop before TEXT; may be given several times'; Kind = 'text'; Words = @()}
+        @{Of = 'chat'; What = 'flag'; Name = '--ignore-eos'; Help = 'Keep generating after an end-of-text token'; Kind = ''; Words = @()}
+        @{Of = 'chat'; What = 'flag'; Name = '--temperature'; Help = 'Below 1 is more predictable, above 1 more varied; 0 is greedy'; Kind = 'text'; Words = @()}
+        @{Of = 'chat'; What = 'flag'; Name = '--temp'; Help = 'Below 1 is more predictable, above 1 more varied; 0 is greedy'; Kind = 'text'; Words = @()}
+        @{Of = 'chat'; What = 'flag'; Name = '--top-k'; Help = 'Sample from the K most likely tokens; 0 turns this off'; Kind = 'text'; Words = @()}
+        @{Of = 'chat'; What = 'flag'; Name = '--top-p'; Help = 'Sample from the most likely tokens whose probabilities add up to P; 1 turns this off'; Kind = 'text'; Words = @()}
+        @{Of = 'chat'; What = 'flag'; Name = '--min-p'; Help = 'Drop tokens less likely than P times the most likely one; 0 turns this off'; Kind = 'text'; Words = @()}
+        @{Of = 'chat'; What = 'flag'; Name = '--typical-p'; Help = 'Sample from the most typical tokens whose probabilities add up to P; 1 turns this off'; Kind = 'text'; Words = @()}
+        @{Of = 'chat'; What = 'flag'; Name = '--repetition-penalty'; Help = 'Above 1, tokens that are already in the text become less likely; 1 turns this off'; Kind = 'text'; Words = @()}
+        @{Of = 'chat'; What = 'flag'; Name = '--no-repeat-ngram-size'; Help = 'Never repeat a sequence of N tokens; 0 turns this off'; Kind = 'text'; Words = @()}
+        @{Of = 'chat'; What = 'flag'; Name = '--greedy'; Help = 'Always take the most likely token (the same as --temperature 0)'; Kind = ''; Words = @()}
+        @{Of = 'chat'; What = 'flag'; Name = '--seed'; Help = 'The session''s seed: the same seed and messages give the same answers'; Kind = 'text'; Words = @()}
+        @{Of = 'chat'; What = 'flag'; Name = '--strict'; Help = 'Refuse a prompt with invalid bytes; otherwise they are replaced, with a warning'; Kind = ''; Words = @()}
+        @{Of = 'chat'; What = 'flag'; Name = '--sanitize'; Help = 'Remove control characters from the text; a terminal never receives them'; Kind = ''; Words = @()}
+        @{Of = 'chat'; What = 'flag'; Name = '--json'; Help = 'Without a terminal: print one JSON object per turn; a line of input may be one, too'; Kind = ''; Words = @()}
+        @{Of = 'chat'; What = 'flag'; Name = '--quiet'; Help = 'Print no notes or warnings on stderr'; Kind = ''; Words = @()}
+        @{Of = 'chat'; What = 'flag'; Name = '-q'; Help = 'Print no notes or warnings on stderr'; Kind = ''; Words = @()}
+        @{Of = 'chat'; What = 'flag'; Name = '--device'; Help = 'The device to run on'; Kind = 'words'; Words = @('auto', 'cpu', 'cuda', 'mps')}
+        @{Of = 'chat'; What = 'flag'; Name = '--precision'; Help = 'The precision of the weights; auto is lossless in practice'; Kind = 'words'; Words = @('auto', 'fp32', 'fp16', 'bf16', 'int8', 'int4')}
+        @{Of = 'chat'; What = 'flag'; Name = '--threads'; Help = 'The number of CPU threads'; Kind = 'text'; Words = @()}
+        @{Of = 'chat'; What = 'flag'; Name = '--debug'; Help = 'Show a traceback if there is an error'; Kind = ''; Words = @()}
         @{Of = 'chat'; What = 'flag'; Name = '--help'; Help = 'Show this message and exit'; Kind = ''; Words = @()}
         @{Of = 'chat'; What = 'flag'; Name = '-h'; Help = 'Show this message and exit'; Kind = ''; Words = @()}
         @{Of = 'chat'; What = '0'; Name = 'NAME'; Help = 'NAME'; Kind = 'text'; Words = @()}
         @{Of = 'score'; What = 'flag'; Name = '--prompt'; Help = 'The text'; Kind = 'text'; Words = @()}
         @{Of = 'score'; What = 'flag'; Name = '-p'; Help = 'The text'; Kind = 'text'; Words = @()}
-        @{Of = 'score'; What = 'flag'; Name = '--file'; Help = 'Read the text from FILE, as it is'; Kind = 'file'; Words = @()}
-        @{Of = 'score'; What = 'flag'; Name = '-f'; Help = 'Read the text from FILE, as it is'; Kind = 'file'; Words = @()}
-        @{Of = 'score'; What = 'flag'; Name = '--model'; Help = 'A model directory, or a name (gpt2, owner/name); one that is not on this disk is pulled'; Kind = 'model'; Words = @()}
-        @{Of = 'score'; What = 'flag'; Name = '-m'; Help = 'A model directory, or a name (gpt2, owner/name); one that is not on this disk is pulled'; Kind = 'model'; Words = @()}
+        @{Of = 'score'; What = 'flag'; Name = '--file'; Help = 'Read the text from FILE, exactly as it is'; Kind = 'file'; Words = @()}
+        @{Of = 'score'; What = 'flag'; Name = '-f'; Help = 'Read the text from FILE, exactly as it is'; Kind = 'file'; Words = @()}
+        @{Of = 'score'; What = 'flag'; Name = '--model'; Help = 'A model directory, or a name (gpt2, owner/name); a model that is not on this disk is pulled first'; Kind = 'model'; Words = @()}
+        @{Of = 'score'; What = 'flag'; Name = '-m'; Help = 'A model directory, or a name (gpt2, owner/name); a model that is not on this disk is pulled first'; Kind = 'model'; Words = @()}
         @{Of = 'score'; What = 'flag'; Name = '--revision'; Help = 'A branch, tag or commit of the model'; Kind = 'text'; Words = @()}
         @{Of = 'score'; What = 'flag'; Name = '--offline'; Help = 'Never use the network'; Kind = ''; Words = @()}
-        @{Of = 'score'; What = 'flag'; Name = '--allow-pickle'; Help = 'Read .bin checkpoints too, plain tensors only (weights_only)'; Kind = ''; Words = @()}
-        @{Of = 'score'; What = 'flag'; Name = '--lines'; Help = 'Each line is a text of its own'; Kind = ''; Words = @()}
-        @{Of = 'score'; What = 'flag'; Name = '--from-jsonl'; Help = 'Each line is a JSON object with a text; its id is kept'; Kind = ''; Words = @()}
-        @{Of = 'score'; What = 'flag'; Name = '--field'; Help = 'The field of the text'; Kind = 'text'; Words = @()}
-        @{Of = 'score'; What = 'flag'; Name = '--stride'; Help = 'Texts longer than a window are scored in windows that move on by N tokens, as in the Hugging Face perplexity guide; a small N is slow, and shows each token more of the text'; Kind = 'text'; Words = @()}
-        @{Of = 'score'; What = 'flag'; Name = '--window'; Help = 'Tokens of a window'; Kind = 'text'; Words = @()}
+        @{Of = 'score'; What = 'flag'; Name = '--allow-pickle'; Help = 'Also read .bin checkpoints; only plain tensors are unpickled (weights_only)'; Kind = ''; Words = @()}
+        @{Of = 'score'; What = 'flag'; Name = '--lines'; Help = 'Treat each line as a separate text'; Kind = ''; Words = @()}
+        @{Of = 'score'; What = 'flag'; Name = '--from-jsonl'; Help = 'Each line is a JSON object that holds a text; its id is kept'; Kind = ''; Words = @()}
+        @{Of = 'score'; What = 'flag'; Name = '--field'; Help = 'The field that holds the text'; Kind = 'text'; Words = @()}
+        @{Of = 'score'; What = 'flag'; Name = '--stride'; Help = 'Score a text longer than a window in overlapping windows that advance by N tokens, as in the Hugging Face perplexity guide; a small N is slower, and gives each token more context'; Kind = 'text'; Words = @()}
+        @{Of = 'score'; What = 'flag'; Name = '--window'; Help = 'The size of a window, in tokens'; Kind = 'text'; Words = @()}
         @{Of = 'score'; What = 'flag'; Name = '--bos'; Help = 'Put the model''s bos token before each text'; Kind = ''; Words = @()}
-        @{Of = 'score'; What = 'flag'; Name = '--eos'; Help = 'Score the end of each text too: the model''s eos token after it'; Kind = ''; Words = @()}
-        @{Of = 'score'; What = 'flag'; Name = '--keep-newline'; Help = 'Whether one final newline of a file or of stdin belongs to the text'; Kind = ''; Words = @()}
-        @{Of = 'score'; What = 'flag'; Name = '--drop-newline'; Help = 'Whether one final newline of a file or of stdin belongs to the text'; Kind = ''; Words = @()}
-        @{Of = 'score'; What = 'flag'; Name = '--special-tokens'; Help = 'Read <|endoftext|> in the prompt as the token, not as text'; Kind = ''; Words = @()}
-        @{Of = 'score'; What = 'flag'; Name = '--strict'; Help = 'Bad bytes in the prompt are an error, not replaced with a warning'; Kind = ''; Words = @()}
-        @{Of = 'score'; What = 'flag'; Name = '--choices'; Help = 'Rank continuations of the text, each exactly as it stands between commas: mind the space before a word'; Kind = 'text'; Words = @()}
-        @{Of = 'score'; What = 'flag'; Name = '--choice'; Help = 'One continuation; may be given several times'; Kind = 'text'; Words = @()}
-        @{Of = 'score'; What = 'flag'; Name = '--normalize'; Help = 'Rank by log-probability as it is, per token, or per byte'; Kind = 'words'; Words = @('none', 'tokens', 'bytes')}
-        @{Of = 'score'; What = 'flag'; Name = '--task'; Help = 'lambada: last-word accuracy and perplexity'; Kind = 'words'; Words = @('lambada', 'cloze')}
-        @{Of = 'score'; What = 'flag'; Name = '--limit'; Help = 'Only the first N records of a task'; Kind = 'text'; Words = @()}
-        @{Of = 'score'; What = 'flag'; Name = '--tokens'; Help = 'Each token with probability, rank and entropy'; Kind = ''; Words = @()}
-        @{Of = 'score'; What = 'flag'; Name = '--top'; Help = 'With each token the K likeliest ones'; Kind = 'text'; Words = @()}
-        @{Of = 'score'; What = 'flag'; Name = '--plot'; Help = 'Draw surprisal, and probability by position: .svg, .png'; Kind = 'file'; Words = @()}
-        @{Of = 'score'; What = 'flag'; Name = '--json'; Help = 'One JSON document'; Kind = ''; Words = @()}
-        @{Of = 'score'; What = 'flag'; Name = '--jsonl'; Help = 'JSON events, one a line: token, text, choices, summary'; Kind = ''; Words = @()}
-        @{Of = 'score'; What = 'flag'; Name = '--output'; Help = 'Write to FILE, whole or not at all; .json and .jsonl as --json and --jsonl'; Kind = 'file'; Words = @()}
-        @{Of = 'score'; What = 'flag'; Name = '-o'; Help = 'Write to FILE, whole or not at all; .json and .jsonl as --json and --jsonl'; Kind = 'file'; Words = @()}
-        @{Of = 'score'; What = 'flag'; Name = '--no-resume'; Help = 'Begin a long file anew, not where a run was broken off'; Kind = ''; Words = @()}
-        @{Of = 'score'; What = 'flag'; Name = '--quiet'; Help = 'No notes and warnings on stderr'; Kind = ''; Words = @()}
-        @{Of = 'score'; What = 'flag'; Name = '-q'; Help = 'No notes and warnings on stderr'; Kind = ''; Words = @()}
-        @{Of = 'score'; What = 'flag'; Name = '--device'; Help = 'Where to run'; Kind = 'words'; Words = @('auto', 'cpu', 'cuda', 'mps')}
-        @{Of = 'score'; What = 'flag'; Name = '--precision'; Help = 'Of the weights; auto is lossless in practice'; Kind = 'words'; Words = @('auto', 'fp32', 'fp16', 'bf16', 'int8', 'int4')}
-        @{Of = 'score'; What = 'flag'; Name = '--threads'; Help = 'CPU threads'; Kind = 'text'; Words = @()}
-        @{Of = 'score'; What = 'flag'; Name = '--batch-tokens'; Help = 'Tokens that are computed at once'; Kind = 'text'; Words = @()}
-        @{Of = 'score'; What = 'flag'; Name = '--debug'; Help = 'Show a traceback with an error'; Kind = ''; Words = @()}
+        @{Of = 'score'; What = 'flag'; Name = '--eos'; Help = 'Also score the end of each text: the model''s eos token after it'; Kind = ''; Words = @()}
+        @{Of = 'score'; What = 'flag'; Name = '--keep-newline'; Help = 'Whether a final newline of a file or of stdin is part of the text'; Kind = ''; Words = @()}
+        @{Of = 'score'; What = 'flag'; Name = '--drop-newline'; Help = 'Whether a final newline of a file or of stdin is part of the text'; Kind = ''; Words = @()}
+        @{Of = 'score'; What = 'flag'; Name = '--special-tokens'; Help = 'Read <|endoftext|> in the prompt as the special token, not as text'; Kind = ''; Words = @()}
+        @{Of = 'score'; What = 'flag'; Name = '--strict'; Help = 'Refuse a prompt with invalid bytes; otherwise they are replaced, with a warning'; Kind = ''; Words = @()}
+        @{Of = 'score'; What = 'flag'; Name = '--choices'; Help = 'Rank these continuations of the text'; Kind = 'text'; Words = @()}
+        @{Of = 'score'; What = 'flag'; Name = '--choice'; Help = 'A continuation to rank; may be given several times'; Kind = 'text'; Words = @()}
+        @{Of = 'score'; What = 'flag'; Name = '--normalize'; Help = 'Rank by log-probability as it is (none), per token, or per byte'; Kind = 'words'; Words = @('none', 'tokens', 'bytes')}
+        @{Of = 'score'; What = 'flag'; Name = '--task'; Help = 'lambada: accuracy and perplexity on the last word'; Kind = 'words'; Words = @('lambada', 'cloze')}
+        @{Of = 'score'; What = 'flag'; Name = '--limit'; Help = 'Use only the first N records of a task'; Kind = 'text'; Words = @()}
+        @{Of = 'score'; What = 'flag'; Name = '--tokens'; Help = 'Show each token with its probability, rank and entropy'; Kind = ''; Words = @()}
+        @{Of = 'score'; What = 'flag'; Name = '--top'; Help = 'Show the K most likely tokens beside each token'; Kind = 'text'; Words = @()}
+        @{Of = 'score'; What = 'flag'; Name = '--plot'; Help = 'Plot surprisal, and probability by position, in an .svg or .png file'; Kind = 'file'; Words = @()}
+        @{Of = 'score'; What = 'flag'; Name = '--json'; Help = 'Print one JSON document'; Kind = ''; Words = @()}
+        @{Of = 'score'; What = 'flag'; Name = '--jsonl'; Help = 'Print JSON events, one per line: token, text, choices, summary'; Kind = ''; Words = @()}
+        @{Of = 'score'; What = 'flag'; Name = '--output'; Help = 'Write to FILE, completely or not at all; the suffixes .json and .jsonl mean --json and --jsonl'; Kind = 'file'; Words = @()}
+        @{Of = 'score'; What = 'flag'; Name = '-o'; Help = 'Write to FILE, completely or not at all; the suffixes .json and .jsonl mean --json and --jsonl'; Kind = 'file'; Words = @()}
+        @{Of = 'score'; What = 'flag'; Name = '--no-resume'; Help = 'Score a long file from its beginning, not from where an interrupted run stopped'; Kind = ''; Words = @()}
+        @{Of = 'score'; What = 'flag'; Name = '--quiet'; Help = 'Print no notes or warnings on stderr'; Kind = ''; Words = @()}
+        @{Of = 'score'; What = 'flag'; Name = '-q'; Help = 'Print no notes or warnings on stderr'; Kind = ''; Words = @()}
+        @{Of = 'score'; What = 'flag'; Name = '--device'; Help = 'The device to run on'; Kind = 'words'; Words = @('auto', 'cpu', 'cuda', 'mps')}
+        @{Of = 'score'; What = 'flag'; Name = '--precision'; Help = 'The precision of the weights; auto is lossless in practice'; Kind = 'words'; Words = @('auto', 'fp32', 'fp16', 'bf16', 'int8', 'int4')}
+        @{Of = 'score'; What = 'flag'; Name = '--threads'; Help = 'The number of CPU threads'; Kind = 'text'; Words = @()}
+        @{Of = 'score'; What = 'flag'; Name = '--batch-tokens'; Help = 'How many tokens to compute at once'; Kind = 'text'; Words = @()}
+        @{Of = 'score'; What = 'flag'; Name = '--debug'; Help = 'Show a traceback if there is an error'; Kind = ''; Words = @()}
         @{Of = 'score'; What = 'flag'; Name = '--help'; Help = 'Show this message and exit'; Kind = ''; Words = @()}
         @{Of = 'score'; What = 'flag'; Name = '-h'; Help = 'Show this message and exit'; Kind = ''; Words = @()}
         @{Of = 'score'; What = '0+'; Name = 'TEXT'; Help = 'TEXT'; Kind = 'text'; Words = @()}
@@ -160,44 +160,44 @@ Register-ArgumentCompleter -Native -CommandName gpt2cli -ScriptBlock {
         @{Of = 'inspect'; What = 'flag'; Name = '--file'; Help = 'Read the text from FILE'; Kind = 'file'; Words = @()}
         @{Of = 'inspect'; What = 'flag'; Name = '-f'; Help = 'Read the text from FILE'; Kind = 'file'; Words = @()}
         @{Of = 'inspect'; What = 'flag'; Name = '--by'; Help = 'What the colour, or the digit under the text, stands for'; Kind = 'words'; Words = @('probability', 'rank', 'entropy')}
-        @{Of = 'inspect'; What = 'flag'; Name = '--top'; Help = 'List the tokens, each with the K likeliest there'; Kind = 'text'; Words = @()}
-        @{Of = 'inspect'; What = 'flag'; Name = '--stride'; Help = 'Read a text longer than the context in windows of it that move on by N tokens'; Kind = 'text'; Words = @()}
-        @{Of = 'inspect'; What = 'flag'; Name = '--marks'; Help = 'Digits under the text'; Kind = ''; Words = @()}
-        @{Of = 'inspect'; What = 'flag'; Name = '--no-marks'; Help = 'Digits under the text'; Kind = ''; Words = @()}
-        @{Of = 'inspect'; What = 'flag'; Name = '--explain'; Help = 'Instead: what each sampling option removes at one step, and what is left'; Kind = ''; Words = @()}
-        @{Of = 'inspect'; What = 'flag'; Name = '--at'; Help = 'With --explain: the step that draws token PLACE of the text; -1 is the last'; Kind = 'text'; Words = @()}
-        @{Of = 'inspect'; What = 'flag'; Name = '--model'; Help = 'A model directory, or a name (gpt2, owner/name); one that is not on this disk is pulled'; Kind = 'model'; Words = @()}
-        @{Of = 'inspect'; What = 'flag'; Name = '-m'; Help = 'A model directory, or a name (gpt2, owner/name); one that is not on this disk is pulled'; Kind = 'model'; Words = @()}
+        @{Of = 'inspect'; What = 'flag'; Name = '--top'; Help = 'List the tokens, each with the K most likely ones in its place'; Kind = 'text'; Words = @()}
+        @{Of = 'inspect'; What = 'flag'; Name = '--stride'; Help = 'Read a text longer than the context in overlapping windows that advance by N tokens'; Kind = 'text'; Words = @()}
+        @{Of = 'inspect'; What = 'flag'; Name = '--marks'; Help = 'Print digits under the text'; Kind = ''; Words = @()}
+        @{Of = 'inspect'; What = 'flag'; Name = '--no-marks'; Help = 'Print digits under the text'; Kind = ''; Words = @()}
+        @{Of = 'inspect'; What = 'flag'; Name = '--explain'; Help = 'Instead, show what each sampling option removes at one step, and what is left'; Kind = ''; Words = @()}
+        @{Of = 'inspect'; What = 'flag'; Name = '--at'; Help = 'With --explain: look at the step that draws token PLACE of the text; -1 is the last'; Kind = 'text'; Words = @()}
+        @{Of = 'inspect'; What = 'flag'; Name = '--model'; Help = 'A model directory, or a name (gpt2, owner/name); a model that is not on this disk is pulled first'; Kind = 'model'; Words = @()}
+        @{Of = 'inspect'; What = 'flag'; Name = '-m'; Help = 'A model directory, or a name (gpt2, owner/name); a model that is not on this disk is pulled first'; Kind = 'model'; Words = @()}
         @{Of = 'inspect'; What = 'flag'; Name = '--revision'; Help = 'A branch, tag or commit of the model'; Kind = 'text'; Words = @()}
         @{Of = 'inspect'; What = 'flag'; Name = '--offline'; Help = 'Never use the network'; Kind = ''; Words = @()}
-        @{Of = 'inspect'; What = 'flag'; Name = '--allow-pickle'; Help = 'Read .bin checkpoints too, plain tensors only (weights_only)'; Kind = ''; Words = @()}
-        @{Of = 'inspect'; What = 'flag'; Name = '--temperature'; Help = 'Below 1 sharper, above 1 wilder; 0 is greedy'; Kind = 'text'; Words = @()}
-        @{Of = 'inspect'; What = 'flag'; Name = '--temp'; Help = 'Below 1 sharper, above 1 wilder; 0 is greedy'; Kind = 'text'; Words = @()}
-        @{Of = 'inspect'; What = 'flag'; Name = '--top-k'; Help = 'Draw from the K likeliest; 0 is off'; Kind = 'text'; Words = @()}
-        @{Of = 'inspect'; What = 'flag'; Name = '--top-p'; Help = 'Draw from the likeliest that reach P together; 1 is off'; Kind = 'text'; Words = @()}
-        @{Of = 'inspect'; What = 'flag'; Name = '--min-p'; Help = 'Drop what is less likely than P times the likeliest; 0 is off'; Kind = 'text'; Words = @()}
-        @{Of = 'inspect'; What = 'flag'; Name = '--typical-p'; Help = 'Draw from the most typical that reach P together; 1 is off'; Kind = 'text'; Words = @()}
-        @{Of = 'inspect'; What = 'flag'; Name = '--repetition-penalty'; Help = 'Above 1, make tokens already there less likely'; Kind = 'text'; Words = @()}
-        @{Of = 'inspect'; What = 'flag'; Name = '--no-repeat-ngram-size'; Help = 'Never repeat N tokens in a row; 0 is off'; Kind = 'text'; Words = @()}
-        @{Of = 'inspect'; What = 'flag'; Name = '--greedy'; Help = 'Always take the likeliest token (temperature 0)'; Kind = ''; Words = @()}
-        @{Of = 'inspect'; What = 'flag'; Name = '--seed'; Help = 'With --explain: show what this seed draws'; Kind = 'text'; Words = @()}
+        @{Of = 'inspect'; What = 'flag'; Name = '--allow-pickle'; Help = 'Also read .bin checkpoints; only plain tensors are unpickled (weights_only)'; Kind = ''; Words = @()}
+        @{Of = 'inspect'; What = 'flag'; Name = '--temperature'; Help = 'Below 1 is more predictable, above 1 more varied; 0 is greedy'; Kind = 'text'; Words = @()}
+        @{Of = 'inspect'; What = 'flag'; Name = '--temp'; Help = 'Below 1 is more predictable, above 1 more varied; 0 is greedy'; Kind = 'text'; Words = @()}
+        @{Of = 'inspect'; What = 'flag'; Name = '--top-k'; Help = 'Sample from the K most likely tokens; 0 turns this off'; Kind = 'text'; Words = @()}
+        @{Of = 'inspect'; What = 'flag'; Name = '--top-p'; Help = 'Sample from the most likely tokens whose probabilities add up to P; 1 turns this off'; Kind = 'text'; Words = @()}
+        @{Of = 'inspect'; What = 'flag'; Name = '--min-p'; Help = 'Drop tokens less likely than P times the most likely one; 0 turns this off'; Kind = 'text'; Words = @()}
+        @{Of = 'inspect'; What = 'flag'; Name = '--typical-p'; Help = 'Sample from the most typical tokens whose probabilities add up to P; 1 turns this off'; Kind = 'text'; Words = @()}
+        @{Of = 'inspect'; What = 'flag'; Name = '--repetition-penalty'; Help = 'Above 1, tokens that are already in the text become less likely; 1 turns this off'; Kind = 'text'; Words = @()}
+        @{Of = 'inspect'; What = 'flag'; Name = '--no-repeat-ngram-size'; Help = 'Never repeat a sequence of N tokens; 0 turns this off'; Kind = 'text'; Words = @()}
+        @{Of = 'inspect'; What = 'flag'; Name = '--greedy'; Help = 'Always take the most likely token (the same as --temperature 0)'; Kind = ''; Words = @()}
+        @{Of = 'inspect'; What = 'flag'; Name = '--seed'; Help = 'With --explain: show which token this seed draws'; Kind = 'text'; Words = @()}
         @{Of = 'inspect'; What = 'flag'; Name = '--bos'; Help = 'Put the model''s bos token before each text'; Kind = ''; Words = @()}
-        @{Of = 'inspect'; What = 'flag'; Name = '--special-tokens'; Help = 'Read <|endoftext|> in the prompt as the token, not as text'; Kind = ''; Words = @()}
-        @{Of = 'inspect'; What = 'flag'; Name = '--strict'; Help = 'Bad bytes in the prompt are an error, not replaced with a warning'; Kind = ''; Words = @()}
-        @{Of = 'inspect'; What = 'flag'; Name = '--json'; Help = 'One JSON document'; Kind = ''; Words = @()}
-        @{Of = 'inspect'; What = 'flag'; Name = '--jsonl'; Help = 'JSON events, one a line'; Kind = ''; Words = @()}
-        @{Of = 'inspect'; What = 'flag'; Name = '--csv'; Help = 'A table; what a spreadsheet takes for a formula gets an apostrophe'; Kind = ''; Words = @()}
-        @{Of = 'inspect'; What = 'flag'; Name = '--svg'; Help = 'A picture of the screen, 80 columns wide'; Kind = ''; Words = @()}
-        @{Of = 'inspect'; What = 'flag'; Name = '--html'; Help = 'One page with nothing outside itself'; Kind = ''; Words = @()}
-        @{Of = 'inspect'; What = 'flag'; Name = '--theme'; Help = 'Of an SVG'; Kind = 'words'; Words = @('light', 'dark')}
-        @{Of = 'inspect'; What = 'flag'; Name = '--output'; Help = 'Write to FILE, whole or not at all; - is stdout'; Kind = 'file'; Words = @()}
-        @{Of = 'inspect'; What = 'flag'; Name = '-o'; Help = 'Write to FILE, whole or not at all; - is stdout'; Kind = 'file'; Words = @()}
-        @{Of = 'inspect'; What = 'flag'; Name = '--quiet'; Help = 'No notes and warnings on stderr'; Kind = ''; Words = @()}
-        @{Of = 'inspect'; What = 'flag'; Name = '-q'; Help = 'No notes and warnings on stderr'; Kind = ''; Words = @()}
-        @{Of = 'inspect'; What = 'flag'; Name = '--device'; Help = 'Where to run'; Kind = 'words'; Words = @('auto', 'cpu', 'cuda', 'mps')}
-        @{Of = 'inspect'; What = 'flag'; Name = '--precision'; Help = 'Of the weights; auto is lossless in practice'; Kind = 'words'; Words = @('auto', 'fp32', 'fp16', 'bf16', 'int8', 'int4')}
-        @{Of = 'inspect'; What = 'flag'; Name = '--threads'; Help = 'CPU threads'; Kind = 'text'; Words = @()}
-        @{Of = 'inspect'; What = 'flag'; Name = '--debug'; Help = 'Show a traceback with an error'; Kind = ''; Words = @()}
+        @{Of = 'inspect'; What = 'flag'; Name = '--special-tokens'; Help = 'Read <|endoftext|> in the prompt as the special token, not as text'; Kind = ''; Words = @()}
+        @{Of = 'inspect'; What = 'flag'; Name = '--strict'; Help = 'Refuse a prompt with invalid bytes; otherwise they are replaced, with a warning'; Kind = ''; Words = @()}
+        @{Of = 'inspect'; What = 'flag'; Name = '--json'; Help = 'Print one JSON document'; Kind = ''; Words = @()}
+        @{Of = 'inspect'; What = 'flag'; Name = '--jsonl'; Help = 'Print JSON events, one per line'; Kind = ''; Words = @()}
+        @{Of = 'inspect'; What = 'flag'; Name = '--csv'; Help = 'Print a table; a cell that a spreadsheet would take for a formula gets an apostrophe'; Kind = ''; Words = @()}
+        @{Of = 'inspect'; What = 'flag'; Name = '--svg'; Help = 'Write an SVG picture of the screen, 80 columns wide'; Kind = ''; Words = @()}
+        @{Of = 'inspect'; What = 'flag'; Name = '--html'; Help = 'Write a single HTML page that needs no other file'; Kind = ''; Words = @()}
+        @{Of = 'inspect'; What = 'flag'; Name = '--theme'; Help = 'The colours of an SVG'; Kind = 'words'; Words = @('light', 'dark')}
+        @{Of = 'inspect'; What = 'flag'; Name = '--output'; Help = 'Write to FILE, completely or not at all; - is stdout'; Kind = 'file'; Words = @()}
+        @{Of = 'inspect'; What = 'flag'; Name = '-o'; Help = 'Write to FILE, completely or not at all; - is stdout'; Kind = 'file'; Words = @()}
+        @{Of = 'inspect'; What = 'flag'; Name = '--quiet'; Help = 'Print no notes or warnings on stderr'; Kind = ''; Words = @()}
+        @{Of = 'inspect'; What = 'flag'; Name = '-q'; Help = 'Print no notes or warnings on stderr'; Kind = ''; Words = @()}
+        @{Of = 'inspect'; What = 'flag'; Name = '--device'; Help = 'The device to run on'; Kind = 'words'; Words = @('auto', 'cpu', 'cuda', 'mps')}
+        @{Of = 'inspect'; What = 'flag'; Name = '--precision'; Help = 'The precision of the weights; auto is lossless in practice'; Kind = 'words'; Words = @('auto', 'fp32', 'fp16', 'bf16', 'int8', 'int4')}
+        @{Of = 'inspect'; What = 'flag'; Name = '--threads'; Help = 'The number of CPU threads'; Kind = 'text'; Words = @()}
+        @{Of = 'inspect'; What = 'flag'; Name = '--debug'; Help = 'Show a traceback if there is an error'; Kind = ''; Words = @()}
         @{Of = 'inspect'; What = 'flag'; Name = '--help'; Help = 'Show this message and exit'; Kind = ''; Words = @()}
         @{Of = 'inspect'; What = 'flag'; Name = '-h'; Help = 'Show this message and exit'; Kind = ''; Words = @()}
         @{Of = 'inspect'; What = '0+'; Name = 'TEXT'; Help = 'TEXT'; Kind = 'text'; Words = @()}
@@ -205,42 +205,42 @@ Register-ArgumentCompleter -Native -CommandName gpt2cli -ScriptBlock {
         @{Of = 'compare'; What = 'flag'; Name = '-p'; Help = 'A prompt; may be given several times'; Kind = 'text'; Words = @()}
         @{Of = 'compare'; What = 'flag'; Name = '--file'; Help = 'Read the prompt from FILE'; Kind = 'file'; Words = @()}
         @{Of = 'compare'; What = 'flag'; Name = '-f'; Help = 'Read the prompt from FILE'; Kind = 'file'; Words = @()}
-        @{Of = 'compare'; What = 'flag'; Name = '--lines'; Help = 'Each line is a text of its own'; Kind = ''; Words = @()}
-        @{Of = 'compare'; What = 'flag'; Name = '--vary'; Help = 'Prompts from a template: "The {White|Black} man" is two'; Kind = 'text'; Words = @()}
-        @{Of = 'compare'; What = 'flag'; Name = '--next'; Help = 'Show the K likeliest next words of each prompt; 0 is none'; Kind = 'text'; Words = @()}
-        @{Of = 'compare'; What = 'flag'; Name = '--words'; Help = 'Show the probability of these next words instead'; Kind = 'text'; Words = @()}
+        @{Of = 'compare'; What = 'flag'; Name = '--lines'; Help = 'Treat each line as a separate text'; Kind = ''; Words = @()}
+        @{Of = 'compare'; What = 'flag'; Name = '--vary'; Help = 'Make prompts from a template: "The {White|Black} man" stands for two'; Kind = 'text'; Words = @()}
+        @{Of = 'compare'; What = 'flag'; Name = '--next'; Help = 'Show the K most likely next words after each prompt; 0 shows none'; Kind = 'text'; Words = @()}
+        @{Of = 'compare'; What = 'flag'; Name = '--words'; Help = 'Show the probabilities of these next words instead'; Kind = 'text'; Words = @()}
         @{Of = 'compare'; What = 'flag'; Name = '--model'; Help = 'A model directory, or a name; may be given several times'; Kind = 'model'; Words = @()}
         @{Of = 'compare'; What = 'flag'; Name = '-m'; Help = 'A model directory, or a name; may be given several times'; Kind = 'model'; Words = @()}
         @{Of = 'compare'; What = 'flag'; Name = '--offline'; Help = 'Never use the network'; Kind = ''; Words = @()}
-        @{Of = 'compare'; What = 'flag'; Name = '--allow-pickle'; Help = 'Read .bin checkpoints too, plain tensors only (weights_only)'; Kind = ''; Words = @()}
-        @{Of = 'compare'; What = 'flag'; Name = '--max-new-tokens'; Help = 'The most tokens generated'; Kind = 'text'; Words = @()}
-        @{Of = 'compare'; What = 'flag'; Name = '--stop'; Help = 'End before TEXT; may be given several times'; Kind = 'text'; Words = @()}
-        @{Of = 'compare'; What = 'flag'; Name = '--ignore-eos'; Help = 'Go on after an end-of-text token'; Kind = ''; Words = @()}
+        @{Of = 'compare'; What = 'flag'; Name = '--allow-pickle'; Help = 'Also read .bin checkpoints; only plain tensors are unpickled (weights_only)'; Kind = ''; Words = @()}
+        @{Of = 'compare'; What = 'flag'; Name = '--max-new-tokens'; Help = 'Generate at most N tokens'; Kind = 'text'; Words = @()}
+        @{Of = 'compare'; What = 'flag'; Name = '--stop'; Help = 'Stop before TEXT; may be given several times'; Kind = 'text'; Words = @()}
+        @{Of = 'compare'; What = 'flag'; Name = '--ignore-eos'; Help = 'Keep generating after an end-of-text token'; Kind = ''; Words = @()}
         @{Of = 'compare'; What = 'flag'; Name = '--temperature'; Help = '0 is greedy'; Kind = 'text'; Words = @()}
-        @{Of = 'compare'; What = 'flag'; Name = '--top-k'; Help = '0 is off'; Kind = 'text'; Words = @()}
-        @{Of = 'compare'; What = 'flag'; Name = '--top-p'; Help = '1 is off'; Kind = 'text'; Words = @()}
-        @{Of = 'compare'; What = 'flag'; Name = '--min-p'; Help = '0 is off'; Kind = 'text'; Words = @()}
-        @{Of = 'compare'; What = 'flag'; Name = '--typical-p'; Help = '1 is off'; Kind = 'text'; Words = @()}
-        @{Of = 'compare'; What = 'flag'; Name = '--repetition-penalty'; Help = '1 is off'; Kind = 'text'; Words = @()}
-        @{Of = 'compare'; What = 'flag'; Name = '--no-repeat-ngram-size'; Help = '0 is off'; Kind = 'text'; Words = @()}
-        @{Of = 'compare'; What = 'flag'; Name = '--seed'; Help = 'The same seeds for all'; Kind = 'text'; Words = @()}
-        @{Of = 'compare'; What = 'flag'; Name = '--greedy'; Help = 'Always take the likeliest token (temperature 0)'; Kind = ''; Words = @()}
-        @{Of = 'compare'; What = 'flag'; Name = '--special-tokens'; Help = 'Read <|endoftext|> in the prompt as the token, not as text'; Kind = ''; Words = @()}
-        @{Of = 'compare'; What = 'flag'; Name = '--strict'; Help = 'Bad bytes in the prompt are an error, not replaced with a warning'; Kind = ''; Words = @()}
-        @{Of = 'compare'; What = 'flag'; Name = '--json'; Help = 'One JSON document'; Kind = ''; Words = @()}
-        @{Of = 'compare'; What = 'flag'; Name = '--jsonl'; Help = 'JSON events, one a line'; Kind = ''; Words = @()}
-        @{Of = 'compare'; What = 'flag'; Name = '--csv'; Help = 'A table; what a spreadsheet takes for a formula gets an apostrophe'; Kind = ''; Words = @()}
-        @{Of = 'compare'; What = 'flag'; Name = '--svg'; Help = 'A picture of the screen, 80 columns wide'; Kind = ''; Words = @()}
-        @{Of = 'compare'; What = 'flag'; Name = '--html'; Help = 'One page with nothing outside itself'; Kind = ''; Words = @()}
-        @{Of = 'compare'; What = 'flag'; Name = '--theme'; Help = 'Of an SVG'; Kind = 'words'; Words = @('light', 'dark')}
-        @{Of = 'compare'; What = 'flag'; Name = '--output'; Help = 'Write to FILE, whole or not at all; - is stdout'; Kind = 'file'; Words = @()}
-        @{Of = 'compare'; What = 'flag'; Name = '-o'; Help = 'Write to FILE, whole or not at all; - is stdout'; Kind = 'file'; Words = @()}
-        @{Of = 'compare'; What = 'flag'; Name = '--quiet'; Help = 'No notes and warnings on stderr'; Kind = ''; Words = @()}
-        @{Of = 'compare'; What = 'flag'; Name = '-q'; Help = 'No notes and warnings on stderr'; Kind = ''; Words = @()}
-        @{Of = 'compare'; What = 'flag'; Name = '--device'; Help = 'Where to run'; Kind = 'words'; Words = @('auto', 'cpu', 'cuda', 'mps')}
-        @{Of = 'compare'; What = 'flag'; Name = '--precision'; Help = 'Of the weights; auto is lossless in practice'; Kind = 'words'; Words = @('auto', 'fp32', 'fp16', 'bf16', 'int8', 'int4')}
-        @{Of = 'compare'; What = 'flag'; Name = '--threads'; Help = 'CPU threads'; Kind = 'text'; Words = @()}
-        @{Of = 'compare'; What = 'flag'; Name = '--debug'; Help = 'Show a traceback with an error'; Kind = ''; Words = @()}
+        @{Of = 'compare'; What = 'flag'; Name = '--top-k'; Help = '0 turns this off'; Kind = 'text'; Words = @()}
+        @{Of = 'compare'; What = 'flag'; Name = '--top-p'; Help = '1 turns this off'; Kind = 'text'; Words = @()}
+        @{Of = 'compare'; What = 'flag'; Name = '--min-p'; Help = '0 turns this off'; Kind = 'text'; Words = @()}
+        @{Of = 'compare'; What = 'flag'; Name = '--typical-p'; Help = '1 turns this off'; Kind = 'text'; Words = @()}
+        @{Of = 'compare'; What = 'flag'; Name = '--repetition-penalty'; Help = '1 turns this off'; Kind = 'text'; Words = @()}
+        @{Of = 'compare'; What = 'flag'; Name = '--no-repeat-ngram-size'; Help = '0 turns this off'; Kind = 'text'; Words = @()}
+        @{Of = 'compare'; What = 'flag'; Name = '--seed'; Help = 'The seeds, the same for all combinations'; Kind = 'text'; Words = @()}
+        @{Of = 'compare'; What = 'flag'; Name = '--greedy'; Help = 'Always take the most likely token (the same as --temperature 0)'; Kind = ''; Words = @()}
+        @{Of = 'compare'; What = 'flag'; Name = '--special-tokens'; Help = 'Read <|endoftext|> in the prompt as the special token, not as text'; Kind = ''; Words = @()}
+        @{Of = 'compare'; What = 'flag'; Name = '--strict'; Help = 'Refuse a prompt with invalid bytes; otherwise they are replaced, with a warning'; Kind = ''; Words = @()}
+        @{Of = 'compare'; What = 'flag'; Name = '--json'; Help = 'Print one JSON document'; Kind = ''; Words = @()}
+        @{Of = 'compare'; What = 'flag'; Name = '--jsonl'; Help = 'Print JSON events, one per line'; Kind = ''; Words = @()}
+        @{Of = 'compare'; What = 'flag'; Name = '--csv'; Help = 'Print a table; a cell that a spreadsheet would take for a formula gets an apostrophe'; Kind = ''; Words = @()}
+        @{Of = 'compare'; What = 'flag'; Name = '--svg'; Help = 'Write an SVG picture of the screen, 80 columns wide'; Kind = ''; Words = @()}
+        @{Of = 'compare'; What = 'flag'; Name = '--html'; Help = 'Write a single HTML page that needs no other file'; Kind = ''; Words = @()}
+        @{Of = 'compare'; What = 'flag'; Name = '--theme'; Help = 'The colours of an SVG'; Kind = 'words'; Words = @('light', 'dark')}
+        @{Of = 'compare'; What = 'flag'; Name = '--output'; Help = 'Write to FILE, completely or not at all; - is stdout'; Kind = 'file'; Words = @()}
+        @{Of = 'compare'; What = 'flag'; Name = '-o'; Help = 'Write to FILE, completely or not at all; - is stdout'; Kind = 'file'; Words = @()}
+        @{Of = 'compare'; What = 'flag'; Name = '--quiet'; Help = 'Print no notes or warnings on stderr'; Kind = ''; Words = @()}
+        @{Of = 'compare'; What = 'flag'; Name = '-q'; Help = 'Print no notes or warnings on stderr'; Kind = ''; Words = @()}
+        @{Of = 'compare'; What = 'flag'; Name = '--device'; Help = 'The device to run on'; Kind = 'words'; Words = @('auto', 'cpu', 'cuda', 'mps')}
+        @{Of = 'compare'; What = 'flag'; Name = '--precision'; Help = 'The precision of the weights; auto is lossless in practice'; Kind = 'words'; Words = @('auto', 'fp32', 'fp16', 'bf16', 'int8', 'int4')}
+        @{Of = 'compare'; What = 'flag'; Name = '--threads'; Help = 'The number of CPU threads'; Kind = 'text'; Words = @()}
+        @{Of = 'compare'; What = 'flag'; Name = '--debug'; Help = 'Show a traceback if there is an error'; Kind = ''; Words = @()}
         @{Of = 'compare'; What = 'flag'; Name = '--help'; Help = 'Show this message and exit'; Kind = ''; Words = @()}
         @{Of = 'compare'; What = 'flag'; Name = '-h'; Help = 'Show this message and exit'; Kind = ''; Words = @()}
         @{Of = 'compare'; What = '0+'; Name = 'PROMPT'; Help = 'PROMPT'; Kind = 'text'; Words = @()}
@@ -248,276 +248,276 @@ Register-ArgumentCompleter -Native -CommandName gpt2cli -ScriptBlock {
         @{Of = 'features'; What = 'flag'; Name = '-p'; Help = 'The text'; Kind = 'text'; Words = @()}
         @{Of = 'features'; What = 'flag'; Name = '--file'; Help = 'Read the text from FILE'; Kind = 'file'; Words = @()}
         @{Of = 'features'; What = 'flag'; Name = '-f'; Help = 'Read the text from FILE'; Kind = 'file'; Words = @()}
-        @{Of = 'features'; What = 'flag'; Name = '--model'; Help = 'A model directory, or a name (gpt2, owner/name); one that is not on this disk is pulled'; Kind = 'model'; Words = @()}
-        @{Of = 'features'; What = 'flag'; Name = '-m'; Help = 'A model directory, or a name (gpt2, owner/name); one that is not on this disk is pulled'; Kind = 'model'; Words = @()}
+        @{Of = 'features'; What = 'flag'; Name = '--model'; Help = 'A model directory, or a name (gpt2, owner/name); a model that is not on this disk is pulled first'; Kind = 'model'; Words = @()}
+        @{Of = 'features'; What = 'flag'; Name = '-m'; Help = 'A model directory, or a name (gpt2, owner/name); a model that is not on this disk is pulled first'; Kind = 'model'; Words = @()}
         @{Of = 'features'; What = 'flag'; Name = '--revision'; Help = 'A branch, tag or commit of the model'; Kind = 'text'; Words = @()}
         @{Of = 'features'; What = 'flag'; Name = '--offline'; Help = 'Never use the network'; Kind = ''; Words = @()}
-        @{Of = 'features'; What = 'flag'; Name = '--allow-pickle'; Help = 'Read .bin checkpoints too, plain tensors only (weights_only)'; Kind = ''; Words = @()}
-        @{Of = 'features'; What = 'flag'; Name = '--lines'; Help = 'Each line is a text of its own'; Kind = ''; Words = @()}
-        @{Of = 'features'; What = 'flag'; Name = '--from-jsonl'; Help = 'Each line is a JSON object with a text; its id is kept'; Kind = ''; Words = @()}
-        @{Of = 'features'; What = 'flag'; Name = '--field'; Help = 'The field of the text'; Kind = 'text'; Words = @()}
+        @{Of = 'features'; What = 'flag'; Name = '--allow-pickle'; Help = 'Also read .bin checkpoints; only plain tensors are unpickled (weights_only)'; Kind = ''; Words = @()}
+        @{Of = 'features'; What = 'flag'; Name = '--lines'; Help = 'Treat each line as a separate text'; Kind = ''; Words = @()}
+        @{Of = 'features'; What = 'flag'; Name = '--from-jsonl'; Help = 'Each line is a JSON object that holds a text; its id is kept'; Kind = ''; Words = @()}
+        @{Of = 'features'; What = 'flag'; Name = '--field'; Help = 'The field that holds the text'; Kind = 'text'; Words = @()}
         @{Of = 'features'; What = 'flag'; Name = '--bos'; Help = 'Put the model''s bos token before each text'; Kind = ''; Words = @()}
         @{Of = 'features'; What = 'flag'; Name = '--truncate'; Help = 'Keep only the last tokens of a text that is longer than the context'; Kind = ''; Words = @()}
-        @{Of = 'features'; What = 'flag'; Name = '--special-tokens'; Help = 'Read <|endoftext|> in the prompt as the token, not as text'; Kind = ''; Words = @()}
-        @{Of = 'features'; What = 'flag'; Name = '--strict'; Help = 'Bad bytes in the prompt are an error, not replaced with a warning'; Kind = ''; Words = @()}
-        @{Of = 'features'; What = 'flag'; Name = '--layer'; Help = '0 is the embeddings, 1 the first block''s output, -1 the last after the final norm, as transformers counts; 2-4; all'; Kind = 'text'; Words = @()}
-        @{Of = 'features'; What = 'flag'; Name = '--layers'; Help = '0 is the embeddings, 1 the first block''s output, -1 the last after the final norm, as transformers counts; 2-4; all'; Kind = 'text'; Words = @()}
-        @{Of = 'features'; What = 'flag'; Name = '--pool'; Help = 'One vector a text: the mean of its tokens, or the last; else one a token'; Kind = 'words'; Words = @('none', 'mean', 'last')}
-        @{Of = 'features'; What = 'flag'; Name = '--attention'; Help = 'Attention weights of these blocks too: 1 is the first, -1 the last; all'; Kind = 'text'; Words = @()}
-        @{Of = 'features'; What = 'flag'; Name = '--output'; Help = 'Write .npz, .safetensors or .jsonl; without it JSON lines go to stdout'; Kind = 'file'; Words = @()}
-        @{Of = 'features'; What = 'flag'; Name = '-o'; Help = 'Write .npz, .safetensors or .jsonl; without it JSON lines go to stdout'; Kind = 'file'; Words = @()}
-        @{Of = 'features'; What = 'flag'; Name = '--quiet'; Help = 'No notes and warnings on stderr'; Kind = ''; Words = @()}
-        @{Of = 'features'; What = 'flag'; Name = '-q'; Help = 'No notes and warnings on stderr'; Kind = ''; Words = @()}
-        @{Of = 'features'; What = 'flag'; Name = '--device'; Help = 'Where to run'; Kind = 'words'; Words = @('auto', 'cpu', 'cuda', 'mps')}
-        @{Of = 'features'; What = 'flag'; Name = '--precision'; Help = 'Of the weights; auto is lossless in practice'; Kind = 'words'; Words = @('auto', 'fp32', 'fp16', 'bf16', 'int8', 'int4')}
-        @{Of = 'features'; What = 'flag'; Name = '--threads'; Help = 'CPU threads'; Kind = 'text'; Words = @()}
-        @{Of = 'features'; What = 'flag'; Name = '--batch-tokens'; Help = 'Tokens that are computed at once'; Kind = 'text'; Words = @()}
-        @{Of = 'features'; What = 'flag'; Name = '--debug'; Help = 'Show a traceback with an error'; Kind = ''; Words = @()}
+        @{Of = 'features'; What = 'flag'; Name = '--special-tokens'; Help = 'Read <|endoftext|> in the prompt as the special token, not as text'; Kind = ''; Words = @()}
+        @{Of = 'features'; What = 'flag'; Name = '--strict'; Help = 'Refuse a prompt with invalid bytes; otherwise they are replaced, with a warning'; Kind = ''; Words = @()}
+        @{Of = 'features'; What = 'flag'; Name = '--layer'; Help = 'The layers, counted as in transformers: 0 is the embeddings, 1 the output of the first block, -1 the last layer after the final norm'; Kind = 'text'; Words = @()}
+        @{Of = 'features'; What = 'flag'; Name = '--layers'; Help = 'The layers, counted as in transformers: 0 is the embeddings, 1 the output of the first block, -1 the last layer after the final norm'; Kind = 'text'; Words = @()}
+        @{Of = 'features'; What = 'flag'; Name = '--pool'; Help = 'Write one vector per text: the mean over its tokens, or the last token''s'; Kind = 'words'; Words = @('none', 'mean', 'last')}
+        @{Of = 'features'; What = 'flag'; Name = '--attention'; Help = 'Also write the attention weights of these blocks: 1 is the first, -1 the last; or all'; Kind = 'text'; Words = @()}
+        @{Of = 'features'; What = 'flag'; Name = '--output'; Help = 'Write an .npz, .safetensors or .jsonl file; without this option JSON lines go to stdout'; Kind = 'file'; Words = @()}
+        @{Of = 'features'; What = 'flag'; Name = '-o'; Help = 'Write an .npz, .safetensors or .jsonl file; without this option JSON lines go to stdout'; Kind = 'file'; Words = @()}
+        @{Of = 'features'; What = 'flag'; Name = '--quiet'; Help = 'Print no notes or warnings on stderr'; Kind = ''; Words = @()}
+        @{Of = 'features'; What = 'flag'; Name = '-q'; Help = 'Print no notes or warnings on stderr'; Kind = ''; Words = @()}
+        @{Of = 'features'; What = 'flag'; Name = '--device'; Help = 'The device to run on'; Kind = 'words'; Words = @('auto', 'cpu', 'cuda', 'mps')}
+        @{Of = 'features'; What = 'flag'; Name = '--precision'; Help = 'The precision of the weights; auto is lossless in practice'; Kind = 'words'; Words = @('auto', 'fp32', 'fp16', 'bf16', 'int8', 'int4')}
+        @{Of = 'features'; What = 'flag'; Name = '--threads'; Help = 'The number of CPU threads'; Kind = 'text'; Words = @()}
+        @{Of = 'features'; What = 'flag'; Name = '--batch-tokens'; Help = 'How many tokens to compute at once'; Kind = 'text'; Words = @()}
+        @{Of = 'features'; What = 'flag'; Name = '--debug'; Help = 'Show a traceback if there is an error'; Kind = ''; Words = @()}
         @{Of = 'features'; What = 'flag'; Name = '--help'; Help = 'Show this message and exit'; Kind = ''; Words = @()}
         @{Of = 'features'; What = 'flag'; Name = '-h'; Help = 'Show this message and exit'; Kind = ''; Words = @()}
         @{Of = 'features'; What = '0+'; Name = 'TEXT'; Help = 'TEXT'; Kind = 'text'; Words = @()}
         @{Of = 'pull'; What = 'flag'; Name = '--revision'; Help = 'A branch, tag or commit of the model'; Kind = 'text'; Words = @()}
-        @{Of = 'pull'; What = 'flag'; Name = '--allow-pickle'; Help = 'Convert .bin weights to safetensors, plain tensors only'; Kind = ''; Words = @()}
+        @{Of = 'pull'; What = 'flag'; Name = '--allow-pickle'; Help = 'Convert .bin weights to safetensors; only plain tensors are unpickled'; Kind = ''; Words = @()}
         @{Of = 'pull'; What = 'flag'; Name = '--offline'; Help = 'Never use the network'; Kind = ''; Words = @()}
-        @{Of = 'pull'; What = 'flag'; Name = '--jsonl'; Help = 'JSON events, one a line'; Kind = ''; Words = @()}
-        @{Of = 'pull'; What = 'flag'; Name = '--quiet'; Help = 'No notes and warnings on stderr'; Kind = ''; Words = @()}
-        @{Of = 'pull'; What = 'flag'; Name = '-q'; Help = 'No notes and warnings on stderr'; Kind = ''; Words = @()}
-        @{Of = 'pull'; What = 'flag'; Name = '--debug'; Help = 'Show a traceback with an error'; Kind = ''; Words = @()}
+        @{Of = 'pull'; What = 'flag'; Name = '--jsonl'; Help = 'Print JSON events, one per line'; Kind = ''; Words = @()}
+        @{Of = 'pull'; What = 'flag'; Name = '--quiet'; Help = 'Print no notes or warnings on stderr'; Kind = ''; Words = @()}
+        @{Of = 'pull'; What = 'flag'; Name = '-q'; Help = 'Print no notes or warnings on stderr'; Kind = ''; Words = @()}
+        @{Of = 'pull'; What = 'flag'; Name = '--debug'; Help = 'Show a traceback if there is an error'; Kind = ''; Words = @()}
         @{Of = 'pull'; What = 'flag'; Name = '--help'; Help = 'Show this message and exit'; Kind = ''; Words = @()}
         @{Of = 'pull'; What = 'flag'; Name = '-h'; Help = 'Show this message and exit'; Kind = ''; Words = @()}
         @{Of = 'pull'; What = '0+'; Name = 'NAME[@REVISION'; Help = 'NAME[@REVISION'; Kind = 'model'; Words = @()}
-        @{Of = 'list'; What = 'flag'; Name = '--available'; Help = 'The published models instead, with what is known of them'; Kind = ''; Words = @()}
-        @{Of = 'list'; What = 'flag'; Name = '--json'; Help = 'One JSON document'; Kind = ''; Words = @()}
-        @{Of = 'list'; What = 'flag'; Name = '--quiet'; Help = 'No notes and warnings on stderr'; Kind = ''; Words = @()}
-        @{Of = 'list'; What = 'flag'; Name = '-q'; Help = 'No notes and warnings on stderr'; Kind = ''; Words = @()}
-        @{Of = 'list'; What = 'flag'; Name = '--debug'; Help = 'Show a traceback with an error'; Kind = ''; Words = @()}
+        @{Of = 'list'; What = 'flag'; Name = '--available'; Help = 'List the published models instead, with what is known about them'; Kind = ''; Words = @()}
+        @{Of = 'list'; What = 'flag'; Name = '--json'; Help = 'Print one JSON document'; Kind = ''; Words = @()}
+        @{Of = 'list'; What = 'flag'; Name = '--quiet'; Help = 'Print no notes or warnings on stderr'; Kind = ''; Words = @()}
+        @{Of = 'list'; What = 'flag'; Name = '-q'; Help = 'Print no notes or warnings on stderr'; Kind = ''; Words = @()}
+        @{Of = 'list'; What = 'flag'; Name = '--debug'; Help = 'Show a traceback if there is an error'; Kind = ''; Words = @()}
         @{Of = 'list'; What = 'flag'; Name = '--help'; Help = 'Show this message and exit'; Kind = ''; Words = @()}
         @{Of = 'list'; What = 'flag'; Name = '-h'; Help = 'Show this message and exit'; Kind = ''; Words = @()}
-        @{Of = 'show'; What = 'flag'; Name = '--json'; Help = 'One JSON document'; Kind = ''; Words = @()}
-        @{Of = 'show'; What = 'flag'; Name = '--debug'; Help = 'Show a traceback with an error'; Kind = ''; Words = @()}
+        @{Of = 'show'; What = 'flag'; Name = '--json'; Help = 'Print one JSON document'; Kind = ''; Words = @()}
+        @{Of = 'show'; What = 'flag'; Name = '--debug'; Help = 'Show a traceback if there is an error'; Kind = ''; Words = @()}
         @{Of = 'show'; What = 'flag'; Name = '--help'; Help = 'Show this message and exit'; Kind = ''; Words = @()}
         @{Of = 'show'; What = 'flag'; Name = '-h'; Help = 'Show this message and exit'; Kind = ''; Words = @()}
         @{Of = 'show'; What = '0'; Name = 'NAME|DIR'; Help = 'NAME|DIR'; Kind = 'model'; Words = @()}
-        @{Of = 'rm'; What = 'flag'; Name = '--yes'; Help = 'Do not ask'; Kind = ''; Words = @()}
-        @{Of = 'rm'; What = 'flag'; Name = '-y'; Help = 'Do not ask'; Kind = ''; Words = @()}
-        @{Of = 'rm'; What = 'flag'; Name = '--quiet'; Help = 'No notes and warnings on stderr'; Kind = ''; Words = @()}
-        @{Of = 'rm'; What = 'flag'; Name = '-q'; Help = 'No notes and warnings on stderr'; Kind = ''; Words = @()}
-        @{Of = 'rm'; What = 'flag'; Name = '--debug'; Help = 'Show a traceback with an error'; Kind = ''; Words = @()}
+        @{Of = 'rm'; What = 'flag'; Name = '--yes'; Help = 'Do not ask for confirmation'; Kind = ''; Words = @()}
+        @{Of = 'rm'; What = 'flag'; Name = '-y'; Help = 'Do not ask for confirmation'; Kind = ''; Words = @()}
+        @{Of = 'rm'; What = 'flag'; Name = '--quiet'; Help = 'Print no notes or warnings on stderr'; Kind = ''; Words = @()}
+        @{Of = 'rm'; What = 'flag'; Name = '-q'; Help = 'Print no notes or warnings on stderr'; Kind = ''; Words = @()}
+        @{Of = 'rm'; What = 'flag'; Name = '--debug'; Help = 'Show a traceback if there is an error'; Kind = ''; Words = @()}
         @{Of = 'rm'; What = 'flag'; Name = '--help'; Help = 'Show this message and exit'; Kind = ''; Words = @()}
         @{Of = 'rm'; What = 'flag'; Name = '-h'; Help = 'Show this message and exit'; Kind = ''; Words = @()}
         @{Of = 'rm'; What = '0+'; Name = 'NAME'; Help = 'NAME'; Kind = 'model'; Words = @()}
-        @{Of = 'verify'; What = 'flag'; Name = '--files-only'; Help = 'Do not run the published models'' texts'; Kind = ''; Words = @()}
-        @{Of = 'verify'; What = 'flag'; Name = '--json'; Help = 'One JSON document'; Kind = ''; Words = @()}
-        @{Of = 'verify'; What = 'flag'; Name = '--quiet'; Help = 'No notes and warnings on stderr'; Kind = ''; Words = @()}
-        @{Of = 'verify'; What = 'flag'; Name = '-q'; Help = 'No notes and warnings on stderr'; Kind = ''; Words = @()}
-        @{Of = 'verify'; What = 'flag'; Name = '--debug'; Help = 'Show a traceback with an error'; Kind = ''; Words = @()}
+        @{Of = 'verify'; What = 'flag'; Name = '--files-only'; Help = 'Check the files only, without generating the published texts'; Kind = ''; Words = @()}
+        @{Of = 'verify'; What = 'flag'; Name = '--json'; Help = 'Print one JSON document'; Kind = ''; Words = @()}
+        @{Of = 'verify'; What = 'flag'; Name = '--quiet'; Help = 'Print no notes or warnings on stderr'; Kind = ''; Words = @()}
+        @{Of = 'verify'; What = 'flag'; Name = '-q'; Help = 'Print no notes or warnings on stderr'; Kind = ''; Words = @()}
+        @{Of = 'verify'; What = 'flag'; Name = '--debug'; Help = 'Show a traceback if there is an error'; Kind = ''; Words = @()}
         @{Of = 'verify'; What = 'flag'; Name = '--help'; Help = 'Show this message and exit'; Kind = ''; Words = @()}
         @{Of = 'verify'; What = 'flag'; Name = '-h'; Help = 'Show this message and exit'; Kind = ''; Words = @()}
         @{Of = 'verify'; What = '0+'; Name = 'NAME'; Help = 'NAME'; Kind = 'model'; Words = @()}
-        @{Of = 'import'; What = 'flag'; Name = '--name'; Help = 'Its name in the store'; Kind = 'text'; Words = @()}
-        @{Of = 'import'; What = 'flag'; Name = '--allow-pickle'; Help = 'Read .bin checkpoints too, plain tensors only (weights_only)'; Kind = ''; Words = @()}
-        @{Of = 'import'; What = 'flag'; Name = '--quiet'; Help = 'No notes and warnings on stderr'; Kind = ''; Words = @()}
-        @{Of = 'import'; What = 'flag'; Name = '-q'; Help = 'No notes and warnings on stderr'; Kind = ''; Words = @()}
-        @{Of = 'import'; What = 'flag'; Name = '--debug'; Help = 'Show a traceback with an error'; Kind = ''; Words = @()}
+        @{Of = 'import'; What = 'flag'; Name = '--name'; Help = 'The model''s name in the store'; Kind = 'text'; Words = @()}
+        @{Of = 'import'; What = 'flag'; Name = '--allow-pickle'; Help = 'Also read .bin checkpoints; only plain tensors are unpickled (weights_only)'; Kind = ''; Words = @()}
+        @{Of = 'import'; What = 'flag'; Name = '--quiet'; Help = 'Print no notes or warnings on stderr'; Kind = ''; Words = @()}
+        @{Of = 'import'; What = 'flag'; Name = '-q'; Help = 'Print no notes or warnings on stderr'; Kind = ''; Words = @()}
+        @{Of = 'import'; What = 'flag'; Name = '--debug'; Help = 'Show a traceback if there is an error'; Kind = ''; Words = @()}
         @{Of = 'import'; What = 'flag'; Name = '--help'; Help = 'Show this message and exit'; Kind = ''; Words = @()}
         @{Of = 'import'; What = 'flag'; Name = '-h'; Help = 'Show this message and exit'; Kind = ''; Words = @()}
         @{Of = 'import'; What = '0'; Name = 'DIR'; Help = 'DIR'; Kind = 'directory'; Words = @()}
-        @{Of = 'export'; What = 'flag'; Name = '--quiet'; Help = 'No notes and warnings on stderr'; Kind = ''; Words = @()}
-        @{Of = 'export'; What = 'flag'; Name = '-q'; Help = 'No notes and warnings on stderr'; Kind = ''; Words = @()}
-        @{Of = 'export'; What = 'flag'; Name = '--debug'; Help = 'Show a traceback with an error'; Kind = ''; Words = @()}
+        @{Of = 'export'; What = 'flag'; Name = '--quiet'; Help = 'Print no notes or warnings on stderr'; Kind = ''; Words = @()}
+        @{Of = 'export'; What = 'flag'; Name = '-q'; Help = 'Print no notes or warnings on stderr'; Kind = ''; Words = @()}
+        @{Of = 'export'; What = 'flag'; Name = '--debug'; Help = 'Show a traceback if there is an error'; Kind = ''; Words = @()}
         @{Of = 'export'; What = 'flag'; Name = '--help'; Help = 'Show this message and exit'; Kind = ''; Words = @()}
         @{Of = 'export'; What = 'flag'; Name = '-h'; Help = 'Show this message and exit'; Kind = ''; Words = @()}
         @{Of = 'export'; What = '0'; Name = 'NAME'; Help = 'NAME'; Kind = 'model'; Words = @()}
         @{Of = 'export'; What = '1'; Name = 'DIR'; Help = 'DIR'; Kind = 'directory'; Words = @()}
-        @{Of = 'gc'; What = 'flag'; Name = '--dry-run'; Help = 'Only say what would go'; Kind = ''; Words = @()}
-        @{Of = 'gc'; What = 'flag'; Name = '--all'; Help = 'Fresh leftovers too; not beside a pull or an import'; Kind = ''; Words = @()}
-        @{Of = 'gc'; What = 'flag'; Name = '--days'; Help = 'Age of cut-off downloads and old revisions'; Kind = 'text'; Words = @()}
-        @{Of = 'gc'; What = 'flag'; Name = '--quiet'; Help = 'No notes and warnings on stderr'; Kind = ''; Words = @()}
-        @{Of = 'gc'; What = 'flag'; Name = '-q'; Help = 'No notes and warnings on stderr'; Kind = ''; Words = @()}
-        @{Of = 'gc'; What = 'flag'; Name = '--debug'; Help = 'Show a traceback with an error'; Kind = ''; Words = @()}
+        @{Of = 'gc'; What = 'flag'; Name = '--dry-run'; Help = 'Only show what would be deleted'; Kind = ''; Words = @()}
+        @{Of = 'gc'; What = 'flag'; Name = '--all'; Help = 'Also delete recent leftovers; not while a pull or an import is running'; Kind = ''; Words = @()}
+        @{Of = 'gc'; What = 'flag'; Name = '--days'; Help = 'Delete interrupted downloads and old revisions after N days'; Kind = 'text'; Words = @()}
+        @{Of = 'gc'; What = 'flag'; Name = '--quiet'; Help = 'Print no notes or warnings on stderr'; Kind = ''; Words = @()}
+        @{Of = 'gc'; What = 'flag'; Name = '-q'; Help = 'Print no notes or warnings on stderr'; Kind = ''; Words = @()}
+        @{Of = 'gc'; What = 'flag'; Name = '--debug'; Help = 'Show a traceback if there is an error'; Kind = ''; Words = @()}
         @{Of = 'gc'; What = 'flag'; Name = '--help'; Help = 'Show this message and exit'; Kind = ''; Words = @()}
         @{Of = 'gc'; What = 'flag'; Name = '-h'; Help = 'Show this message and exit'; Kind = ''; Words = @()}
         @{Of = 'train'; What = 'flag'; Name = '--field'; Help = 'The field of a JSONL object that holds the text'; Kind = 'text'; Words = @()}
-        @{Of = 'train'; What = 'flag'; Name = '--separator'; Help = 'What stands between the documents of a file; empty: nothing'; Kind = 'text'; Words = @()}
-        @{Of = 'train'; What = 'flag'; Name = '--validation'; Help = 'The share of the text held back for validation'; Kind = 'text'; Words = @()}
+        @{Of = 'train'; What = 'flag'; Name = '--separator'; Help = 'The text that separates the documents in a file; if empty, a file is one document'; Kind = 'text'; Words = @()}
+        @{Of = 'train'; What = 'flag'; Name = '--validation'; Help = 'The share of the text that is held back for validation'; Kind = 'text'; Words = @()}
         @{Of = 'train'; What = 'flag'; Name = '--validation-data'; Help = 'Validate on this text instead; may be given several times'; Kind = 'file'; Words = @()}
-        @{Of = 'train'; What = 'flag'; Name = '--test-data'; Help = 'Score this text at the end, never trained on; may be given several times'; Kind = 'file'; Words = @()}
-        @{Of = 'train'; What = 'flag'; Name = '--layers'; Help = 'Transformer layers'; Kind = 'text'; Words = @()}
+        @{Of = 'train'; What = 'flag'; Name = '--test-data'; Help = 'Score this text at the end; it is never trained on'; Kind = 'file'; Words = @()}
+        @{Of = 'train'; What = 'flag'; Name = '--layers'; Help = 'The number of transformer layers'; Kind = 'text'; Words = @()}
         @{Of = 'train'; What = 'flag'; Name = '--width'; Help = 'The size of the hidden states (n_embd)'; Kind = 'text'; Words = @()}
-        @{Of = 'train'; What = 'flag'; Name = '--heads'; Help = 'Attention heads'; Kind = 'text'; Words = @()}
-        @{Of = 'train'; What = 'flag'; Name = '--context'; Help = 'The most tokens of a text'; Kind = 'text'; Words = @()}
-        @{Of = 'train'; What = 'flag'; Name = '--vocab-size'; Help = 'Entries of the tokenizer that is trained'; Kind = 'text'; Words = @()}
-        @{Of = 'train'; What = 'flag'; Name = '--steps'; Help = 'Optimizer steps'; Kind = 'text'; Words = @()}
-        @{Of = 'train'; What = 'flag'; Name = '--epochs'; Help = 'Passes over the text, instead of --steps'; Kind = 'text'; Words = @()}
-        @{Of = 'train'; What = 'flag'; Name = '--batch-size'; Help = 'Windows a step'; Kind = 'text'; Words = @()}
-        @{Of = 'train'; What = 'flag'; Name = '--micro-batch-size'; Help = 'Windows at a time; less needs less memory'; Kind = 'text'; Words = @()}
-        @{Of = 'train'; What = 'flag'; Name = '--window'; Help = 'Tokens a window'; Kind = 'text'; Words = @()}
-        @{Of = 'train'; What = 'flag'; Name = '--short-window'; Help = 'Train with this window first: as many tokens a step, faster'; Kind = 'text'; Words = @()}
-        @{Of = 'train'; What = 'flag'; Name = '--short-share'; Help = 'The share of the steps that --short-window is for'; Kind = 'text'; Words = @()}
+        @{Of = 'train'; What = 'flag'; Name = '--heads'; Help = 'The number of attention heads'; Kind = 'text'; Words = @()}
+        @{Of = 'train'; What = 'flag'; Name = '--context'; Help = 'The context: the most tokens that the model sees at once'; Kind = 'text'; Words = @()}
+        @{Of = 'train'; What = 'flag'; Name = '--vocab-size'; Help = 'The vocabulary size of the new tokenizer'; Kind = 'text'; Words = @()}
+        @{Of = 'train'; What = 'flag'; Name = '--steps'; Help = 'The number of optimizer steps'; Kind = 'text'; Words = @()}
+        @{Of = 'train'; What = 'flag'; Name = '--epochs'; Help = 'The number of passes over the text, instead of --steps'; Kind = 'text'; Words = @()}
+        @{Of = 'train'; What = 'flag'; Name = '--batch-size'; Help = 'Windows per step'; Kind = 'text'; Words = @()}
+        @{Of = 'train'; What = 'flag'; Name = '--micro-batch-size'; Help = 'Windows computed at a time; fewer need less memory'; Kind = 'text'; Words = @()}
+        @{Of = 'train'; What = 'flag'; Name = '--window'; Help = 'Tokens per window'; Kind = 'text'; Words = @()}
+        @{Of = 'train'; What = 'flag'; Name = '--short-window'; Help = 'Begin with windows of N tokens: as many tokens per step, but faster'; Kind = 'text'; Words = @()}
+        @{Of = 'train'; What = 'flag'; Name = '--short-share'; Help = 'The share of the steps that use --short-window'; Kind = 'text'; Words = @()}
         @{Of = 'train'; What = 'flag'; Name = '--learning-rate'; Help = 'The highest learning rate'; Kind = 'text'; Words = @()}
         @{Of = 'train'; What = 'flag'; Name = '--schedule'; Help = 'How the learning rate falls to 0'; Kind = 'words'; Words = @('cosine', 'linear', 'constant')}
-        @{Of = 'train'; What = 'flag'; Name = '--warmup'; Help = 'Steps in which it rises'; Kind = 'text'; Words = @()}
-        @{Of = 'train'; What = 'flag'; Name = '--decay'; Help = 'The share of the steps in which a constant one falls'; Kind = 'text'; Words = @()}
-        @{Of = 'train'; What = 'flag'; Name = '--optimizer'; Help = 'muon: for the layers'' matrices; AdamW for the rest'; Kind = 'words'; Words = @('adamw', 'muon')}
-        @{Of = 'train'; What = 'flag'; Name = '--muon-scale'; Help = 'Muon''s learning rate, in terms of the other'; Kind = 'text'; Words = @()}
-        @{Of = 'train'; What = 'flag'; Name = '--weight-decay'; Help = 'Of matrices'; Kind = 'text'; Words = @()}
-        @{Of = 'train'; What = 'flag'; Name = '--dropout'; Help = 'Default: the model''s own; 0 from scratch'; Kind = 'text'; Words = @()}
-        @{Of = 'train'; What = 'flag'; Name = '--clip'; Help = 'The largest norm of the gradients; 0 is off'; Kind = 'text'; Words = @()}
+        @{Of = 'train'; What = 'flag'; Name = '--warmup'; Help = 'The steps over which the learning rate rises'; Kind = 'text'; Words = @()}
+        @{Of = 'train'; What = 'flag'; Name = '--decay'; Help = 'With a constant schedule, the share of the steps over which the learning rate falls at the end'; Kind = 'text'; Words = @()}
+        @{Of = 'train'; What = 'flag'; Name = '--optimizer'; Help = 'muon: Muon for the weight matrices of the layers, AdamW for the rest'; Kind = 'words'; Words = @('adamw', 'muon')}
+        @{Of = 'train'; What = 'flag'; Name = '--muon-scale'; Help = 'Muon''s learning rate, as a multiple of --learning-rate'; Kind = 'text'; Words = @()}
+        @{Of = 'train'; What = 'flag'; Name = '--weight-decay'; Help = 'Weight decay for weight matrices'; Kind = 'text'; Words = @()}
+        @{Of = 'train'; What = 'flag'; Name = '--dropout'; Help = 'The dropout probability'; Kind = 'text'; Words = @()}
+        @{Of = 'train'; What = 'flag'; Name = '--clip'; Help = 'Clip the gradients to this norm; 0 turns this off'; Kind = 'text'; Words = @()}
         @{Of = 'train'; What = 'flag'; Name = '--seed'; Help = 'The same seed gives the same training'; Kind = 'text'; Words = @()}
-        @{Of = 'train'; What = 'flag'; Name = '--patience'; Help = 'Stop after N evaluations without a better one; keep the best'; Kind = 'text'; Words = @()}
+        @{Of = 'train'; What = 'flag'; Name = '--patience'; Help = 'Stop after N evaluations without improvement, and keep the best model'; Kind = 'text'; Words = @()}
         @{Of = 'train'; What = 'flag'; Name = '--evaluate-every'; Help = 'Steps between evaluations'; Kind = 'text'; Words = @()}
         @{Of = 'train'; What = 'flag'; Name = '--save-every'; Help = 'Steps between checkpoints'; Kind = 'text'; Words = @()}
-        @{Of = 'train'; What = 'flag'; Name = '--sample-every'; Help = 'Steps between samples; 0: none'; Kind = 'text'; Words = @()}
-        @{Of = 'train'; What = 'flag'; Name = '--log-every'; Help = 'Steps between reports'; Kind = 'text'; Words = @()}
-        @{Of = 'train'; What = 'flag'; Name = '--precision'; Help = 'Of the matrix products; auto is bf16 where the hardware has it'; Kind = 'words'; Words = @('auto', 'fp32', 'bf16')}
-        @{Of = 'train'; What = 'flag'; Name = '--device'; Help = 'Where to train'; Kind = 'words'; Words = @('auto', 'cpu', 'cuda', 'mps')}
-        @{Of = 'train'; What = 'flag'; Name = '--threads'; Help = 'CPU threads'; Kind = 'text'; Words = @()}
-        @{Of = 'train'; What = 'flag'; Name = '--resume'; Help = 'Go on with the training in the directory --output'; Kind = ''; Words = @()}
-        @{Of = 'train'; What = 'flag'; Name = '--config'; Help = 'Read options from a TOML file: learning-rate = 1e-3'; Kind = 'file'; Words = @()}
-        @{Of = 'train'; What = 'flag'; Name = '--output'; Help = 'The directory of the new model, and of its checkpoints until then'; Kind = 'directory'; Words = @()}
-        @{Of = 'train'; What = 'flag'; Name = '-o'; Help = 'The directory of the new model, and of its checkpoints until then'; Kind = 'directory'; Words = @()}
-        @{Of = 'train'; What = 'flag'; Name = '--name'; Help = 'Put the model into the store under this name: gpt2cli generate -m NAME'; Kind = 'text'; Words = @()}
-        @{Of = 'train'; What = 'flag'; Name = '--save-precision'; Help = 'Of the saved weights'; Kind = 'words'; Words = @('fp32', 'fp16', 'bf16')}
-        @{Of = 'train'; What = 'flag'; Name = '--samples'; Help = 'Texts in the model card, with the seeds 1, 2, ... Default: 3'; Kind = 'text'; Words = @()}
-        @{Of = 'train'; What = 'flag'; Name = '--sample-tokens'; Help = 'Tokens of each'; Kind = 'text'; Words = @()}
-        @{Of = 'train'; What = 'flag'; Name = '--sample-prompt'; Help = 'What they continue'; Kind = 'text'; Words = @()}
+        @{Of = 'train'; What = 'flag'; Name = '--sample-every'; Help = 'Steps between samples; 0 draws none'; Kind = 'text'; Words = @()}
+        @{Of = 'train'; What = 'flag'; Name = '--log-every'; Help = 'Steps between progress reports'; Kind = 'text'; Words = @()}
+        @{Of = 'train'; What = 'flag'; Name = '--precision'; Help = 'The precision of matrix products; auto is bf16 if the hardware supports it'; Kind = 'words'; Words = @('auto', 'fp32', 'bf16')}
+        @{Of = 'train'; What = 'flag'; Name = '--device'; Help = 'The device to train on'; Kind = 'words'; Words = @('auto', 'cpu', 'cuda', 'mps')}
+        @{Of = 'train'; What = 'flag'; Name = '--threads'; Help = 'The number of CPU threads'; Kind = 'text'; Words = @()}
+        @{Of = 'train'; What = 'flag'; Name = '--resume'; Help = 'Continue the training in the directory --output'; Kind = ''; Words = @()}
+        @{Of = 'train'; What = 'flag'; Name = '--config'; Help = 'Read options from a TOML file, as in learning-rate = 1e-3'; Kind = 'file'; Words = @()}
+        @{Of = 'train'; What = 'flag'; Name = '--output'; Help = 'The directory for the new model; until it is finished, for its checkpoints'; Kind = 'directory'; Words = @()}
+        @{Of = 'train'; What = 'flag'; Name = '-o'; Help = 'The directory for the new model; until it is finished, for its checkpoints'; Kind = 'directory'; Words = @()}
+        @{Of = 'train'; What = 'flag'; Name = '--name'; Help = 'Put the model into the store under this name, for gpt2cli generate -m NAME'; Kind = 'text'; Words = @()}
+        @{Of = 'train'; What = 'flag'; Name = '--save-precision'; Help = 'The precision of the saved weights'; Kind = 'words'; Words = @('fp32', 'fp16', 'bf16')}
+        @{Of = 'train'; What = 'flag'; Name = '--samples'; Help = 'The number of sample texts in the model card, with the seeds 1, 2, ... Default: 3'; Kind = 'text'; Words = @()}
+        @{Of = 'train'; What = 'flag'; Name = '--sample-tokens'; Help = 'Tokens per sample text'; Kind = 'text'; Words = @()}
+        @{Of = 'train'; What = 'flag'; Name = '--sample-prompt'; Help = 'The prompt of the sample texts'; Kind = 'text'; Words = @()}
         @{Of = 'train'; What = 'flag'; Name = '--default-temperature'; Help = 'The model''s default temperature'; Kind = 'text'; Words = @()}
-        @{Of = 'train'; What = 'flag'; Name = '--title'; Help = 'Of the model card'; Kind = 'text'; Words = @()}
-        @{Of = 'train'; What = 'flag'; Name = '--license'; Help = 'For the model card'; Kind = 'text'; Words = @()}
-        @{Of = 'train'; What = 'flag'; Name = '--description'; Help = 'A paragraph for the model card'; Kind = 'text'; Words = @()}
-        @{Of = 'train'; What = 'flag'; Name = '--keep-checkpoints'; Help = 'Do not remove the checkpoints at the end'; Kind = ''; Words = @()}
-        @{Of = 'train'; What = 'flag'; Name = '--plot'; Help = 'Draw the loss curve into an .svg or .png file'; Kind = 'file'; Words = @()}
-        @{Of = 'train'; What = 'flag'; Name = '--jsonl'; Help = 'JSON events, one a line: start, token, end, summary'; Kind = ''; Words = @()}
-        @{Of = 'train'; What = 'flag'; Name = '--quiet'; Help = 'No notes and warnings on stderr'; Kind = ''; Words = @()}
-        @{Of = 'train'; What = 'flag'; Name = '-q'; Help = 'No notes and warnings on stderr'; Kind = ''; Words = @()}
-        @{Of = 'train'; What = 'flag'; Name = '--debug'; Help = 'Show a traceback with an error'; Kind = ''; Words = @()}
+        @{Of = 'train'; What = 'flag'; Name = '--title'; Help = 'The title of the model card'; Kind = 'text'; Words = @()}
+        @{Of = 'train'; What = 'flag'; Name = '--license'; Help = 'The licence named in the model card'; Kind = 'text'; Words = @()}
+        @{Of = 'train'; What = 'flag'; Name = '--description'; Help = 'A paragraph of description for the model card'; Kind = 'text'; Words = @()}
+        @{Of = 'train'; What = 'flag'; Name = '--keep-checkpoints'; Help = 'Keep the checkpoints when the training is finished'; Kind = ''; Words = @()}
+        @{Of = 'train'; What = 'flag'; Name = '--plot'; Help = 'Plot the loss curve in an .svg or .png file'; Kind = 'file'; Words = @()}
+        @{Of = 'train'; What = 'flag'; Name = '--jsonl'; Help = 'Print JSON events, one per line'; Kind = ''; Words = @()}
+        @{Of = 'train'; What = 'flag'; Name = '--quiet'; Help = 'Print no notes or warnings on stderr'; Kind = ''; Words = @()}
+        @{Of = 'train'; What = 'flag'; Name = '-q'; Help = 'Print no notes or warnings on stderr'; Kind = ''; Words = @()}
+        @{Of = 'train'; What = 'flag'; Name = '--debug'; Help = 'Show a traceback if there is an error'; Kind = ''; Words = @()}
         @{Of = 'train'; What = 'flag'; Name = '--help'; Help = 'Show this message and exit'; Kind = ''; Words = @()}
         @{Of = 'train'; What = 'flag'; Name = '-h'; Help = 'Show this message and exit'; Kind = ''; Words = @()}
         @{Of = 'train'; What = '0+'; Name = 'DATA'; Help = 'DATA'; Kind = 'file'; Words = @()}
         @{Of = 'finetune'; What = 'flag'; Name = '--field'; Help = 'The field of a JSONL object that holds the text'; Kind = 'text'; Words = @()}
-        @{Of = 'finetune'; What = 'flag'; Name = '--separator'; Help = 'What stands between the documents of a file; empty: nothing'; Kind = 'text'; Words = @()}
-        @{Of = 'finetune'; What = 'flag'; Name = '--validation'; Help = 'The share of the text held back for validation'; Kind = 'text'; Words = @()}
+        @{Of = 'finetune'; What = 'flag'; Name = '--separator'; Help = 'The text that separates the documents in a file; if empty, a file is one document'; Kind = 'text'; Words = @()}
+        @{Of = 'finetune'; What = 'flag'; Name = '--validation'; Help = 'The share of the text that is held back for validation'; Kind = 'text'; Words = @()}
         @{Of = 'finetune'; What = 'flag'; Name = '--validation-data'; Help = 'Validate on this text instead; may be given several times'; Kind = 'file'; Words = @()}
-        @{Of = 'finetune'; What = 'flag'; Name = '--test-data'; Help = 'Score this text at the end, never trained on; may be given several times'; Kind = 'file'; Words = @()}
-        @{Of = 'finetune'; What = 'flag'; Name = '--model'; Help = 'A model directory, or a name (gpt2, owner/name); one that is not on this disk is pulled'; Kind = 'model'; Words = @()}
-        @{Of = 'finetune'; What = 'flag'; Name = '-m'; Help = 'A model directory, or a name (gpt2, owner/name); one that is not on this disk is pulled'; Kind = 'model'; Words = @()}
+        @{Of = 'finetune'; What = 'flag'; Name = '--test-data'; Help = 'Score this text at the end; it is never trained on'; Kind = 'file'; Words = @()}
+        @{Of = 'finetune'; What = 'flag'; Name = '--model'; Help = 'A model directory, or a name (gpt2, owner/name); a model that is not on this disk is pulled first'; Kind = 'model'; Words = @()}
+        @{Of = 'finetune'; What = 'flag'; Name = '-m'; Help = 'A model directory, or a name (gpt2, owner/name); a model that is not on this disk is pulled first'; Kind = 'model'; Words = @()}
         @{Of = 'finetune'; What = 'flag'; Name = '--revision'; Help = 'A branch, tag or commit of the model'; Kind = 'text'; Words = @()}
-        @{Of = 'finetune'; What = 'flag'; Name = '--lora'; Help = 'Train low-rank adapters only; merged at the end'; Kind = ''; Words = @()}
-        @{Of = 'finetune'; What = 'flag'; Name = '--lora-rank'; Help = 'Of the adapters'; Kind = 'text'; Words = @()}
-        @{Of = 'finetune'; What = 'flag'; Name = '--lora-alpha'; Help = 'Their update is scaled by alpha / rank'; Kind = 'text'; Words = @()}
-        @{Of = 'finetune'; What = 'flag'; Name = '--lora-dropout'; Help = 'Of the adapters'; Kind = 'text'; Words = @()}
-        @{Of = 'finetune'; What = 'flag'; Name = '--steps'; Help = 'Optimizer steps'; Kind = 'text'; Words = @()}
-        @{Of = 'finetune'; What = 'flag'; Name = '--epochs'; Help = 'Passes over the text, instead of --steps'; Kind = 'text'; Words = @()}
-        @{Of = 'finetune'; What = 'flag'; Name = '--batch-size'; Help = 'Windows a step'; Kind = 'text'; Words = @()}
-        @{Of = 'finetune'; What = 'flag'; Name = '--micro-batch-size'; Help = 'Windows at a time; less needs less memory'; Kind = 'text'; Words = @()}
-        @{Of = 'finetune'; What = 'flag'; Name = '--window'; Help = 'Tokens a window'; Kind = 'text'; Words = @()}
-        @{Of = 'finetune'; What = 'flag'; Name = '--short-window'; Help = 'Train with this window first: as many tokens a step, faster'; Kind = 'text'; Words = @()}
-        @{Of = 'finetune'; What = 'flag'; Name = '--short-share'; Help = 'The share of the steps that --short-window is for'; Kind = 'text'; Words = @()}
+        @{Of = 'finetune'; What = 'flag'; Name = '--lora'; Help = 'Train low-rank adapters only; they are merged into the model at the end'; Kind = ''; Words = @()}
+        @{Of = 'finetune'; What = 'flag'; Name = '--lora-rank'; Help = 'The rank of the adapters'; Kind = 'text'; Words = @()}
+        @{Of = 'finetune'; What = 'flag'; Name = '--lora-alpha'; Help = 'Scale the adapters'' update by alpha / rank'; Kind = 'text'; Words = @()}
+        @{Of = 'finetune'; What = 'flag'; Name = '--lora-dropout'; Help = 'The dropout probability of the adapters'; Kind = 'text'; Words = @()}
+        @{Of = 'finetune'; What = 'flag'; Name = '--steps'; Help = 'The number of optimizer steps'; Kind = 'text'; Words = @()}
+        @{Of = 'finetune'; What = 'flag'; Name = '--epochs'; Help = 'The number of passes over the text, instead of --steps'; Kind = 'text'; Words = @()}
+        @{Of = 'finetune'; What = 'flag'; Name = '--batch-size'; Help = 'Windows per step'; Kind = 'text'; Words = @()}
+        @{Of = 'finetune'; What = 'flag'; Name = '--micro-batch-size'; Help = 'Windows computed at a time; fewer need less memory'; Kind = 'text'; Words = @()}
+        @{Of = 'finetune'; What = 'flag'; Name = '--window'; Help = 'Tokens per window'; Kind = 'text'; Words = @()}
+        @{Of = 'finetune'; What = 'flag'; Name = '--short-window'; Help = 'Begin with windows of N tokens: as many tokens per step, but faster'; Kind = 'text'; Words = @()}
+        @{Of = 'finetune'; What = 'flag'; Name = '--short-share'; Help = 'The share of the steps that use --short-window'; Kind = 'text'; Words = @()}
         @{Of = 'finetune'; What = 'flag'; Name = '--learning-rate'; Help = 'The highest learning rate'; Kind = 'text'; Words = @()}
         @{Of = 'finetune'; What = 'flag'; Name = '--schedule'; Help = 'How the learning rate falls to 0'; Kind = 'words'; Words = @('cosine', 'linear', 'constant')}
-        @{Of = 'finetune'; What = 'flag'; Name = '--warmup'; Help = 'Steps in which it rises'; Kind = 'text'; Words = @()}
-        @{Of = 'finetune'; What = 'flag'; Name = '--decay'; Help = 'The share of the steps in which a constant one falls'; Kind = 'text'; Words = @()}
-        @{Of = 'finetune'; What = 'flag'; Name = '--optimizer'; Help = 'muon: for the layers'' matrices; AdamW for the rest'; Kind = 'words'; Words = @('adamw', 'muon')}
-        @{Of = 'finetune'; What = 'flag'; Name = '--muon-scale'; Help = 'Muon''s learning rate, in terms of the other'; Kind = 'text'; Words = @()}
-        @{Of = 'finetune'; What = 'flag'; Name = '--weight-decay'; Help = 'Of matrices'; Kind = 'text'; Words = @()}
-        @{Of = 'finetune'; What = 'flag'; Name = '--dropout'; Help = 'Default: the model''s own; 0 from scratch'; Kind = 'text'; Words = @()}
-        @{Of = 'finetune'; What = 'flag'; Name = '--clip'; Help = 'The largest norm of the gradients; 0 is off'; Kind = 'text'; Words = @()}
+        @{Of = 'finetune'; What = 'flag'; Name = '--warmup'; Help = 'The steps over which the learning rate rises'; Kind = 'text'; Words = @()}
+        @{Of = 'finetune'; What = 'flag'; Name = '--decay'; Help = 'With a constant schedule, the share of the steps over which the learning rate falls at the end'; Kind = 'text'; Words = @()}
+        @{Of = 'finetune'; What = 'flag'; Name = '--optimizer'; Help = 'muon: Muon for the weight matrices of the layers, AdamW for the rest'; Kind = 'words'; Words = @('adamw', 'muon')}
+        @{Of = 'finetune'; What = 'flag'; Name = '--muon-scale'; Help = 'Muon''s learning rate, as a multiple of --learning-rate'; Kind = 'text'; Words = @()}
+        @{Of = 'finetune'; What = 'flag'; Name = '--weight-decay'; Help = 'Weight decay for weight matrices'; Kind = 'text'; Words = @()}
+        @{Of = 'finetune'; What = 'flag'; Name = '--dropout'; Help = 'The dropout probability'; Kind = 'text'; Words = @()}
+        @{Of = 'finetune'; What = 'flag'; Name = '--clip'; Help = 'Clip the gradients to this norm; 0 turns this off'; Kind = 'text'; Words = @()}
         @{Of = 'finetune'; What = 'flag'; Name = '--seed'; Help = 'The same seed gives the same training'; Kind = 'text'; Words = @()}
-        @{Of = 'finetune'; What = 'flag'; Name = '--patience'; Help = 'Stop after N evaluations without a better one; keep the best'; Kind = 'text'; Words = @()}
+        @{Of = 'finetune'; What = 'flag'; Name = '--patience'; Help = 'Stop after N evaluations without improvement, and keep the best model'; Kind = 'text'; Words = @()}
         @{Of = 'finetune'; What = 'flag'; Name = '--evaluate-every'; Help = 'Steps between evaluations'; Kind = 'text'; Words = @()}
         @{Of = 'finetune'; What = 'flag'; Name = '--save-every'; Help = 'Steps between checkpoints'; Kind = 'text'; Words = @()}
-        @{Of = 'finetune'; What = 'flag'; Name = '--sample-every'; Help = 'Steps between samples; 0: none'; Kind = 'text'; Words = @()}
-        @{Of = 'finetune'; What = 'flag'; Name = '--log-every'; Help = 'Steps between reports'; Kind = 'text'; Words = @()}
-        @{Of = 'finetune'; What = 'flag'; Name = '--precision'; Help = 'Of the matrix products; auto is bf16 where the hardware has it'; Kind = 'words'; Words = @('auto', 'fp32', 'bf16')}
-        @{Of = 'finetune'; What = 'flag'; Name = '--device'; Help = 'Where to train'; Kind = 'words'; Words = @('auto', 'cpu', 'cuda', 'mps')}
-        @{Of = 'finetune'; What = 'flag'; Name = '--threads'; Help = 'CPU threads'; Kind = 'text'; Words = @()}
-        @{Of = 'finetune'; What = 'flag'; Name = '--resume'; Help = 'Go on with the training in the directory --output'; Kind = ''; Words = @()}
-        @{Of = 'finetune'; What = 'flag'; Name = '--config'; Help = 'Read options from a TOML file: learning-rate = 1e-3'; Kind = 'file'; Words = @()}
-        @{Of = 'finetune'; What = 'flag'; Name = '--output'; Help = 'The directory of the new model, and of its checkpoints until then'; Kind = 'directory'; Words = @()}
-        @{Of = 'finetune'; What = 'flag'; Name = '-o'; Help = 'The directory of the new model, and of its checkpoints until then'; Kind = 'directory'; Words = @()}
-        @{Of = 'finetune'; What = 'flag'; Name = '--name'; Help = 'Put the model into the store under this name: gpt2cli generate -m NAME'; Kind = 'text'; Words = @()}
-        @{Of = 'finetune'; What = 'flag'; Name = '--save-precision'; Help = 'Of the saved weights'; Kind = 'words'; Words = @('fp32', 'fp16', 'bf16')}
-        @{Of = 'finetune'; What = 'flag'; Name = '--samples'; Help = 'Texts in the model card, with the seeds 1, 2, ... Default: 3'; Kind = 'text'; Words = @()}
-        @{Of = 'finetune'; What = 'flag'; Name = '--sample-tokens'; Help = 'Tokens of each'; Kind = 'text'; Words = @()}
-        @{Of = 'finetune'; What = 'flag'; Name = '--sample-prompt'; Help = 'What they continue'; Kind = 'text'; Words = @()}
+        @{Of = 'finetune'; What = 'flag'; Name = '--sample-every'; Help = 'Steps between samples; 0 draws none'; Kind = 'text'; Words = @()}
+        @{Of = 'finetune'; What = 'flag'; Name = '--log-every'; Help = 'Steps between progress reports'; Kind = 'text'; Words = @()}
+        @{Of = 'finetune'; What = 'flag'; Name = '--precision'; Help = 'The precision of matrix products; auto is bf16 if the hardware supports it'; Kind = 'words'; Words = @('auto', 'fp32', 'bf16')}
+        @{Of = 'finetune'; What = 'flag'; Name = '--device'; Help = 'The device to train on'; Kind = 'words'; Words = @('auto', 'cpu', 'cuda', 'mps')}
+        @{Of = 'finetune'; What = 'flag'; Name = '--threads'; Help = 'The number of CPU threads'; Kind = 'text'; Words = @()}
+        @{Of = 'finetune'; What = 'flag'; Name = '--resume'; Help = 'Continue the training in the directory --output'; Kind = ''; Words = @()}
+        @{Of = 'finetune'; What = 'flag'; Name = '--config'; Help = 'Read options from a TOML file, as in learning-rate = 1e-3'; Kind = 'file'; Words = @()}
+        @{Of = 'finetune'; What = 'flag'; Name = '--output'; Help = 'The directory for the new model; until it is finished, for its checkpoints'; Kind = 'directory'; Words = @()}
+        @{Of = 'finetune'; What = 'flag'; Name = '-o'; Help = 'The directory for the new model; until it is finished, for its checkpoints'; Kind = 'directory'; Words = @()}
+        @{Of = 'finetune'; What = 'flag'; Name = '--name'; Help = 'Put the model into the store under this name, for gpt2cli generate -m NAME'; Kind = 'text'; Words = @()}
+        @{Of = 'finetune'; What = 'flag'; Name = '--save-precision'; Help = 'The precision of the saved weights'; Kind = 'words'; Words = @('fp32', 'fp16', 'bf16')}
+        @{Of = 'finetune'; What = 'flag'; Name = '--samples'; Help = 'The number of sample texts in the model card, with the seeds 1, 2, ... Default: 3'; Kind = 'text'; Words = @()}
+        @{Of = 'finetune'; What = 'flag'; Name = '--sample-tokens'; Help = 'Tokens per sample text'; Kind = 'text'; Words = @()}
+        @{Of = 'finetune'; What = 'flag'; Name = '--sample-prompt'; Help = 'The prompt of the sample texts'; Kind = 'text'; Words = @()}
         @{Of = 'finetune'; What = 'flag'; Name = '--default-temperature'; Help = 'The model''s default temperature'; Kind = 'text'; Words = @()}
-        @{Of = 'finetune'; What = 'flag'; Name = '--title'; Help = 'Of the model card'; Kind = 'text'; Words = @()}
-        @{Of = 'finetune'; What = 'flag'; Name = '--license'; Help = 'For the model card'; Kind = 'text'; Words = @()}
-        @{Of = 'finetune'; What = 'flag'; Name = '--description'; Help = 'A paragraph for the model card'; Kind = 'text'; Words = @()}
-        @{Of = 'finetune'; What = 'flag'; Name = '--keep-checkpoints'; Help = 'Do not remove the checkpoints at the end'; Kind = ''; Words = @()}
-        @{Of = 'finetune'; What = 'flag'; Name = '--plot'; Help = 'Draw the loss curve into an .svg or .png file'; Kind = 'file'; Words = @()}
-        @{Of = 'finetune'; What = 'flag'; Name = '--jsonl'; Help = 'JSON events, one a line: start, token, end, summary'; Kind = ''; Words = @()}
-        @{Of = 'finetune'; What = 'flag'; Name = '--quiet'; Help = 'No notes and warnings on stderr'; Kind = ''; Words = @()}
-        @{Of = 'finetune'; What = 'flag'; Name = '-q'; Help = 'No notes and warnings on stderr'; Kind = ''; Words = @()}
-        @{Of = 'finetune'; What = 'flag'; Name = '--debug'; Help = 'Show a traceback with an error'; Kind = ''; Words = @()}
+        @{Of = 'finetune'; What = 'flag'; Name = '--title'; Help = 'The title of the model card'; Kind = 'text'; Words = @()}
+        @{Of = 'finetune'; What = 'flag'; Name = '--license'; Help = 'The licence named in the model card'; Kind = 'text'; Words = @()}
+        @{Of = 'finetune'; What = 'flag'; Name = '--description'; Help = 'A paragraph of description for the model card'; Kind = 'text'; Words = @()}
+        @{Of = 'finetune'; What = 'flag'; Name = '--keep-checkpoints'; Help = 'Keep the checkpoints when the training is finished'; Kind = ''; Words = @()}
+        @{Of = 'finetune'; What = 'flag'; Name = '--plot'; Help = 'Plot the loss curve in an .svg or .png file'; Kind = 'file'; Words = @()}
+        @{Of = 'finetune'; What = 'flag'; Name = '--jsonl'; Help = 'Print JSON events, one per line'; Kind = ''; Words = @()}
+        @{Of = 'finetune'; What = 'flag'; Name = '--quiet'; Help = 'Print no notes or warnings on stderr'; Kind = ''; Words = @()}
+        @{Of = 'finetune'; What = 'flag'; Name = '-q'; Help = 'Print no notes or warnings on stderr'; Kind = ''; Words = @()}
+        @{Of = 'finetune'; What = 'flag'; Name = '--debug'; Help = 'Show a traceback if there is an error'; Kind = ''; Words = @()}
         @{Of = 'finetune'; What = 'flag'; Name = '--help'; Help = 'Show this message and exit'; Kind = ''; Words = @()}
         @{Of = 'finetune'; What = 'flag'; Name = '-h'; Help = 'Show this message and exit'; Kind = ''; Words = @()}
         @{Of = 'finetune'; What = '0+'; Name = 'DATA'; Help = 'DATA'; Kind = 'file'; Words = @()}
         @{Of = 'distill'; What = 'flag'; Name = '--field'; Help = 'The field of a JSONL object that holds the text'; Kind = 'text'; Words = @()}
-        @{Of = 'distill'; What = 'flag'; Name = '--separator'; Help = 'What stands between the documents of a file; empty: nothing'; Kind = 'text'; Words = @()}
-        @{Of = 'distill'; What = 'flag'; Name = '--validation'; Help = 'The share of the text held back for validation'; Kind = 'text'; Words = @()}
+        @{Of = 'distill'; What = 'flag'; Name = '--separator'; Help = 'The text that separates the documents in a file; if empty, a file is one document'; Kind = 'text'; Words = @()}
+        @{Of = 'distill'; What = 'flag'; Name = '--validation'; Help = 'The share of the text that is held back for validation'; Kind = 'text'; Words = @()}
         @{Of = 'distill'; What = 'flag'; Name = '--validation-data'; Help = 'Validate on this text instead; may be given several times'; Kind = 'file'; Words = @()}
-        @{Of = 'distill'; What = 'flag'; Name = '--test-data'; Help = 'Score this text at the end, never trained on; may be given several times'; Kind = 'file'; Words = @()}
-        @{Of = 'distill'; What = 'flag'; Name = '--teacher'; Help = 'The model to learn from: a directory, or a name on this disk'; Kind = 'text'; Words = @()}
+        @{Of = 'distill'; What = 'flag'; Name = '--test-data'; Help = 'Score this text at the end; it is never trained on'; Kind = 'file'; Words = @()}
+        @{Of = 'distill'; What = 'flag'; Name = '--teacher'; Help = 'The model to learn from: a directory, or a name'; Kind = 'text'; Words = @()}
         @{Of = 'distill'; What = 'flag'; Name = '--revision'; Help = 'A branch, tag or commit of the model'; Kind = 'text'; Words = @()}
-        @{Of = 'distill'; What = 'flag'; Name = '--student-layers'; Help = 'Of the student'; Kind = 'text'; Words = @()}
-        @{Of = 'distill'; What = 'flag'; Name = '--distill-temperature'; Help = 'Of the soft targets'; Kind = 'text'; Words = @()}
-        @{Of = 'distill'; What = 'flag'; Name = '--soft-weight'; Help = 'Of the soft targets'' loss'; Kind = 'text'; Words = @()}
-        @{Of = 'distill'; What = 'flag'; Name = '--lm-weight'; Help = 'Of the language-modelling loss'; Kind = 'text'; Words = @()}
-        @{Of = 'distill'; What = 'flag'; Name = '--cosine-weight'; Help = 'Of the hidden states'' cosine loss'; Kind = 'text'; Words = @()}
-        @{Of = 'distill'; What = 'flag'; Name = '--random-init'; Help = 'Start from random weights, not the teacher''s layers'; Kind = ''; Words = @()}
-        @{Of = 'distill'; What = 'flag'; Name = '--steps'; Help = 'Optimizer steps'; Kind = 'text'; Words = @()}
-        @{Of = 'distill'; What = 'flag'; Name = '--epochs'; Help = 'Passes over the text, instead of --steps'; Kind = 'text'; Words = @()}
-        @{Of = 'distill'; What = 'flag'; Name = '--batch-size'; Help = 'Windows a step'; Kind = 'text'; Words = @()}
-        @{Of = 'distill'; What = 'flag'; Name = '--micro-batch-size'; Help = 'Windows at a time; less needs less memory'; Kind = 'text'; Words = @()}
-        @{Of = 'distill'; What = 'flag'; Name = '--window'; Help = 'Tokens a window'; Kind = 'text'; Words = @()}
-        @{Of = 'distill'; What = 'flag'; Name = '--short-window'; Help = 'Train with this window first: as many tokens a step, faster'; Kind = 'text'; Words = @()}
-        @{Of = 'distill'; What = 'flag'; Name = '--short-share'; Help = 'The share of the steps that --short-window is for'; Kind = 'text'; Words = @()}
+        @{Of = 'distill'; What = 'flag'; Name = '--student-layers'; Help = 'The number of the student''s layers'; Kind = 'text'; Words = @()}
+        @{Of = 'distill'; What = 'flag'; Name = '--distill-temperature'; Help = 'The temperature of the soft targets'; Kind = 'text'; Words = @()}
+        @{Of = 'distill'; What = 'flag'; Name = '--soft-weight'; Help = 'The weight of the loss on the soft targets'; Kind = 'text'; Words = @()}
+        @{Of = 'distill'; What = 'flag'; Name = '--lm-weight'; Help = 'The weight of the language-modelling loss'; Kind = 'text'; Words = @()}
+        @{Of = 'distill'; What = 'flag'; Name = '--cosine-weight'; Help = 'The weight of the cosine loss on the hidden states'; Kind = 'text'; Words = @()}
+        @{Of = 'distill'; What = 'flag'; Name = '--random-init'; Help = 'Start from random weights, not from the teacher''s layers'; Kind = ''; Words = @()}
+        @{Of = 'distill'; What = 'flag'; Name = '--steps'; Help = 'The number of optimizer steps'; Kind = 'text'; Words = @()}
+        @{Of = 'distill'; What = 'flag'; Name = '--epochs'; Help = 'The number of passes over the text, instead of --steps'; Kind = 'text'; Words = @()}
+        @{Of = 'distill'; What = 'flag'; Name = '--batch-size'; Help = 'Windows per step'; Kind = 'text'; Words = @()}
+        @{Of = 'distill'; What = 'flag'; Name = '--micro-batch-size'; Help = 'Windows computed at a time; fewer need less memory'; Kind = 'text'; Words = @()}
+        @{Of = 'distill'; What = 'flag'; Name = '--window'; Help = 'Tokens per window'; Kind = 'text'; Words = @()}
+        @{Of = 'distill'; What = 'flag'; Name = '--short-window'; Help = 'Begin with windows of N tokens: as many tokens per step, but faster'; Kind = 'text'; Words = @()}
+        @{Of = 'distill'; What = 'flag'; Name = '--short-share'; Help = 'The share of the steps that use --short-window'; Kind = 'text'; Words = @()}
         @{Of = 'distill'; What = 'flag'; Name = '--learning-rate'; Help = 'The highest learning rate'; Kind = 'text'; Words = @()}
         @{Of = 'distill'; What = 'flag'; Name = '--schedule'; Help = 'How the learning rate falls to 0'; Kind = 'words'; Words = @('cosine', 'linear', 'constant')}
-        @{Of = 'distill'; What = 'flag'; Name = '--warmup'; Help = 'Steps in which it rises'; Kind = 'text'; Words = @()}
-        @{Of = 'distill'; What = 'flag'; Name = '--decay'; Help = 'The share of the steps in which a constant one falls'; Kind = 'text'; Words = @()}
-        @{Of = 'distill'; What = 'flag'; Name = '--optimizer'; Help = 'muon: for the layers'' matrices; AdamW for the rest'; Kind = 'words'; Words = @('adamw', 'muon')}
-        @{Of = 'distill'; What = 'flag'; Name = '--muon-scale'; Help = 'Muon''s learning rate, in terms of the other'; Kind = 'text'; Words = @()}
-        @{Of = 'distill'; What = 'flag'; Name = '--weight-decay'; Help = 'Of matrices'; Kind = 'text'; Words = @()}
-        @{Of = 'distill'; What = 'flag'; Name = '--dropout'; Help = 'Default: the model''s own; 0 from scratch'; Kind = 'text'; Words = @()}
-        @{Of = 'distill'; What = 'flag'; Name = '--clip'; Help = 'The largest norm of the gradients; 0 is off'; Kind = 'text'; Words = @()}
+        @{Of = 'distill'; What = 'flag'; Name = '--warmup'; Help = 'The steps over which the learning rate rises'; Kind = 'text'; Words = @()}
+        @{Of = 'distill'; What = 'flag'; Name = '--decay'; Help = 'With a constant schedule, the share of the steps over which the learning rate falls at the end'; Kind = 'text'; Words = @()}
+        @{Of = 'distill'; What = 'flag'; Name = '--optimizer'; Help = 'muon: Muon for the weight matrices of the layers, AdamW for the rest'; Kind = 'words'; Words = @('adamw', 'muon')}
+        @{Of = 'distill'; What = 'flag'; Name = '--muon-scale'; Help = 'Muon''s learning rate, as a multiple of --learning-rate'; Kind = 'text'; Words = @()}
+        @{Of = 'distill'; What = 'flag'; Name = '--weight-decay'; Help = 'Weight decay for weight matrices'; Kind = 'text'; Words = @()}
+        @{Of = 'distill'; What = 'flag'; Name = '--dropout'; Help = 'The dropout probability'; Kind = 'text'; Words = @()}
+        @{Of = 'distill'; What = 'flag'; Name = '--clip'; Help = 'Clip the gradients to this norm; 0 turns this off'; Kind = 'text'; Words = @()}
         @{Of = 'distill'; What = 'flag'; Name = '--seed'; Help = 'The same seed gives the same training'; Kind = 'text'; Words = @()}
-        @{Of = 'distill'; What = 'flag'; Name = '--patience'; Help = 'Stop after N evaluations without a better one; keep the best'; Kind = 'text'; Words = @()}
+        @{Of = 'distill'; What = 'flag'; Name = '--patience'; Help = 'Stop after N evaluations without improvement, and keep the best model'; Kind = 'text'; Words = @()}
         @{Of = 'distill'; What = 'flag'; Name = '--evaluate-every'; Help = 'Steps between evaluations'; Kind = 'text'; Words = @()}
         @{Of = 'distill'; What = 'flag'; Name = '--save-every'; Help = 'Steps between checkpoints'; Kind = 'text'; Words = @()}
-        @{Of = 'distill'; What = 'flag'; Name = '--sample-every'; Help = 'Steps between samples; 0: none'; Kind = 'text'; Words = @()}
-        @{Of = 'distill'; What = 'flag'; Name = '--log-every'; Help = 'Steps between reports'; Kind = 'text'; Words = @()}
-        @{Of = 'distill'; What = 'flag'; Name = '--precision'; Help = 'Of the matrix products; auto is bf16 where the hardware has it'; Kind = 'words'; Words = @('auto', 'fp32', 'bf16')}
-        @{Of = 'distill'; What = 'flag'; Name = '--device'; Help = 'Where to train'; Kind = 'words'; Words = @('auto', 'cpu', 'cuda', 'mps')}
-        @{Of = 'distill'; What = 'flag'; Name = '--threads'; Help = 'CPU threads'; Kind = 'text'; Words = @()}
-        @{Of = 'distill'; What = 'flag'; Name = '--resume'; Help = 'Go on with the training in the directory --output'; Kind = ''; Words = @()}
-        @{Of = 'distill'; What = 'flag'; Name = '--config'; Help = 'Read options from a TOML file: learning-rate = 1e-3'; Kind = 'file'; Words = @()}
-        @{Of = 'distill'; What = 'flag'; Name = '--output'; Help = 'The directory of the new model, and of its checkpoints until then'; Kind = 'directory'; Words = @()}
-        @{Of = 'distill'; What = 'flag'; Name = '-o'; Help = 'The directory of the new model, and of its checkpoints until then'; Kind = 'directory'; Words = @()}
-        @{Of = 'distill'; What = 'flag'; Name = '--name'; Help = 'Put the model into the store under this name: gpt2cli generate -m NAME'; Kind = 'text'; Words = @()}
-        @{Of = 'distill'; What = 'flag'; Name = '--save-precision'; Help = 'Of the saved weights'; Kind = 'words'; Words = @('fp32', 'fp16', 'bf16')}
-        @{Of = 'distill'; What = 'flag'; Name = '--samples'; Help = 'Texts in the model card, with the seeds 1, 2, ... Default: 3'; Kind = 'text'; Words = @()}
-        @{Of = 'distill'; What = 'flag'; Name = '--sample-tokens'; Help = 'Tokens of each'; Kind = 'text'; Words = @()}
-        @{Of = 'distill'; What = 'flag'; Name = '--sample-prompt'; Help = 'What they continue'; Kind = 'text'; Words = @()}
+        @{Of = 'distill'; What = 'flag'; Name = '--sample-every'; Help = 'Steps between samples; 0 draws none'; Kind = 'text'; Words = @()}
+        @{Of = 'distill'; What = 'flag'; Name = '--log-every'; Help = 'Steps between progress reports'; Kind = 'text'; Words = @()}
+        @{Of = 'distill'; What = 'flag'; Name = '--precision'; Help = 'The precision of matrix products; auto is bf16 if the hardware supports it'; Kind = 'words'; Words = @('auto', 'fp32', 'bf16')}
+        @{Of = 'distill'; What = 'flag'; Name = '--device'; Help = 'The device to train on'; Kind = 'words'; Words = @('auto', 'cpu', 'cuda', 'mps')}
+        @{Of = 'distill'; What = 'flag'; Name = '--threads'; Help = 'The number of CPU threads'; Kind = 'text'; Words = @()}
+        @{Of = 'distill'; What = 'flag'; Name = '--resume'; Help = 'Continue the training in the directory --output'; Kind = ''; Words = @()}
+        @{Of = 'distill'; What = 'flag'; Name = '--config'; Help = 'Read options from a TOML file, as in learning-rate = 1e-3'; Kind = 'file'; Words = @()}
+        @{Of = 'distill'; What = 'flag'; Name = '--output'; Help = 'The directory for the new model; until it is finished, for its checkpoints'; Kind = 'directory'; Words = @()}
+        @{Of = 'distill'; What = 'flag'; Name = '-o'; Help = 'The directory for the new model; until it is finished, for its checkpoints'; Kind = 'directory'; Words = @()}
+        @{Of = 'distill'; What = 'flag'; Name = '--name'; Help = 'Put the model into the store under this name, for gpt2cli generate -m NAME'; Kind = 'text'; Words = @()}
+        @{Of = 'distill'; What = 'flag'; Name = '--save-precision'; Help = 'The precision of the saved weights'; Kind = 'words'; Words = @('fp32', 'fp16', 'bf16')}
+        @{Of = 'distill'; What = 'flag'; Name = '--samples'; Help = 'The number of sample texts in the model card, with the seeds 1, 2, ... Default: 3'; Kind = 'text'; Words = @()}
+        @{Of = 'distill'; What = 'flag'; Name = '--sample-tokens'; Help = 'Tokens per sample text'; Kind = 'text'; Words = @()}
+        @{Of = 'distill'; What = 'flag'; Name = '--sample-prompt'; Help = 'The prompt of the sample texts'; Kind = 'text'; Words = @()}
         @{Of = 'distill'; What = 'flag'; Name = '--default-temperature'; Help = 'The model''s default temperature'; Kind = 'text'; Words = @()}
-        @{Of = 'distill'; What = 'flag'; Name = '--title'; Help = 'Of the model card'; Kind = 'text'; Words = @()}
-        @{Of = 'distill'; What = 'flag'; Name = '--license'; Help = 'For the model card'; Kind = 'text'; Words = @()}
-        @{Of = 'distill'; What = 'flag'; Name = '--description'; Help = 'A paragraph for the model card'; Kind = 'text'; Words = @()}
-        @{Of = 'distill'; What = 'flag'; Name = '--keep-checkpoints'; Help = 'Do not remove the checkpoints at the end'; Kind = ''; Words = @()}
-        @{Of = 'distill'; What = 'flag'; Name = '--plot'; Help = 'Draw the loss curve into an .svg or .png file'; Kind = 'file'; Words = @()}
-        @{Of = 'distill'; What = 'flag'; Name = '--jsonl'; Help = 'JSON events, one a line: start, token, end, summary'; Kind = ''; Words = @()}
-        @{Of = 'distill'; What = 'flag'; Name = '--quiet'; Help = 'No notes and warnings on stderr'; Kind = ''; Words = @()}
-        @{Of = 'distill'; What = 'flag'; Name = '-q'; Help = 'No notes and warnings on stderr'; Kind = ''; Words = @()}
-        @{Of = 'distill'; What = 'flag'; Name = '--debug'; Help = 'Show a traceback with an error'; Kind = ''; Words = @()}
+        @{Of = 'distill'; What = 'flag'; Name = '--title'; Help = 'The title of the model card'; Kind = 'text'; Words = @()}
+        @{Of = 'distill'; What = 'flag'; Name = '--license'; Help = 'The licence named in the model card'; Kind = 'text'; Words = @()}
+        @{Of = 'distill'; What = 'flag'; Name = '--description'; Help = 'A paragraph of description for the model card'; Kind = 'text'; Words = @()}
+        @{Of = 'distill'; What = 'flag'; Name = '--keep-checkpoints'; Help = 'Keep the checkpoints when the training is finished'; Kind = ''; Words = @()}
+        @{Of = 'distill'; What = 'flag'; Name = '--plot'; Help = 'Plot the loss curve in an .svg or .png file'; Kind = 'file'; Words = @()}
+        @{Of = 'distill'; What = 'flag'; Name = '--jsonl'; Help = 'Print JSON events, one per line'; Kind = ''; Words = @()}
+        @{Of = 'distill'; What = 'flag'; Name = '--quiet'; Help = 'Print no notes or warnings on stderr'; Kind = ''; Words = @()}
+        @{Of = 'distill'; What = 'flag'; Name = '-q'; Help = 'Print no notes or warnings on stderr'; Kind = ''; Words = @()}
+        @{Of = 'distill'; What = 'flag'; Name = '--debug'; Help = 'Show a traceback if there is an error'; Kind = ''; Words = @()}
         @{Of = 'distill'; What = 'flag'; Name = '--help'; Help = 'Show this message and exit'; Kind = ''; Words = @()}
         @{Of = 'distill'; What = 'flag'; Name = '-h'; Help = 'Show this message and exit'; Kind = ''; Words = @()}
         @{Of = 'distill'; What = '0+'; Name = 'DATA'; Help = 'DATA'; Kind = 'file'; Words = @()}
-        @{Of = 'bench'; What = 'flag'; Name = '--model'; Help = 'A model directory, or a name (gpt2, owner/name); one that is not on this disk is pulled'; Kind = 'model'; Words = @()}
-        @{Of = 'bench'; What = 'flag'; Name = '-m'; Help = 'A model directory, or a name (gpt2, owner/name); one that is not on this disk is pulled'; Kind = 'model'; Words = @()}
+        @{Of = 'bench'; What = 'flag'; Name = '--model'; Help = 'A model directory, or a name (gpt2, owner/name); a model that is not on this disk is pulled first'; Kind = 'model'; Words = @()}
+        @{Of = 'bench'; What = 'flag'; Name = '-m'; Help = 'A model directory, or a name (gpt2, owner/name); a model that is not on this disk is pulled first'; Kind = 'model'; Words = @()}
         @{Of = 'bench'; What = 'flag'; Name = '--revision'; Help = 'A branch, tag or commit of the model'; Kind = 'text'; Words = @()}
         @{Of = 'bench'; What = 'flag'; Name = '--offline'; Help = 'Never use the network'; Kind = ''; Words = @()}
-        @{Of = 'bench'; What = 'flag'; Name = '--allow-pickle'; Help = 'Read .bin checkpoints too, plain tensors only (weights_only)'; Kind = ''; Words = @()}
+        @{Of = 'bench'; What = 'flag'; Name = '--allow-pickle'; Help = 'Also read .bin checkpoints; only plain tensors are unpickled (weights_only)'; Kind = ''; Words = @()}
         @{Of = 'bench'; What = 'flag'; Name = '--against'; Help = 'Measure this, too, in the same rounds; repeatable'; Kind = 'words'; Words = @('transformers', 'llama.cpp')}
         @{Of = 'bench'; What = 'flag'; Name = '--gguf'; Help = 'The model for llama.cpp, which needs llama-completion and llama-bench on PATH; repeatable'; Kind = 'file'; Words = @()}
         @{Of = 'bench'; What = 'flag'; Name = '--precision'; Help = 'auto, fp32, fp16, bf16, int8, int4; repeatable'; Kind = 'text'; Words = @()}
@@ -528,26 +528,26 @@ Register-ArgumentCompleter -Native -CommandName gpt2cli -ScriptBlock {
         @{Of = 'bench'; What = 'flag'; Name = '--no-settled'; Help = 'The rates of a loaded model: prompts and steps'; Kind = ''; Words = @()}
         @{Of = 'bench'; What = 'flag'; Name = '--busy'; Help = 'The settled rates also with one core kept busy by another process'; Kind = ''; Words = @()}
         @{Of = 'bench'; What = 'flag'; Name = '--plot'; Help = 'Draw tokens over time into FILE.svg or .png'; Kind = 'file'; Words = @()}
-        @{Of = 'bench'; What = 'flag'; Name = '--json'; Help = 'One JSON document'; Kind = ''; Words = @()}
+        @{Of = 'bench'; What = 'flag'; Name = '--json'; Help = 'Print one JSON document'; Kind = ''; Words = @()}
         @{Of = 'bench'; What = 'flag'; Name = '--markdown'; Help = 'The tables in Markdown, below the name of the machine'; Kind = ''; Words = @()}
-        @{Of = 'bench'; What = 'flag'; Name = '--quiet'; Help = 'No notes and warnings on stderr'; Kind = ''; Words = @()}
-        @{Of = 'bench'; What = 'flag'; Name = '-q'; Help = 'No notes and warnings on stderr'; Kind = ''; Words = @()}
-        @{Of = 'bench'; What = 'flag'; Name = '--device'; Help = 'Where to run'; Kind = 'words'; Words = @('auto', 'cpu', 'cuda', 'mps')}
-        @{Of = 'bench'; What = 'flag'; Name = '--threads'; Help = 'CPU threads'; Kind = 'text'; Words = @()}
-        @{Of = 'bench'; What = 'flag'; Name = '--debug'; Help = 'Show a traceback with an error'; Kind = ''; Words = @()}
+        @{Of = 'bench'; What = 'flag'; Name = '--quiet'; Help = 'Print no notes or warnings on stderr'; Kind = ''; Words = @()}
+        @{Of = 'bench'; What = 'flag'; Name = '-q'; Help = 'Print no notes or warnings on stderr'; Kind = ''; Words = @()}
+        @{Of = 'bench'; What = 'flag'; Name = '--device'; Help = 'The device to run on'; Kind = 'words'; Words = @('auto', 'cpu', 'cuda', 'mps')}
+        @{Of = 'bench'; What = 'flag'; Name = '--threads'; Help = 'The number of CPU threads'; Kind = 'text'; Words = @()}
+        @{Of = 'bench'; What = 'flag'; Name = '--debug'; Help = 'Show a traceback if there is an error'; Kind = ''; Words = @()}
         @{Of = 'bench'; What = 'flag'; Name = '--help'; Help = 'Show this message and exit'; Kind = ''; Words = @()}
         @{Of = 'bench'; What = 'flag'; Name = '-h'; Help = 'Show this message and exit'; Kind = ''; Words = @()}
         @{Of = 'completions'; What = 'flag'; Name = '--help'; Help = 'Show this message and exit'; Kind = ''; Words = @()}
         @{Of = 'completions'; What = 'flag'; Name = '-h'; Help = 'Show this message and exit'; Kind = ''; Words = @()}
         @{Of = 'completions'; What = '0'; Name = 'SHELL'; Help = 'SHELL'; Kind = 'words'; Words = @('bash', 'zsh', 'fish', 'powershell')}
-        @{Of = 'config'; What = 'command'; Name = 'list'; Help = 'Every setting with its value, and where the value comes from'; Kind = ''; Words = @()}
+        @{Of = 'config'; What = 'command'; Name = 'list'; Help = 'List every setting with its value, and where the value comes from'; Kind = ''; Words = @()}
         @{Of = 'config'; What = 'command'; Name = 'get'; Help = 'Print one value; nothing when it is not set'; Kind = ''; Words = @()}
         @{Of = 'config'; What = 'command'; Name = 'set'; Help = 'Write one value into config.toml'; Kind = ''; Words = @()}
         @{Of = 'config'; What = 'command'; Name = 'unset'; Help = 'Remove one value from config.toml'; Kind = ''; Words = @()}
         @{Of = 'config'; What = 'command'; Name = 'path'; Help = 'Print where config.toml is'; Kind = ''; Words = @()}
         @{Of = 'config'; What = 'flag'; Name = '--help'; Help = 'Show this message and exit'; Kind = ''; Words = @()}
         @{Of = 'config'; What = 'flag'; Name = '-h'; Help = 'Show this message and exit'; Kind = ''; Words = @()}
-        @{Of = 'config list'; What = 'flag'; Name = '--json'; Help = 'One JSON object'; Kind = ''; Words = @()}
+        @{Of = 'config list'; What = 'flag'; Name = '--json'; Help = 'Print one JSON object'; Kind = ''; Words = @()}
         @{Of = 'config list'; What = 'flag'; Name = '--help'; Help = 'Show this message and exit'; Kind = ''; Words = @()}
         @{Of = 'config list'; What = 'flag'; Name = '-h'; Help = 'Show this message and exit'; Kind = ''; Words = @()}
         @{Of = 'config get'; What = 'flag'; Name = '--help'; Help = 'Show this message and exit'; Kind = ''; Words = @()}

@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from gpt2cli.errors import InvalidOption, ModelFileError, ModelNotFound
+from gpt2cli.model_files import PICKLE_FILES, WEIGHT_FILES
 from gpt2cli.options import GenerateOptions, shown
 from gpt2cli.safetensors_header import TensorInfo, read_header
 from gpt2cli.untrusted import read_json
@@ -49,9 +50,6 @@ GENERATION_KEYS = (
 
 _LEGACY_BUFFER = re.compile(r"h\.\d+\.attn\.(bias|masked_bias)")
 _SHARD_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,254}")
-
-WEIGHT_FILES = ("model.safetensors", "model.safetensors.index.json")
-PICKLE_FILES = ("pytorch_model.bin", "pytorch_model.bin.index.json")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -26,7 +26,7 @@ DEFAULT_MAX_NEW_TOKENS = 128
 MIN_TEMPERATURE = 1e-3
 MIN_PENALTY, MAX_PENALTY = 0.01, 100.0
 MAX_WHOLE = 2**63 - 1
-"""Of what has no limit of its own."""
+"""The limit of a whole number that has none of its own."""
 
 
 def shown(value: Any) -> str:

@@ -380,7 +380,7 @@ def test_fish_with_a_later_tree(line: str, nasty_world: World) -> None:
 def test_fish_shows_what_a_flag_means(world: World, nasty_world: World) -> None:
     need("fish")
     assert fish_lines(world, "gpt2cli generate --gree") == [
-        "--greedy\tAlways take the likeliest token (temperature 0)"
+        "--greedy\tAlways take the most likely token (the same as --temperature 0)"
     ]
     assert fish_lines(nasty_world, "gpt2cli train --out") == [f"--output\t{NASTY}"]
     assert f"train\t{NASTY}" in fish_lines(nasty_world, "gpt2cli ")

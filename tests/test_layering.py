@@ -14,13 +14,15 @@ from cli import command_paths
 from support import REPOSITORY, native_available, some_slow
 
 PACKAGE = REPOSITORY / "gpt2cli"
-BASE = {"errors", "options", "paths", "files", "untrusted"}
+BASE = {"errors", "options", "paths", "files", "untrusted", "model_files", "likelihood"}
 MIDDLE = {"settings", "checkpoint", "text"}
 ALLOWED: dict[str, set[str]] = {
     "errors": set(),
     "options": {"errors"},
     "paths": {"errors"},
     "files": {"errors"},
+    "model_files": set(),
+    "likelihood": set(),
     "untrusted": {"errors", "options"},
     "safetensors_header": BASE,
     "settings": BASE,

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from gpt2cli.analysis.windows import WindowOptions, by_length, from_token, windows
+from gpt2cli.analysis.windows import WindowOptions, from_token, windows
 from gpt2cli.errors import InvalidOption
 
 
@@ -83,21 +83,6 @@ def test_no_more_than_needed_is_kept() -> None:
 def test_an_empty_text_has_one_window_that_scores_nothing() -> None:
     (window,) = windows(None, [[]], WindowOptions(8, 4))
     assert window.last and window.scored == 0 and window.fresh == 0
-
-
-def test_batches_hold_what_fits() -> None:
-    """As many as there is room for, the longest first; one that is longer than the room is alone."""
-    pick = random.Random(4)
-    lengths = [pick.randrange(0, 60) for _ in range(100)]
-    batches = list(by_length(lengths, 40))
-    ordered = [n for batch in batches for n in batch]
-    assert sorted(ordered) == list(range(100))
-    assert [lengths[n] for n in ordered] == sorted(lengths, reverse=True)
-    sums = [sum(lengths[n] for n in batch) for batch in batches]
-    assert all(total <= 40 or len(batch) == 1 for total, batch in zip(sums, batches, strict=True))
-    for total, after in zip(sums, batches[1:], strict=False):
-        assert total + lengths[after[0]] > 40
-    assert list(by_length([], 40)) == []
 
 
 def test_defaults_and_limits() -> None:

@@ -15,6 +15,7 @@ from gpt2cli.analysis.nextword import NextWords, Path, continuing_tokens
 from gpt2cli.core.engine import Engine
 from gpt2cli.core.results import Choice
 from gpt2cli.errors import UsageError
+from gpt2cli.likelihood import bits_per_byte
 from gpt2cli.options import GenerateOptions
 
 
@@ -43,11 +44,11 @@ class Opinion:
     """The log-probability of a continuation under a model, or why there is none."""
 
     logprob: float | None
-    """Of all tokens together, natural."""
+    """The natural logarithm of the probability of all tokens together."""
     tokens: int
-    """In the tokens of the model that gives the opinion."""
+    """The length in tokens of the model that gives the opinion."""
     bytes: int | None
-    """Of the text; None for a tokenizer that has no bytes."""
+    """The length of the text in bytes; None for a tokenizer that is not byte-level."""
     same_tokens: bool = True
     """Whether it is about the very tokens that were drawn; else only bits per byte can be compared."""
     refused: str | None = None
@@ -55,9 +56,7 @@ class Opinion:
     @property
     def bits_per_byte(self) -> float | None:
         """The same whatever the tokenizer; None for an empty text."""
-        if self.logprob is None or not self.bytes:
-            return None
-        return -self.logprob / math.log(2) / self.bytes
+        return None if self.logprob is None else bits_per_byte(-self.logprob, self.bytes)
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,7 +96,7 @@ def run_grid(
 
 
 def _own_opinion(engine: Engine, choice: Choice) -> Opinion:
-    """From the log-probabilities that came with the tokens, before any filter."""
+    """A model's opinion of its own text, from the log-probabilities before any filter."""
     logprob = math.fsum(detail.logprob for detail in choice.logprobs)
     return Opinion(logprob, len(choice.token_ids), _bytes_of(engine, choice.token_ids))
 

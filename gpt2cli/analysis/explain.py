@@ -30,7 +30,7 @@ class FilterEffect:
     """The probability that changed its token: half the sum of all differences. Of a filter that only
     removes, it is the probability of what was removed."""
     entropy: float
-    """Of the distribution it left, in nats."""
+    """The entropy of the distribution it left, in nats."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,7 +39,7 @@ class Candidate:
 
     token: int
     rank: int
-    """By the model alone; 1 is the likeliest, tokens that tie share the better rank."""
+    """Its rank by the model alone: 1 is the likeliest, and tokens that tie share the better rank."""
     before: float
     """Its probability by the model alone."""
     after: float
@@ -55,7 +55,7 @@ class Explanation:
     position: int
     vocabulary: int
     entropy: float
-    """Of the model's own distribution, in nats."""
+    """The entropy of the model's own distribution, in nats."""
     effects: tuple[FilterEffect, ...]
     left: int
     candidates: tuple[Candidate, ...]
@@ -65,7 +65,7 @@ class Explanation:
     drawn: Candidate | None
     """The token that the seed draws, if one is given."""
     noise: float | None
-    """Of the token that the seed draws: with it, its score after the filters is the highest of all."""
+    """The noise of that token: with it, the token's score after the filters is the highest of all."""
 
 
 def explain(

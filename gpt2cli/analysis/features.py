@@ -13,13 +13,11 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from gpt2cli.analysis.windows import by_length
+from gpt2cli.analysis.batches import batch_size, gathered, run_by_length
 from gpt2cli.core.torch_gpt2 import TorchGPT2, whole_texts
 from gpt2cli.errors import PromptTooLong, UsageError
 
 Pool = Literal["none", "mean", "last"]
-
-BATCH_TOKENS = {"cpu": 2048, "cuda": 16384, "mps": 4096}
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,9 +36,9 @@ class Features:
     tag: Any
     tokens: tuple[int, ...]
     layers: dict[int, Tensor]
-    """By layer: [T, D] fp32, or [D] where they are pooled."""
+    """The states by layer: [T, D] fp32, or [D] where they are pooled."""
     attention: dict[int, Tensor] = field(default_factory=dict)
-    """By block: [H, T, T] fp32; row t are the weights with which token t looks at the tokens up to itself."""
+    """The weights by block: [H, T, T] fp32; row t is how token t looks at the tokens up to itself."""
 
 
 def parse_layers(text: str, n_layer: int, *, first: int = 0) -> tuple[int, ...]:
@@ -142,27 +140,17 @@ def extract(
     batch_tokens: int | None = None,
 ) -> Iterator[Features]:
     """The features of tagged texts, in their order, some at once. Raises `PromptTooLong`."""
-    batch_tokens = batch_tokens or BATCH_TOKENS.get(model.device.type, 2048)
-    group: list[tuple[Any, Sequence[int]]] = []
-    tokens = 0
-    for text in texts:
-        group.append(text)
-        tokens += len(text[1])
-        if tokens >= 4 * batch_tokens:
-            yield from _extract_group(model, group, options, batch_tokens)
-            group, tokens = [], 0
-    if group:
-        yield from _extract_group(model, group, options, batch_tokens)
+    tokens = batch_size(model, batch_tokens)
 
+    def run(batch: list[tuple[Any, Sequence[int]]]) -> list[Features]:
+        tags, rows = zip(*batch, strict=True)
+        return extract_batch(model, tags, rows, options)
 
-def _extract_group(
-    model: TorchGPT2, group: Sequence[tuple[Any, Sequence[int]]], options: FeatureOptions, batch_tokens: int
-) -> Iterator[Features]:
-    found: dict[int, Features] = {}
-    for batch in by_length([len(ids) for _, ids in group], batch_tokens):
-        tags, ids = [group[n][0] for n in batch], [group[n][1] for n in batch]
-        found.update(zip(batch, extract_batch(model, tags, ids, options), strict=True))
-    yield from (found[n] for n in range(len(group)))
+    def length(text: tuple[Any, Sequence[int]]) -> int:
+        return len(text[1])
+
+    for group in gathered(texts, length, tokens):
+        yield from run_by_length(group, length, tokens, run)
 
 
 def arrays(found: Sequence[Features], options: FeatureOptions) -> dict[str, Any]:

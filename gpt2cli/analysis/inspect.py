@@ -12,13 +12,13 @@ from gpt2cli.analysis.score import Scorer
 from gpt2cli.analysis.windows import WindowOptions, windows
 from gpt2cli.core.engine import Engine
 from gpt2cli.errors import PromptTooLong
+from gpt2cli.likelihood import bits, bits_per_byte, perplexity
 from gpt2cli.text.detokenizer import Detokenizer
 from gpt2cli.text.tokenizer import Tokenizer
 
 Measure = Literal["probability", "rank", "entropy"]
 
 LEVELS = 10
-LN2 = math.log(2)
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,7 +26,7 @@ class Token:
     """One token of a text; ``score`` is None for one that nothing predicts: the first."""
 
     place: int
-    """From 1 on."""
+    """Its place in the text, from 1 on."""
     token: int
     score: TokenScore | None
 
@@ -48,16 +48,16 @@ class TokenGroup:
         if not scores:
             return None
         if measure == "probability":
-            return max(0.0, -math.fsum(score.logprob for score in scores) / LN2)
+            return max(0.0, bits(-math.fsum(score.logprob for score in scores)))
         if measure == "rank":
             return math.log2(max(score.rank for score in scores))
-        return max(score.entropy for score in scores) / LN2
+        return bits(max(score.entropy for score in scores))
 
     def level(self, measure: Measure) -> int | None:
         """`bits` as a whole number from 0 to 9, rounded down."""
-        bits = self.bits(measure)
+        found = self.bits(measure)
         # A surprisal of exactly n bits must not fall below n by rounding.
-        return None if bits is None else LEVELS - 1 if bits >= LEVELS else int(bits + 1e-9)
+        return None if found is None else LEVELS - 1 if found >= LEVELS else int(found + 1e-9)
 
 
 def score_tokens(
@@ -113,7 +113,7 @@ class Summary:
     scored: int
     """Tokens that something predicts."""
     nll: float
-    """In nats."""
+    """The negative log-likelihood, in nats."""
     perplexity: float | None
     """Per token."""
     bits_per_byte: float | None
@@ -126,8 +126,7 @@ def summarise(
     """The figures of ``tokens`` together; the ids ``special`` stand for no bytes, as the end of text."""
     scored = [token for token in tokens if token.score is not None]
     nll = -math.fsum(token.score.logprob for token in scored if token.score)
-    perplexity = math.exp(nll / len(scored)) if scored and nll / len(scored) < 700 else None
     size = 0
     if tokenizer.byte_level:
         size = sum(len(tokenizer.token_bytes(t.token)) for t in scored if t.token not in special)
-    return Summary(len(tokens), len(scored), nll, perplexity, nll / LN2 / size if size else None)
+    return Summary(len(tokens), len(scored), nll, perplexity(nll, len(scored)), bits_per_byte(nll, size))

@@ -19,7 +19,7 @@ from gpt2cli.errors import ModelFileError, PromptTooLong
 LOGITS_AT_ONCE = 2**21
 """Numbers; 8 MiB in fp32, and a few times that while they are worked on."""
 FEWEST_ROWS = 128
-"""Of a slice, however large the vocabulary: fewer would read the head's matrix too often."""
+"""The fewest rows of a slice, however large the vocabulary: fewer would read the head's matrix too often."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,7 +31,7 @@ class TokenScore:
     rank: int
     """1 is the likeliest; tokens that tie share the better rank."""
     entropy: float
-    """Of the distribution the token was drawn from, in nats."""
+    """The entropy of the distribution that the token was drawn from, in nats."""
     top: tuple[tuple[int, float], ...] = ()
     """The likeliest tokens with their log-probabilities, best first."""
 

@@ -6,21 +6,17 @@ The method for texts longer than the context is that of the Hugging Face perplex
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
 
+from gpt2cli.analysis.batches import batch_size, gathered, run_by_length
 from gpt2cli.analysis.logprobs import Scores, score_rows
 from gpt2cli.analysis.totals import TokenUnits, Totals
-from gpt2cli.analysis.windows import Window, WindowOptions, by_length, windows
+from gpt2cli.analysis.windows import Window, WindowOptions, windows
 from gpt2cli.core.engine import Engine
 from gpt2cli.core.torch_gpt2 import TorchGPT2
-
-BATCH_TOKENS = {"cpu": 2048, "cuda": 16384, "mps": 4096}
-"""Tokens that go through the model at once; one text always does."""
-GROUP_TOKENS = 4
-"""Windows are gathered, and sorted by length, in groups of so many batches."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,7 +33,7 @@ class Batcher:
 
     def __init__(self, model: TorchGPT2, batch_tokens: int | None = None) -> None:
         self._model = model
-        self.batch_tokens = batch_tokens or BATCH_TOKENS.get(model.device.type, 2048)
+        self.batch_tokens = batch_size(model, batch_tokens)
 
     def score(
         self,
@@ -46,17 +42,16 @@ class Batcher:
         *,
         details: bool = False,
         top: int = 0,
-        tick: Callable[[], None] = lambda: None,
     ) -> list[Scores]:
-        """`score_rows` of them all. ``tick`` is called after each batch. Raises what `score_rows` raises."""
-        found: dict[int, Scores] = {}
-        for batch in by_length([len(row) - 1 for row in rows], self.batch_tokens):
-            parts = score_rows(
-                self._model, [rows[n] for n in batch], [firsts[n] for n in batch], details=details, top=top
-            )
-            found.update(zip(batch, parts, strict=True))
-            tick()
-        return [found[n] for n in range(len(rows))]
+        """`score_rows` of them all. Raises what it raises."""
+
+        def run(batch: list[tuple[Sequence[int], int]]) -> list[Scores]:
+            texts, starts = zip(*batch, strict=True)
+            return score_rows(self._model, texts, starts, details=details, top=top)
+
+        # The last token of a text is only predicted.
+        texts = list(zip(rows, firsts, strict=True))
+        return run_by_length(texts, lambda text: len(text[0]) - 1, self.batch_tokens, run)
 
 
 class Scorer:
@@ -70,30 +65,21 @@ class Scorer:
         config = engine.config
         self._units = TokenUnits(engine.tokenizer, config.vocab_size, config.boundary_ids)
 
-    def groups(
-        self,
-        found: Iterable[Window],
-        *,
-        whole_texts: bool = False,
-        tick: Callable[[], None] = lambda: None,
-    ) -> Iterator[list[WindowScore]]:
+    def groups(self, found: Iterable[Window], *, whole_texts: bool = False) -> Iterator[list[WindowScore]]:
         """The windows with their scores, group after group; with ``whole_texts`` a group ends with a text.
 
-        ``tick`` is called after each batch. Raises `ModelFileError` where the model computes no numbers.
+        Raises `ModelFileError` where the model computes no numbers.
         """
-        group: list[Window] = []
-        tokens = 0
-        for window in found:
-            group.append(window)
-            tokens += len(window.ids)
-            enough = tokens >= GROUP_TOKENS * self._batcher.batch_tokens
-            if enough and (window.last or not whole_texts):
-                yield self._score(group, tick)
-                group, tokens = [], 0
-        if group:
-            yield self._score(group, tick)
+        groups = gathered(
+            found,
+            lambda window: len(window.ids),
+            self._batcher.batch_tokens,
+            lambda window: window.last or not whole_texts,
+        )
+        for group in groups:
+            yield self._score(group)
 
-    def _score(self, group: Sequence[Window], tick: Callable[[], None]) -> list[WindowScore]:
+    def _score(self, group: Sequence[Window]) -> list[WindowScore]:
         scored = [window for window in group if window.scored]
         found = iter(
             self._batcher.score(
@@ -101,7 +87,6 @@ class Scorer:
                 [window.first for window in scored],
                 details=self._details,
                 top=self._top,
-                tick=tick,
             )
         )
         scores = [next(found) if window.scored else _nothing() for window in group]

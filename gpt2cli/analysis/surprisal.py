@@ -9,9 +9,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from gpt2cli.likelihood import LN2
+
 BIN_BITS = 0.5
 BINS = 60
-"""Of `BIN_BITS` each; what is more surprising goes into the last."""
+"""The number of bins of `BIN_BITS` each; what is more surprising goes into the last."""
 PLACES = 512
 
 
@@ -39,7 +41,7 @@ class Surprisal:
 
     def add(self, place: int, logprobs: Tensor) -> None:
         """Take in tokens that follow each other in the text, the first of them at ``place``: [N] nats."""
-        bits = -logprobs.double() / math.log(2)
+        bits = -logprobs.double() / LN2
         self._counts += torch.bincount((bits / BIN_BITS).long().clamp(0, BINS - 1), minlength=BINS)
         for n, logprob in enumerate(logprobs.tolist()):
             at = (place + n) // self._stretch

@@ -7,21 +7,20 @@ the rest of the text after it, as section 3.2 of Radford et al. 2019 describes.
 
 from __future__ import annotations
 
-import math
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from itertools import islice
 from typing import Any
 
+from gpt2cli.analysis.batches import gathered
 from gpt2cli.analysis.choices import continuations
 from gpt2cli.analysis.score import Batcher
 from gpt2cli.core.engine import Engine
 from gpt2cli.errors import UsageError
+from gpt2cli.likelihood import perplexity
 
 GAP = re.compile(r"_{3,}|X{5}")
 """``___`` or ``XXXXX``, as the Children's Book Test has it."""
-PASSAGES_AT_ONCE = 64
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,7 +40,7 @@ class LastWord:
 
     passage: Passage
     logprob: float
-    """Of the whole word."""
+    """The log-probability of the whole word, in nats."""
     last_token_logprob: float
     correct: bool
     """Whether each token was the likeliest in its place, as if greedy decoding had written it."""
@@ -79,9 +78,9 @@ class LambadaResult:
         return {
             "passages": self.passages,
             "accuracy": self.correct / count,
-            "perplexity": math.exp(min(700.0, self.nll / count)),
+            "perplexity": perplexity(self.nll, self.passages),
             "last_token_accuracy": self.last_token_correct / count,
-            "last_token_perplexity": math.exp(min(700.0, self.last_token_nll / count)),
+            "last_token_perplexity": perplexity(self.last_token_nll, self.passages),
             "truncated_passages": self.truncated,
         }
 
@@ -107,8 +106,7 @@ def passage(
 
 def last_words(batcher: Batcher, passages: Iterable[Passage]) -> Iterator[LastWord]:
     """Score passages, in batches of like length, in the order they come in."""
-    source = iter(passages)
-    while group := list(islice(source, PASSAGES_AT_ONCE)):
+    for group in gathered(passages, lambda p: len(p.context) + len(p.target), batcher.batch_tokens):
         rows = [[*passage.context, *passage.target] for passage in group]
         firsts = [len(passage.context) for passage in group]
         for passage, scores in zip(group, batcher.score(rows, firsts, details=True), strict=True):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Collection
 from dataclasses import dataclass, fields
 from typing import Any
@@ -10,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from gpt2cli.likelihood import bits_per_byte, perplexity
 from gpt2cli.text.tokenizer import Tokenizer
 
 
@@ -25,7 +25,7 @@ class Totals:
     words: int = 0
     """White-space separated words (ASCII) that begin in a scored token."""
     bytes: int = 0
-    """Of the scored tokens."""
+    """The bytes of the scored tokens."""
     windows: int = 0
     guide_nll: float = 0.0
     guide_tokens: int = 0
@@ -43,24 +43,24 @@ class Totals:
     @property
     def perplexity(self) -> float | None:
         """Per token."""
-        return _exp(self.mean_nll)
+        return perplexity(self.nll, self.tokens)
 
     @property
     def perplexity_per_word(self) -> float | None:
         """As in Merity et al. 2017 and the GPT-2 paper: independent of the tokenizer."""
-        return _exp(self.nll / self.words) if self.words else None
+        return perplexity(self.nll, self.words)
 
     @property
     def bits_per_byte(self) -> float | None:
         """Independent of the tokenizer."""
-        return self.nll / math.log(2) / self.bytes if self.bytes else None
+        return bits_per_byte(self.nll, self.bytes)
 
     @property
     def guide_perplexity(self) -> float | None:
         """The figure that the Hugging Face guide's loop prints: there a window's mean counts with one token
         less than the window has fresh ones, also where all of them were scored.
         """
-        return _exp(self.guide_nll / self.guide_tokens) if self.guide_tokens else None
+        return perplexity(self.guide_nll, self.guide_tokens)
 
     def document(self) -> dict[str, Any]:
         """As JSON has it."""
@@ -77,11 +77,6 @@ class Totals:
             "bytes": self.bytes or None,
             "bits_per_byte": self.bits_per_byte,
         }
-
-
-def _exp(value: float | None) -> float | None:
-    """None for what is larger than any float."""
-    return None if value is None or value > 700 else math.exp(value)
 
 
 class TokenUnits:

@@ -25,7 +25,7 @@ class WindowOptions:
 
     @classmethod
     def of(cls, context: int, size: int | None = None, stride: int | None = None) -> WindowOptions:
-        """For a model's ``context``; as in the guide the window is the context, the stride half of it."""
+        """The options for a model's ``context``: as in the guide, windows of it and strides of half."""
         if size is None:
             size = context
         check_whole("window", size, 2, context + 1, f"2 to {context + 1} (the model's context and one)")
@@ -88,20 +88,3 @@ def from_token(chunks: Iterable[Sequence[int]], skip: int) -> Iterator[Sequence[
             continue
         yield chunk[skip:] if skip else chunk
         skip = 0
-
-
-def by_length(lengths: Sequence[int], tokens: int) -> Iterator[list[int]]:
-    """Batches of texts, as indices into ``lengths``, of at most ``tokens`` tokens; at least one text each.
-
-    The longest come first, and texts of one length stand together.
-    """
-    batch: list[int] = []
-    held = 0
-    for n in sorted(range(len(lengths)), key=lambda n: (-lengths[n], n)):
-        if batch and held + lengths[n] > tokens:
-            yield batch
-            batch, held = [], 0
-        batch.append(n)
-        held += lengths[n]
-    if batch:
-        yield batch

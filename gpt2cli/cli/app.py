@@ -63,7 +63,7 @@ COMMANDS = {
     "config": ("config", "app", None),
     "completions": ("completions", "completions", "EXAMPLES"),
 }
-"""Of each command, in the order of the help page: its module in `cli`, its function, and its examples."""
+"""For each command, in the order of the help page: its module in `cli`, its function, and its examples."""
 
 
 def command_tree(names: Iterable[str] = COMMANDS) -> typer.Typer:

@@ -3,15 +3,22 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from gpt2cli.checkpoint import Checkpoint, open_checkpoint
 from gpt2cli.cli import params
-from gpt2cli.cli.loading import resolve_model
+from gpt2cli.cli.flags import (
+    LengthFlags,
+    ModelFlags,
+    SamplingFlags,
+    given_options,
+    load_options,
+    read_flags,
+    read_settings,
+)
+from gpt2cli.cli.loading import FoundModel, check_model, resolve_model
 from gpt2cli.cli.prompt import read_lines
 from gpt2cli.errors import Gpt2cliError, ModelNotFound, UsageError
 from gpt2cli.hub.converted import converted_stem
@@ -19,7 +26,6 @@ from gpt2cli.hub.resolve import ResolvedModel, resolve
 from gpt2cli.hub.usage import mark_used
 from gpt2cli.options import GenerateOptions, LoadOptions, shown
 from gpt2cli.repl.formats import choose_format
-from gpt2cli.repl.options import SAMPLING_NAMES
 from gpt2cli.repl.sessions import Saved, Session, last_session, list_sessions
 from gpt2cli.settings import Settings
 from gpt2cli.terminal.progress import ConversionProgress
@@ -45,28 +51,33 @@ EXAMPLES = """Examples:
   echo "Hello" | gpt2cli chat --json | jq -r .answer
 """
 
+FormatName = Literal["story", "transcript", "dialogpt", "template", "raw"]
+
 _CHAT = "Conversation"
 MAX_CHOICES = 20
+OPTIONS = ("max_new_tokens", "stop", "ignore_eos")
+"""What `GenerateOptions` has of a conversation besides its sampling; the seed is the session's."""
 
 
 def chat(
     ctx: typer.Context,
     name: Annotated[
         str | None,
-        typer.Argument(metavar="NAME", help="With --resume: the session's name.", show_default=False),
+        typer.Argument(metavar="NAME", help="With --resume, the name of the session.", show_default=False),
     ] = None,
     model: params.Model = None,
     revision: params.Revision = None,
     offline: params.Offline = None,
     allow_pickle: params.AllowPickle = None,
     format: Annotated[
-        Literal["story", "transcript", "dialogpt", "template", "raw"] | None,
+        FormatName | None,
         typer.Option(
             "--format",
-            help="How the conversation becomes one text. story: you and the model write it by turns. "
-            "transcript: lines of User and Assistant. dialogpt: turns closed by end-of-text. template: the "
-            "model's own chat template. raw: as typed. Default: template where the model has one, dialogpt "
-            "for DialoGPT, else story.",
+            help="How the conversation becomes one text. story: you and the model take turns writing "
+            "it. transcript: lines that begin with User: and Assistant:. dialogpt: each turn "
+            "ends with an end-of-text token. template: the model's own chat template. raw: "
+            "exactly as typed. Default: template if the model has one, dialogpt for DialoGPT, "
+            "otherwise story.",
             rich_help_panel=_CHAT,
             show_default=False,
         ),
@@ -76,7 +87,7 @@ def chat(
         typer.Option(
             "--system",
             metavar="TEXT",
-            help="A text that stands above all turns, and stays when old ones are dropped.",
+            help="A text that stands above all turns, and stays when old turns are dropped.",
             rich_help_panel=_CHAT,
             show_default=False,
         ),
@@ -86,21 +97,21 @@ def chat(
         typer.Option(
             "--resume",
             metavar="",
-            help="Go on with the session NAME; without a name, choose one.",
+            help="Continue the session NAME; without a name, choose one from a list.",
             rich_help_panel=_CHAT,
         ),
     ] = False,
     last: Annotated[
         bool,
-        typer.Option("--last", metavar="", help="Go on with the newest session.", rich_help_panel=_CHAT),
+        typer.Option("--last", metavar="", help="Continue the most recent session.", rich_help_panel=_CHAT),
     ] = False,
     save: Annotated[
         str | None,
         typer.Option(
             "--save",
             metavar="NAME",
-            help="Save the session under this name. On a terminal every session is saved, under the time "
-            "it began; without a terminal only one with a name.",
+            help="Save the session under this name. On a terminal every session is saved, by default "
+            "under the time it began; without a terminal, only a session with a name is.",
             rich_help_panel=_CHAT,
             show_default=False,
         ),
@@ -125,7 +136,8 @@ def chat(
         typer.Option(
             "--seed",
             metavar="S",
-            help="Of the session: the same seed and messages give the same answers. Default: drawn.",
+            help="The session's seed: the same seed and messages give the same answers. Default: a "
+            "random one.",
             rich_help_panel="Sampling",
             show_default=False,
         ),
@@ -137,7 +149,7 @@ def chat(
         typer.Option(
             "--json",
             metavar="",
-            help="Without a terminal: one JSON object a turn; a line of input may be one, too.",
+            help="Without a terminal: print one JSON object per turn; a line of input may be one, too.",
             rich_help_panel="Output",
         ),
     ] = False,
@@ -147,12 +159,30 @@ def chat(
     threads: params.Threads = None,
     debug: params.Debug = False,
 ) -> int:
-    """Talk with a model, or write a story with it by turns; sessions are saved as they go.
+    """Talk with a model, or take turns writing a story with it; sessions are saved as they go.
 
-    Base models such as gpt2 and tiny continue texts and know no user or assistant: with them a story is
-    written by turns. Without a terminal every line of input is a turn, and every answer is one line.
+    Base models such as gpt2 and tiny continue texts and know no user or assistant: with them you take
+    turns writing a story. Without a terminal every line of input is a turn, and every answer is one line.
     """
-    return _run(_read_request(ctx.obj, ctx.params))
+    return _run(_read_request(ctx.obj, read_flags(ChatFlags, ctx.params)))
+
+
+@dataclass(frozen=True, kw_only=True)
+class ChatFlags(ModelFlags, SamplingFlags, LengthFlags):
+    """The flags of `chat`."""
+
+    name: str | None
+    format: FormatName | None
+    system: str | None
+    resume: bool
+    last: bool
+    save: str | None
+    no_save: bool
+    seed: int | None
+    strict: bool
+    sanitize: bool
+    json: bool
+    quiet: bool | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -161,13 +191,11 @@ class ChatRequest:
 
     terminal: Terminal
     settings: Settings
-    model: ResolvedModel
-    checkpoint: Checkpoint
+    model: FoundModel
     format: str
     system: str
     given: dict[str, Any]
     seed: int | None
-    load: LoadOptions
     session: Session | None
     saved: Saved | None
     interactive: bool
@@ -181,45 +209,37 @@ def _name(model: ResolvedModel) -> str:
     return model.name if model.stored is not None else str(model.directory.resolve())
 
 
-def _read_request(terminal: Terminal, flags: Mapping[str, Any]) -> ChatRequest:
+def _read_request(terminal: Terminal, flags: ChatFlags) -> ChatRequest:
     """Check everything that can be checked without torch. Raises `Gpt2cliError`."""
-    settings = Settings.load(terminal.environ)
-    terminal.quiet = bool(settings.over({"quiet": flags["quiet"]}).get("quiet"))
+    settings = read_settings(terminal, flags.quiet)
     if not terminal.has_stdout:
         raise Gpt2cliError("standard output is closed")
-    interactive = terminal.stdin_is_terminal and terminal.stdout_is_terminal and not flags["json"]
-    given = _given_options(settings, flags)
-    GenerateOptions(seed=flags["seed"], **given)
-    load = LoadOptions(
-        **settings.over({name: flags[name] for name in ("device", "precision", "threads")}),
-        allow_pickle=bool(flags["allow_pickle"]),
-    )
+    interactive = terminal.stdin_is_terminal and terminal.stdout_is_terminal and not flags.json
+    given = given_options(settings, flags, *OPTIONS)
+    GenerateOptions(seed=flags.seed, **given)
+    load = load_options(settings, flags)
     session, saved = _session(terminal, flags, interactive)
     try:
-        model = _model(terminal, settings, flags, saved, load)
-        checkpoint = open_checkpoint(model.directory, allow_pickle=load.allow_pickle)
+        model = check_model(_model(terminal, settings, flags, saved, load), load)
         if saved is not None:
             # Flags stand over what the session had, that over the settings.
-            given = {**saved.options, **_given_options(Settings({}), flags)}
-        checkpoint.generate_options(given)
-        format = flags["format"] or (saved.format if saved and not flags["model"] else None)
-        system = flags["system"]
+            given = {**saved.options, **given_options(Settings({}), flags, *OPTIONS)}
+        model.checkpoint.generate_options(given)
+        format = flags.format or (saved.format if saved and not flags.model else None)
         return ChatRequest(
             terminal=terminal,
             settings=settings,
             model=model,
-            checkpoint=checkpoint,
-            format=choose_format(checkpoint, format, model.name).name,
-            system=(saved.system if saved else "") if system is None else system,
+            format=choose_format(model.checkpoint, format, model.resolved.name).name,
+            system=(saved.system if saved else "") if flags.system is None else flags.system,
             given=given,
-            seed=flags["seed"] if flags["seed"] is not None or not saved else saved.seed,
-            load=replace(load, converted=converted_stem(model)),
+            seed=flags.seed if flags.seed is not None or not saved else saved.seed,
             session=session,
             saved=saved,
             interactive=interactive,
-            strict=flags["strict"],
-            sanitize=flags["sanitize"] or terminal.stdout_is_terminal,
-            json=flags["json"],
+            strict=flags.strict,
+            sanitize=flags.sanitize or terminal.stdout_is_terminal,
+            json=flags.json,
         )
     except BaseException:
         if session is not None:
@@ -228,12 +248,12 @@ def _read_request(terminal: Terminal, flags: Mapping[str, Any]) -> ChatRequest:
 
 
 def _model(
-    terminal: Terminal, settings: Settings, flags: Mapping[str, Any], saved: Saved | None, load: LoadOptions
+    terminal: Terminal, settings: Settings, flags: ChatFlags, saved: Saved | None, load: LoadOptions
 ) -> ResolvedModel:
     """The model of the flags, of the session, or of the settings. A session's is never pulled unasked."""
-    if flags["model"] is None and saved is not None:
+    if flags.model is None and saved is not None:
         try:
-            return resolve(saved.model, revision=flags["revision"])
+            return resolve(saved.model, revision=flags.revision)
         except ModelNotFound:
             raise ModelNotFound(
                 f"the session was held with {shown(saved.model)}, which is not on this disk",
@@ -242,34 +262,21 @@ def _model(
     return resolve_model(terminal, settings, flags, load)
 
 
-def _given_options(settings: Settings, flags: Mapping[str, Any]) -> dict[str, Any]:
-    """What the flags and the settings say; the rest is left to the model."""
-    wanted = {name: flags[name] for name in (*SAMPLING_NAMES, "ignore_eos")}
-    wanted["stop"] = tuple(flags["stop"]) if flags["stop"] else None
-    if flags["greedy"]:
-        if flags["temperature"]:
-            raise UsageError("--greedy and --temperature do not go together")
-        wanted["temperature"] = 0.0
-    return settings.over(wanted)
-
-
-def _session(
-    terminal: Terminal, flags: Mapping[str, Any], interactive: bool
-) -> tuple[Session | None, Saved | None]:
+def _session(terminal: Terminal, flags: ChatFlags, interactive: bool) -> tuple[Session | None, Saved | None]:
     """The session that the flags ask for, and what is in its file. Raises `UsageError`."""
-    name, resumes = flags["name"], flags["resume"] or flags["last"]
-    if flags["resume"] and flags["last"]:
+    name, resumes = flags.name, flags.resume or flags.last
+    if flags.resume and flags.last:
         raise UsageError("--resume and --last do not go together")
-    if name is not None and not flags["resume"]:
+    if name is not None and not flags.resume:
         raise UsageError(f"what is {name!r}?", hint="--resume NAME goes on with a session")
-    if flags["no_save"] and (resumes or flags["save"]):
+    if flags.no_save and (resumes or flags.save):
         raise UsageError("--no-save does not go with --save, --resume and --last")
-    if flags["save"] and resumes:
+    if flags.save and resumes:
         raise UsageError("--save is for a new session; /save renames this one")
     if resumes:
-        return Session.open(name or (last_session() if flags["last"] else _chosen(terminal)))
-    if flags["save"] or (interactive and not flags["no_save"]):
-        return Session(flags["save"]), None
+        return Session.open(name or (last_session() if flags.last else _chosen(terminal)))
+    if flags.save or (interactive and not flags.no_save):
+        return Session(flags.save), None
     return None, None
 
 
@@ -316,7 +323,7 @@ def _run_on_terminal(request: ChatRequest) -> int:
         from gpt2cli.core.engine import Engine
 
         model = resolve(name, offline=True)
-        load = replace(request.load, converted=converted_stem(model))
+        load = replace(request.model.load, converted=converted_stem(model))
         engine = Engine.load(model.directory, load)
         if model.stored is not None:
             mark_used(model.stored)
@@ -327,8 +334,8 @@ def _run_on_terminal(request: ChatRequest) -> int:
     run_session(
         request.terminal,
         Start(
-            model=_name(request.model),
-            context=request.checkpoint.config.n_positions,
+            model=_name(request.model.resolved),
+            context=request.model.checkpoint.config.n_positions,
             load=lambda: _conversation(request, notes),
             load_engine=load_engine,
             editing_mode=request.settings.value("editing_mode") or "emacs",
@@ -346,7 +353,7 @@ def _run_plain(request: ChatRequest) -> int:
         from gpt2cli.repl.plain import run_plain
 
         notes: list[str] = []
-        with ConversionProgress(terminal, _name(request.model)) as progress:
+        with ConversionProgress(terminal, _name(request.model.resolved)) as progress:
             conversation = _conversation(request, notes, progress)
     for note in notes:
         terminal.warn(note)
@@ -371,17 +378,18 @@ def _conversation(
     from gpt2cli.core.engine import Engine
     from gpt2cli.repl.conversation import Conversation
 
-    engine = Engine.from_checkpoint(request.checkpoint, request.load, progress)
+    found = request.model
+    engine = Engine.from_checkpoint(found.checkpoint, found.load, progress)
     if engine.tokenizer is None:
         # It says what is missing.
         engine.encode("")
-    if request.model.stored is not None:
-        mark_used(request.model.stored)
+    if found.resolved.stored is not None:
+        mark_used(found.resolved.stored)
     return Conversation(
         engine,
-        choose_format(request.checkpoint, request.format, request.model.name),
-        model=_name(request.model),
-        revision=request.model.revision,
+        choose_format(found.checkpoint, request.format, found.resolved.name),
+        model=_name(request.model.resolved),
+        revision=found.resolved.revision,
         system=request.system,
         given=request.given,
         seed=request.seed,

@@ -8,7 +8,8 @@ from typing import Annotated, Any
 import typer
 
 from gpt2cli.cli import params
-from gpt2cli.cli.compare_request import DEFAULT_WORDS, CompareRequest, read_request
+from gpt2cli.cli.compare_request import DEFAULT_WORDS, CompareFlags, CompareRequest, read_request
+from gpt2cli.cli.flags import read_flags
 from gpt2cli.cli.loading import load_engine, tokenizer_of
 from gpt2cli.errors import PromptTooLong
 
@@ -39,8 +40,8 @@ def compare(
         list[str] | None,
         typer.Argument(
             metavar="PROMPT",
-            help="A prompt; words are joined by a space. A last - reads stdin, which is also read when there "
-            "is no prompt.",
+            help="A prompt; words are joined by spaces. A final - reads stdin, which is also read "
+            "when there is no prompt.",
             show_default=False,
         ),
     ] = None,
@@ -60,8 +61,8 @@ def compare(
         typer.Option(
             "--vary",
             metavar="TEMPLATE",
-            help='Prompts from a template: "The {White|Black} man" is two. Also shows the likeliest next '
-            "words. May be given several times.",
+            help='Make prompts from a template: "The {White|Black} man" stands for two. Also shows '
+            "the most likely next words. May be given several times.",
             show_default=False,
         ),
     ] = None,
@@ -70,8 +71,8 @@ def compare(
         typer.Option(
             "--next",
             metavar="K",
-            help=f"Show the K likeliest next words of each prompt; 0 is none. Default: {DEFAULT_WORDS} with "
-            "--vary.",
+            help="Show the K most likely next words after each prompt; 0 shows none. "
+            f"Default: {DEFAULT_WORDS} with --vary.",
             show_default=False,
         ),
     ] = None,
@@ -80,7 +81,7 @@ def compare(
         typer.Option(
             "--words",
             metavar="A,B,…",
-            help="Show the probability of these next words instead.",
+            help="Show the probabilities of these next words instead.",
             show_default=False,
         ),
     ] = None,
@@ -90,8 +91,8 @@ def compare(
             "--model",
             "-m",
             metavar="NAME|DIR",
-            help="A model directory, or a name; may be given several times. Default: the setting model, else "
-            "the built-in model.",
+            help="A model directory, or a name; may be given several times. Default: the model "
+            "setting, else the built-in model.",
             rich_help_panel="Model",
             show_default=False,
         ),
@@ -102,18 +103,19 @@ def compare(
     stop: params.Stop = None,
     ignore_eos: params.IgnoreEos = None,
     temperature: Annotated[list[float] | None, _several("--temperature", "T", "0 is greedy.")] = None,
-    top_k: Annotated[list[int] | None, _several("--top-k", "K", "0 is off.")] = None,
-    top_p: Annotated[list[float] | None, _several("--top-p", "P", "1 is off.")] = None,
-    min_p: Annotated[list[float] | None, _several("--min-p", "P", "0 is off.")] = None,
-    typical_p: Annotated[list[float] | None, _several("--typical-p", "P", "1 is off.")] = None,
+    top_k: Annotated[list[int] | None, _several("--top-k", "K", "0 turns this off.")] = None,
+    top_p: Annotated[list[float] | None, _several("--top-p", "P", "1 turns this off.")] = None,
+    min_p: Annotated[list[float] | None, _several("--min-p", "P", "0 turns this off.")] = None,
+    typical_p: Annotated[list[float] | None, _several("--typical-p", "P", "1 turns this off.")] = None,
     repetition_penalty: Annotated[
-        list[float] | None, _several("--repetition-penalty", "X", "1 is off.")
+        list[float] | None, _several("--repetition-penalty", "X", "1 turns this off.")
     ] = None,
     no_repeat_ngram_size: Annotated[
-        list[int] | None, _several("--no-repeat-ngram-size", "N", "0 is off.")
+        list[int] | None, _several("--no-repeat-ngram-size", "N", "0 turns this off.")
     ] = None,
     seed: Annotated[
-        list[int] | None, _several("--seed", "S", "The same seeds for all. Default: one is drawn.")
+        list[int] | None,
+        _several("--seed", "S", "The seeds, the same for all combinations. Default: one random seed."),
     ] = None,
     greedy: params.Greedy = None,
     special_tokens: params.SpecialTokens = None,
@@ -131,8 +133,8 @@ def compare(
     threads: params.Threads = None,
     debug: params.Debug = False,
 ) -> None:
-    """Run models, prompts, seeds and settings side by side, and say where the texts part."""
-    _run(read_request(ctx.obj, ctx.params))
+    """Run models, prompts, seeds and settings side by side, and show where the texts diverge."""
+    _run(read_request(ctx.obj, read_flags(CompareFlags, ctx.params)))
 
 
 def _run(request: CompareRequest) -> None:

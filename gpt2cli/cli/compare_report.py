@@ -45,7 +45,7 @@ class Entry:
     """The number of the run that it is held against."""
     parts: Divergence | None
     opinions: dict[int, Opinion]
-    """By model; without the one that wrote it."""
+    """What each model thinks of it, without the one that wrote it."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -4,22 +4,70 @@ from __future__ import annotations
 
 import itertools
 import secrets
-from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from gpt2cli.analysis.prompt_variants import expand_template
-from gpt2cli.cli.formats import Output, read_output
-from gpt2cli.cli.loading import FoundModel, find_model, start
-from gpt2cli.cli.prompt import read_prompt
+from gpt2cli.cli.flags import (
+    SAMPLING_NAMES,
+    EngineFlags,
+    LengthFlags,
+    ModelFlags,
+    PromptFlags,
+    check_greedy,
+    read_settings,
+)
+from gpt2cli.cli.formats import Output, OutputFlags, read_output
+from gpt2cli.cli.loading import FoundModel, model_to_measure
+from gpt2cli.cli.prompt import clean_typed, read_prompt
 from gpt2cli.errors import UsageError
-from gpt2cli.options import MAX_SEED, GenerateOptions, SamplingOptions, check_whole
+from gpt2cli.options import MAX_SEED, GenerateOptions, check_whole
 from gpt2cli.settings import Settings
 from gpt2cli.terminal.streams import Terminal
 
 MAX_RUNS = 10_000
 MAX_WORDS = 100
 DEFAULT_WORDS = 10
+
+
+@dataclass(frozen=True, kw_only=True)
+class CompareFlags(EngineFlags, LengthFlags, OutputFlags):
+    """The flags of `compare`; most sampling options are lists here."""
+
+    words: list[str] | None
+    prompts: list[str] | None
+    file: Path | None
+    lines: bool
+    vary: list[str] | None
+    next_words: int | None
+    given_words: str | None
+    models: list[str] | None
+    offline: bool | None
+    temperature: list[float] | None
+    top_k: list[int] | None
+    top_p: list[float] | None
+    min_p: list[float] | None
+    typical_p: list[float] | None
+    repetition_penalty: list[float] | None
+    no_repeat_ngram_size: list[int] | None
+    seed: list[int] | None
+    greedy: bool | None
+    special_tokens: bool | None
+    strict: bool
+    quiet: bool | None
+
+    def of_model(self, name: str | None) -> ModelFlags:
+        """The flags of one of the models."""
+        return ModelFlags(
+            model=name,
+            revision=None,
+            offline=self.offline,
+            device=self.device,
+            precision=self.precision,
+            threads=self.threads,
+            allow_pickle=self.allow_pickle,
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,27 +96,24 @@ class CompareRequest:
     given_words: tuple[str, ...]
 
 
-def read_request(terminal: Terminal, flags: Mapping[str, Any]) -> CompareRequest:
+def read_request(terminal: Terminal, flags: CompareFlags) -> CompareRequest:
     """Check everything that can be checked without torch. Raises `Gpt2cliError`."""
-    settings = start(terminal, flags)
+    settings = read_settings(terminal, flags.quiet)
     output = read_output(terminal, flags)
     combinations, varied = _combinations(settings, flags)
-    seeds = _seeds(flags["seed"])
+    seeds = _seeds(flags.seed)
     for given in combinations:
         GenerateOptions(**given, seed=seeds[0])
-    given_words = _given_words(flags["given_words"])
+    given_words = _given_words(flags.given_words)
     prompts, variations = _prompts(terminal, flags)
-    names = list(dict.fromkeys(flags["models"] or [None]))
+    names: list[str | None] = [*dict.fromkeys(flags.models or ())] or [None]
     runs = len(names) * len(prompts) * len(combinations) * len(seeds)
     if runs > MAX_RUNS:
         raise UsageError(f"{runs} texts are more than {MAX_RUNS}", hint="give fewer of what is combined")
-    found = tuple(
-        find_model(terminal, settings, {**flags, "model": name, "revision": None}) for name in names
-    )
     return CompareRequest(
         terminal=terminal,
         output=output,
-        models=found,
+        models=tuple(model_to_measure(terminal, settings, flags.of_model(name)) for name in names),
         prompts=prompts,
         variations=variations,
         settings=combinations,
@@ -80,25 +125,24 @@ def read_request(terminal: Terminal, flags: Mapping[str, Any]) -> CompareRequest
 
 
 def _combinations(
-    settings: Settings, flags: Mapping[str, Any]
+    settings: Settings, flags: CompareFlags
 ) -> tuple[tuple[dict[str, Any], ...], tuple[str, ...]]:
     """Every combination of the sampling options, each as what is given of `GenerateOptions`; and the names of
     those with several values.
     """
-    names = [field.name for field in fields(SamplingOptions)]
-    if flags["greedy"] and flags["temperature"]:
-        raise UsageError("--greedy and --temperature do not go together")
-    lists = {name: list(dict.fromkeys(flags[name])) for name in names if flags[name]}
-    if flags["greedy"]:
+    check_greedy(flags.greedy, flags.temperature)
+    several = {name: getattr(flags, name) for name in SAMPLING_NAMES}
+    lists = {name: list(dict.fromkeys(values)) for name, values in several.items() if values}
+    if flags.greedy:
         lists["temperature"] = [0.0]
-    fixed = settings.over({name: None for name in names if name not in lists})
-    fixed |= settings.over({"max_new_tokens": flags["max_new_tokens"]})
-    fixed |= {name: True for name in ("ignore_eos", "special_tokens") if flags[name]}
-    if flags["stop"]:
-        fixed["stop"] = tuple(flags["stop"])
+    fixed = settings.over({name: None for name in SAMPLING_NAMES if name not in lists})
+    fixed |= settings.over({"max_new_tokens": flags.max_new_tokens})
+    fixed |= {name: True for name in ("ignore_eos", "special_tokens") if getattr(flags, name)}
+    if flags.stop:
+        fixed["stop"] = tuple(flags.stop)
     values = itertools.product(*lists.values())
     combinations = tuple({**fixed, **dict(zip(lists, chosen, strict=True))} for chosen in values)
-    return combinations, tuple(name for name, several in lists.items() if len(several) > 1)
+    return combinations, tuple(name for name, values in lists.items() if len(values) > 1)
 
 
 def _seeds(given: list[int] | None) -> tuple[int, ...]:
@@ -117,37 +161,32 @@ def _given_words(text: str | None) -> tuple[str, ...]:
     return words
 
 
-def _number_of_words(flags: Mapping[str, Any]) -> int:
-    number: int | None = flags["next_words"]
-    if number is not None:
-        if flags["given_words"] is not None:
+def _number_of_words(flags: CompareFlags) -> int:
+    if flags.next_words is not None:
+        if flags.given_words is not None:
             raise UsageError("--next and --words do not go together")
-        check_whole("next", number, 0, MAX_WORDS, f"0 to {MAX_WORDS}")
-        return number
-    return DEFAULT_WORDS if flags["vary"] and flags["given_words"] is None else 0
+        check_whole("next", flags.next_words, 0, MAX_WORDS, f"0 to {MAX_WORDS}")
+        return flags.next_words
+    return DEFAULT_WORDS if flags.vary and flags.given_words is None else 0
 
 
-def _prompts(terminal: Terminal, flags: Mapping[str, Any]) -> tuple[tuple[str, ...], tuple[Variation, ...]]:
+def _prompts(terminal: Terminal, flags: CompareFlags) -> tuple[tuple[str, ...], tuple[Variation, ...]]:
     """All prompts, those of templates last. Raises `UsageError`."""
-    words, several, file = list(flags["words"] or ()), flags["prompts"] or [], flags["file"]
+    words, file = flags.words or [], flags.file
     from_stdin = words[-1:] == ["-"] or (file is not None and str(file) == "-")
-    if flags["lines"] and (several or (words and words != ["-"])):
+    if flags.lines and (flags.prompts or (words and words != ["-"])):
         raise UsageError("--lines is for --file or stdin")
-    found: list[str] = []
-    for text in several:
-        found.append(read_prompt(terminal, (), text, None, strict=flags["strict"]))
-    if words or file is not None or from_stdin or not (several or flags["vary"]):
-        text = read_prompt(terminal, words, None, file, strict=flags["strict"])
+    found = [clean_typed(terminal, text, strict=flags.strict) for text in flags.prompts or ()]
+    if words or file is not None or from_stdin or not (found or flags.vary):
+        text = read_prompt(terminal, PromptFlags(words=words, prompt=None, file=file, strict=flags.strict))
         found += (
-            [line.removesuffix("\r") for line in text.split("\n") if line.strip()]
-            if flags["lines"]
-            else [text]
+            [line.removesuffix("\r") for line in text.split("\n") if line.strip()] if flags.lines else [text]
         )
-    if flags["lines"] and not found:
+    if flags.lines and not found:
         raise UsageError("there is no line with a prompt")
     variations = []
-    for raw in flags["vary"] or ():
-        template = read_prompt(terminal, (), raw, None, strict=flags["strict"])
+    for raw in flags.vary or ():
+        template = clean_typed(terminal, raw, strict=flags.strict)
         variants = expand_template(template)
         places = range(len(found), len(found) + len(variants))
         labels = tuple(" · ".join(choice or "(nothing)" for choice in v.chosen) for v in variants)

@@ -105,7 +105,7 @@ def render(comparison: Comparison) -> str:
 
 
 def draw(comparison: Comparison) -> str:
-    """For a terminal, a pipe or an SVG."""
+    """The report for a terminal, a pipe or an SVG."""
     output = comparison.request.output
     if output.format == "svg":
         items = _items(comparison, SVG_WIDTH)

@@ -22,7 +22,7 @@ EXAMPLES = """Examples:
 """
 
 app = typer.Typer(
-    help="Settings: list, get, set, unset. A flag comes before GPT2CLI_<KEY>, that before config.toml.",
+    help="List, get, set and unset settings. A flag overrides GPT2CLI_<KEY>, which overrides config.toml.",
     epilog=EXAMPLES,
     invoke_without_command=True,
 )
@@ -41,9 +41,9 @@ def root(ctx: typer.Context) -> None:
 @app.command("list")
 def list_settings(
     ctx: typer.Context,
-    json: Annotated[bool, typer.Option("--json", help="One JSON object.")] = False,
+    json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
 ) -> None:
-    """Every setting with its value, and where the value comes from."""
+    """List every setting with its value, and where the value comes from."""
     terminal: Terminal = ctx.obj
     settings = Settings.load(terminal.environ)
     found = {key: settings.get(key) for key in KEYS}

@@ -8,7 +8,7 @@ from typing import Any
 
 import typer
 
-from gpt2cli.cli.pulling import is_offline, resolve_or_pull
+from gpt2cli.cli.pulling import resolve_or_pull
 from gpt2cli.cli.training import run_command
 from gpt2cli.cli.training_params import DATA, DISTILL, RESULT, RUN, TEACHER, TRAINING, with_options
 from gpt2cli.errors import UsageError
@@ -24,19 +24,14 @@ EXAMPLES = """Examples:
 
 @with_options(DATA, TEACHER, DISTILL, TRAINING, RUN, RESULT)
 def distill(ctx: typer.Context, **options: Any) -> None:
-    """Train a student of fewer layers on a teacher's predictions, as DistilGPT2 was made."""
+    """Train a student with fewer layers on a teacher's predictions, the way DistilGPT2 was made."""
 
     def base(given: Mapping[str, Any]) -> tuple[Path, str]:
         if "teacher" not in given:
             raise UsageError("there is no teacher", hint="name one with --teacher MODEL")
         settings = Settings.load(ctx.obj.environ)
-        model = resolve_or_pull(
-            ctx.obj,
-            str(given["teacher"]),
-            given.get("revision"),
-            is_offline(ctx.obj, settings, None),
-            settings=settings,
-        )
+        wanted = str(given["teacher"])
+        model = resolve_or_pull(ctx.obj, settings, wanted, given.get("revision"))
         return model.directory, model.name
 
     run_command(ctx, "distill", base)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -11,6 +10,7 @@ from gpt2cli.analysis.explain import Candidate, Explanation, FilterEffect, expla
 from gpt2cli.cli.formats import Output
 from gpt2cli.cli.inspect_report import percent
 from gpt2cli.core.engine import Engine
+from gpt2cli.likelihood import bits
 from gpt2cli.options import GenerateOptions
 from gpt2cli.terminal import page, views
 from gpt2cli.terminal.canvas import SVG_WIDTH, Canvas, draw_svg
@@ -19,7 +19,6 @@ from gpt2cli.terminal.jsonout import json_line
 from gpt2cli.text.tokenizer import Tokenizer
 from gpt2cli.text.visible import quoted, token_text
 
-LN2 = math.log(2)
 SHOWN_CONTEXT = 40
 """Characters of the text before the step that a heading has."""
 BAR = 12
@@ -92,7 +91,7 @@ class StepReport:
     def _remarks(self) -> Iterator[str]:
         step = self.step
         yield (
-            f"{step.vocabulary} tokens, {step.entropy / LN2:.2f} bits of uncertainty by the model alone; "
+            f"{step.vocabulary} tokens, {bits(step.entropy):.2f} bits of uncertainty by the model alone; "
             f"{step.left} can be drawn"
         )
         if step.drawn is not None:
@@ -127,7 +126,7 @@ class StepReport:
                 str(effect.removed),
                 str(effect.left),
                 percent(effect.moved),
-                f"{effect.entropy / LN2:.2f}",
+                f"{bits(effect.entropy):.2f}",
             )
 
     def _candidate_rows(self) -> Iterator[tuple[str, ...]]:

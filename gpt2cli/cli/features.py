@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 import json as json_module
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -12,19 +12,20 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 
 from gpt2cli.cli import params
-from gpt2cli.cli.loading import FoundModel, encode_text, find_model, load_engine, start, tokenizer_of
+from gpt2cli.cli.flags import ModelFlags, output_file, read_flags, read_settings
+from gpt2cli.cli.loading import FoundModel, encode_text, load_engine, model_to_measure, tokenizer_of
 from gpt2cli.cli.sources import (
     Record,
     Source,
+    TextsFlags,
     at_record,
     open_source,
     read_lines,
     read_records,
-    says_jsonl,
     some_records,
 )
 from gpt2cli.errors import PromptTooLong, UsageError
-from gpt2cli.files import check_writable, write_atomically
+from gpt2cli.files import write_atomically
 from gpt2cli.options import check_whole
 from gpt2cli.terminal.jsonout import json_line
 from gpt2cli.terminal.streams import Terminal
@@ -54,8 +55,8 @@ def features(
         list[str] | None,
         typer.Argument(
             metavar="TEXT",
-            help="The text; words are joined by a space. A last - reads stdin, which is also read when "
-            "no text is given.",
+            help="The text; words are joined by spaces. A final - reads stdin, which is also read "
+            "when no text is given.",
             show_default=False,
         ),
     ] = None,
@@ -91,8 +92,9 @@ def features(
             "--layer",
             "--layers",
             metavar="N,…",
-            help="0 is the embeddings, 1 the first block's output, -1 the last after the final norm, as "
-            "transformers counts; 2-4; all.",
+            help="The layers, counted as in transformers: 0 is the embeddings, 1 the output of the "
+            "first block, -1 the last layer after the final norm. A list, a range such as 2-4, "
+            "or all.",
             rich_help_panel="Features",
         ),
     ] = "-1",
@@ -100,7 +102,8 @@ def features(
         PoolName,
         typer.Option(
             "--pool",
-            help="One vector a text: the mean of its tokens, or the last; else one a token.",
+            help="Write one vector per text: the mean over its tokens, or the last token's. none: "
+            "one vector per token.",
             rich_help_panel="Features",
         ),
     ] = "none",
@@ -109,7 +112,7 @@ def features(
         typer.Option(
             "--attention",
             metavar="N,…",
-            help="Attention weights of these blocks too: 1 is the first, -1 the last; all.",
+            help="Also write the attention weights of these blocks: 1 is the first, -1 the last; or all.",
             rich_help_panel="Features",
             show_default=False,
         ),
@@ -120,7 +123,7 @@ def features(
             "--output",
             "-o",
             metavar="FILE",
-            help="Write .npz, .safetensors or .jsonl; without it JSON lines go to stdout.",
+            help="Write an .npz, .safetensors or .jsonl file; without this option JSON lines go to stdout.",
             rich_help_panel="Output",
             show_default=False,
         ),
@@ -132,33 +135,40 @@ def features(
     batch_tokens: params.BatchTokens = None,
     debug: params.Debug = False,
 ) -> None:
-    """Write hidden states and attention weights: the numbers of transformers' GPT2Model."""
+    """Write hidden states and attention weights, the same numbers as transformers' GPT2Model."""
+    flags = read_flags(FeaturesFlags, ctx.params)
     terminal: Terminal = ctx.obj
-    settings = start(terminal, ctx.params)
-    output = None if output is None or str(output) == "-" else output
-    if output is None:
-        terminal.check_stdout()
-    else:
-        if output.suffix.lower() not in SUFFIXES:
-            raise UsageError(f"{output}: features are written as {', '.join(SUFFIXES)}")
-        check_writable(output)
-    if batch_tokens is not None:
-        check_whole("batch_tokens", batch_tokens, 1, 10**7, f"1 to {10**7}")
-    if lines and from_jsonl:
-        raise UsageError("--lines and --from-jsonl do not go together")
-    many = lines or from_jsonl or says_jsonl(file)
-    with open_source(terminal, words or (), prompt, file, strict=strict, lines=many) as source:
-        found = find_model(terminal, settings, ctx.params)
-        run = _Run(
-            terminal, ctx.params, source, found, load_engine(terminal, found, to_look_inside=True), output
-        )
-        run.run()
+    settings = read_settings(terminal, flags.quiet)
+    target = output_file(terminal, flags.output)
+    if target is not None and target.suffix.lower() not in SUFFIXES:
+        raise UsageError(f"{target}: features are written as {', '.join(SUFFIXES)}")
+    if flags.batch_tokens is not None:
+        check_whole("batch_tokens", flags.batch_tokens, 1, 10**7, f"1 to {10**7}")
+    flags.check()
+    with open_source(terminal, flags, lines=flags.many) as source:
+        found = model_to_measure(terminal, settings, flags)
+        _Run(terminal, flags, source, found, load_engine(terminal, found, to_look_inside=True), target).run()
+
+
+@dataclass(frozen=True, kw_only=True)
+class FeaturesFlags(ModelFlags, TextsFlags):
+    """The flags of `features`."""
+
+    bos: bool
+    truncate: bool
+    special_tokens: bool | None
+    layers: str
+    pool: PoolName
+    attention: str | None
+    output: Path | None
+    quiet: bool | None
+    batch_tokens: int | None
 
 
 @dataclass(frozen=True, slots=True)
 class _Run:
     terminal: Terminal
-    flags: Mapping[str, Any]
+    flags: FeaturesFlags
     source: Source
     found: FoundModel
     engine: Engine
@@ -169,13 +179,13 @@ class _Run:
         from gpt2cli.analysis.features import FeatureOptions, extract, parse_layers
 
         depth = self.engine.config.n_layer
-        wanted = self.flags["attention"]
+        wanted = self.flags.attention
         options = FeatureOptions(
-            layers=parse_layers(self.flags["layers"], depth),
-            pool=self.flags["pool"],
+            layers=parse_layers(self.flags.layers, depth),
+            pool=self.flags.pool,
             attention=() if wanted is None else parse_layers(wanted, depth, first=1),
         )
-        batch_tokens = self.flags["batch_tokens"]
+        batch_tokens = self.flags.batch_tokens
         computed = extract(self.engine.model, self._texts(), options, batch_tokens=batch_tokens)
         if self.output is None:
             for features in computed:
@@ -186,14 +196,14 @@ class _Run:
     def _texts(self) -> Iterator[tuple[Record, list[int]]]:
         """The texts, as ids that fit the context. Raises `UsageError`, `PromptTooLong`."""
         config, bad = self.engine.config, 0
-        special = bool(self.flags["special_tokens"])
+        special = bool(self.flags.special_tokens)
         for record in some_records(self._records(), self.source.name):
             bad += record.bad
-            if record.bad and self.flags["strict"]:
+            if record.bad and self.flags.strict:
                 raise UsageError(bad_bytes(f"{self.source.name}: {record.place}", record.bad))
             with at_record(record):
-                ids = encode_text(self.engine, record.text, bos=self.flags["bos"], special_tokens=special)
-            if self.flags["truncate"]:
+                ids = encode_text(self.engine, record.text, bos=self.flags.bos, special_tokens=special)
+            if self.flags.truncate:
                 ids = ids[-config.n_positions :]
             if len(ids) > config.n_positions:
                 raise PromptTooLong(
@@ -206,9 +216,9 @@ class _Run:
 
     def _records(self) -> Iterator[Record]:
         source, flags = self.source, self.flags
-        if flags["from_jsonl"] or (says_jsonl(flags["file"]) and not flags["lines"]):
-            return read_records(source.read, source.name, flags["field"])
-        if flags["lines"]:
+        if flags.as_records:
+            return read_records(source.read, source.name, flags.field)
+        if flags.lines:
             return read_lines(source.read, source.name)
         pieces = list(read_pieces(source.read, tokenizer_of(self.engine), keep_end=source.typed))
         bad = sum(piece.bad for piece in pieces)

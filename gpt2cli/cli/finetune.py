@@ -8,7 +8,7 @@ from typing import Any
 
 import typer
 
-from gpt2cli.cli.pulling import is_offline, resolve_or_pull
+from gpt2cli.cli.pulling import resolve_or_pull
 from gpt2cli.cli.training import run_command
 from gpt2cli.cli.training_params import BASE, DATA, LORA, RESULT, RUN, TRAINING, with_options
 from gpt2cli.settings import Settings
@@ -25,17 +25,12 @@ EXAMPLES = """Examples:
 
 @with_options(DATA, BASE, LORA, TRAINING, RUN, RESULT)
 def finetune(ctx: typer.Context, **options: Any) -> None:
-    """Go on training a model on your text: all of its weights, or low-rank adapters."""
+    """Continue training a model on your own text: all of its weights, or low-rank adapters."""
 
     def base(given: Mapping[str, Any]) -> tuple[Path, str]:
         settings = Settings.load(ctx.obj.environ)
-        model = resolve_or_pull(
-            ctx.obj,
-            settings.over({"model": given.get("model")}).get("model"),
-            given.get("revision"),
-            is_offline(ctx.obj, settings, None),
-            settings=settings,
-        )
+        wanted = settings.over({"model": given.get("model")}).get("model")
+        model = resolve_or_pull(ctx.obj, settings, wanted, given.get("revision"))
         return model.directory, model.name
 
     run_command(ctx, "finetune", base)

@@ -2,19 +2,32 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
+from gpt2cli.cli.flags import output_file
 from gpt2cli.errors import UsageError
-from gpt2cli.files import check_writable, write_atomically
+from gpt2cli.files import write_atomically
 from gpt2cli.terminal.streams import Terminal
 
 Format = Literal["text", "json", "jsonl", "csv", "svg", "html"]
 
 _FLAGS: tuple[Format, ...] = ("json", "jsonl", "csv", "svg", "html")
 _SUFFIXES: dict[str, Format] = {f".{name}": name for name in _FLAGS} | {".htm": "html"}
+
+
+@dataclass(frozen=True, kw_only=True)
+class OutputFlags:
+    """What is put out, and where."""
+
+    json: bool
+    jsonl: bool
+    csv: bool
+    svg: bool
+    html: bool
+    theme: Literal["light", "dark"] | None
+    output: Path | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,18 +57,13 @@ def format_of(file: Path | None) -> Format:
     return "text" if file is None else _SUFFIXES.get(file.suffix.lower(), "text")
 
 
-def read_output(terminal: Terminal, flags: Mapping[str, Any]) -> Output:
+def read_output(terminal: Terminal, flags: OutputFlags) -> Output:
     """What the flags ask for; without one, the suffix of ``--output`` decides. Raises `UsageError`."""
-    named = [name for name in _FLAGS if flags.get(name)]
+    named = [name for name in _FLAGS if getattr(flags, name)]
     if len(named) > 1:
         raise UsageError(f"--{named[0]} and --{named[1]} do not go together")
-    file = flags["output"]
-    file = None if file is None or str(file) == "-" else file
-    if file is None:
-        terminal.check_stdout()
-    else:
-        check_writable(file)
+    file = output_file(terminal, flags.output)
     kind = named[0] if named else format_of(file)
-    if flags["theme"] and kind != "svg":
+    if flags.theme and kind != "svg":
         raise UsageError("--theme is for an SVG; a page follows the browser, a terminal is as it is")
-    return Output(terminal, kind, file, flags["theme"] or "light")
+    return Output(terminal, kind, file, flags.theme or "light")

@@ -3,26 +3,33 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from gpt2cli.checkpoint import Checkpoint, open_checkpoint
 from gpt2cli.cli import params
 from gpt2cli.cli.clock import process_age
-from gpt2cli.cli.loading import resolve_model
+from gpt2cli.cli.flags import (
+    SAMPLING_NAMES,
+    LengthFlags,
+    ModelFlags,
+    PromptFlags,
+    SamplingFlags,
+    given_options,
+    load_options,
+    output_file,
+    read_flags,
+    read_settings,
+)
+from gpt2cli.cli.loading import FoundModel, check_model, import_engine, load_engine, resolve_model
 from gpt2cli.cli.prompt import read_prompt
 from gpt2cli.cli.sinks import OutputOptions, Run, make_sink
 from gpt2cli.errors import UsageError
-from gpt2cli.hub.converted import converted_stem
-from gpt2cli.hub.resolve import ResolvedModel
-from gpt2cli.hub.usage import mark_used
-from gpt2cli.options import GenerateOptions, LoadOptions
+from gpt2cli.options import GenerateOptions, Overflow, Rng
 from gpt2cli.settings import Settings
-from gpt2cli.terminal.progress import ConversionProgress
 from gpt2cli.terminal.streams import Terminal
 from gpt2cli.text.sanitize import Sanitizer
 
@@ -50,7 +57,7 @@ def generate(
         list[str] | None,
         typer.Argument(
             metavar="PROMPT",
-            help="The prompt; words are joined by a space. A last - reads stdin, which is also read "
+            help="The prompt; words are joined by spaces. A final - reads stdin, which is also read "
             "when no prompt is given.",
             show_default=False,
         ),
@@ -97,8 +104,28 @@ def generate(
     threads: params.Threads = None,
     debug: params.Debug = False,
 ) -> None:
-    """Continue a text: the prompt goes in, the model's continuation comes out as it is drawn."""
-    _run(_read_request(ctx.obj, ctx.params))
+    """Continue a text: print the model's continuation of a prompt, as it is generated."""
+    _run(_read_request(ctx.obj, read_flags(GenerateFlags, ctx.params)))
+
+
+@dataclass(frozen=True, kw_only=True)
+class GenerateFlags(ModelFlags, PromptFlags, SamplingFlags, LengthFlags):
+    """The flags of `generate`."""
+
+    max_length: int | None
+    overflow: Overflow | None
+    num_return_sequences: int | None
+    seed: int | None
+    rng: Rng | None
+    special_tokens: bool | None
+    sanitize: bool
+    json: bool
+    jsonl: bool
+    echo: bool
+    logprobs: int | None
+    output: Path | None
+    no_stream: bool
+    quiet: bool | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,64 +133,46 @@ class GenerateRequest:
     """A command line that was found to be in order, the model's files included; nothing is loaded yet."""
 
     terminal: Terminal
-    model: ResolvedModel
-    checkpoint: Checkpoint
+    model: FoundModel
     prompt: str
     options: GenerateOptions
-    load: LoadOptions
     output: OutputOptions
 
 
-def _read_request(terminal: Terminal, flags: Mapping[str, Any]) -> GenerateRequest:
+def _read_request(terminal: Terminal, flags: GenerateFlags) -> GenerateRequest:
     """Check everything that can be checked without torch. Raises `Gpt2cliError`."""
-    settings = Settings.load(terminal.environ)
-    terminal.quiet = bool(settings.over({"quiet": flags["quiet"]}).get("quiet"))
-    output = _output_options(flags)
-    if output.file is None:
-        terminal.check_stdout()
+    settings = read_settings(terminal, flags.quiet)
+    output = _output_options(terminal, flags)
     given = _given_options(settings, flags)
     GenerateOptions(**given)
-    load = LoadOptions(
-        **settings.over({name: flags[name] for name in ("device", "precision", "threads")}),
-        allow_pickle=bool(flags["allow_pickle"]),
-    )
-    prompt = read_prompt(
-        terminal, flags["words"] or (), flags["prompt"], flags["file"], strict=flags["strict"]
-    )
-    model = resolve_model(terminal, settings, flags, load)
-    checkpoint = open_checkpoint(model.directory, allow_pickle=load.allow_pickle)
-    options = checkpoint.generate_options(given).settled()
+    load = load_options(settings, flags)
+    prompt = read_prompt(terminal, flags)
+    model = check_model(resolve_model(terminal, settings, flags, load), load)
+    options = model.checkpoint.generate_options(given).settled()
     if options.rng == "transformers" and load.precision == "auto":
         # The text is to be what transformers prints.
-        load = replace(load, precision="fp32")
-    load = replace(load, converted=converted_stem(model))
-    return GenerateRequest(terminal, model, checkpoint, prompt, options, load, output)
+        model = replace(model, load=replace(model.load, precision="fp32"))
+    return GenerateRequest(terminal, model, prompt, options, output)
 
 
-def _output_options(flags: Mapping[str, Any]) -> OutputOptions:
-    file = flags["output"]
-    if flags["logprobs"] is not None and not (flags["json"] or flags["jsonl"]):
+def _output_options(terminal: Terminal, flags: GenerateFlags) -> OutputOptions:
+    if flags.logprobs is not None and not (flags.json or flags.jsonl):
         raise UsageError("--logprobs needs --json or --jsonl")
     return OutputOptions(
-        json=flags["json"],
-        jsonl=flags["jsonl"],
-        echo=flags["echo"],
-        stream=not flags["no_stream"],
-        sanitize=flags["sanitize"],
-        file=None if file is None or str(file) == "-" else file,
+        json=flags.json,
+        jsonl=flags.jsonl,
+        echo=flags.echo,
+        stream=not flags.no_stream,
+        sanitize=flags.sanitize,
+        file=output_file(terminal, flags.output),
     )
 
 
-def _given_options(settings: Settings, flags: Mapping[str, Any]) -> dict[str, Any]:
+def _given_options(settings: Settings, flags: GenerateFlags) -> dict[str, Any]:
     """What the flags and the settings say of `GenerateOptions`; the rest is left to the model."""
-    wanted = {field.name: flags[field.name] for field in fields(GenerateOptions)}
-    wanted["stop"] = tuple(flags["stop"]) if flags["stop"] else None
-    if flags["greedy"]:
-        if flags["temperature"]:
-            raise UsageError("--greedy and --temperature do not go together")
-        wanted["temperature"] = 0.0
-    given = settings.over(wanted)
-    if flags["max_length"] is not None and flags["max_new_tokens"] is None:
+    others = [field.name for field in fields(GenerateOptions) if field.name not in SAMPLING_NAMES]
+    given = given_options(settings, flags, *others)
+    if flags.max_length is not None and flags.max_new_tokens is None:
         # A setting does not get in a flag's way.
         given.pop("max_new_tokens", None)
     return given
@@ -173,20 +182,16 @@ def _run(request: GenerateRequest) -> None:
     """Load the model, pass its chunks on, and report. Raises what a signal asked for, at the end."""
     terminal, options = request.terminal, request.options
     started = time.perf_counter()
-    with terminal.signals.deferred():
-        from gpt2cli.core.engine import Engine
-        from gpt2cli.core.results import new_choices
+    import_engine(terminal)
+    from gpt2cli.core.results import new_choices
 
     import_s = time.perf_counter() - started
-    with ConversionProgress(terminal, request.model.name) as progress:
-        engine = Engine.from_checkpoint(request.checkpoint, request.load, progress)
-    if request.model.stored is not None:
-        mark_used(request.model.stored)
+    engine = load_engine(terminal, request.model)
     age = process_age()
     chunks = engine.stream(request.prompt, options)
     # From here on there is something to end properly.
     terminal.signals.soften(engine.interrupt)
-    run = Run(request.model.name, request.model.revision, request.prompt, options, asdict(engine.info))
+    run = Run(request.model.head(), request.prompt, options, asdict(engine.info))
     sink = make_sink(terminal, run, request.output, engine.tokenizer)
     choices = new_choices(options)
     cleaners = [Sanitizer() if request.output.sanitize else None for _ in choices]
@@ -229,7 +234,7 @@ def _tail(engine: Engine, stats: Stats, import_s: float, age: float) -> dict[str
 def _report(request: GenerateRequest, choices: Sequence[Choice], stats: Stats) -> None:
     """Say on stderr what the text does not show: dropped tokens, a full context, the seed."""
     terminal, options = request.terminal, request.options
-    context = request.checkpoint.config.n_positions
+    context = request.model.checkpoint.config.n_positions
     if stats.dropped_tokens:
         terminal.warn(f"{stats.dropped_tokens} tokens were dropped to fit the context of {context}")
     if any(choice.finish_reason == "context" for choice in choices):

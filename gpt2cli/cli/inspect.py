@@ -2,25 +2,32 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 import typer
 
 from gpt2cli.cli import params
-from gpt2cli.cli.formats import Output, read_output
-from gpt2cli.cli.loading import FoundModel, encode_text, find_model, load_engine, start, tokenizer_of
+from gpt2cli.cli.flags import (
+    SAMPLING_NAMES,
+    ModelFlags,
+    PromptFlags,
+    SamplingFlags,
+    given_options,
+    read_flags,
+    read_settings,
+)
+from gpt2cli.cli.formats import Output, OutputFlags, read_output
+from gpt2cli.cli.loading import FoundModel, encode_text, load_engine, model_to_measure, tokenizer_of
 from gpt2cli.cli.prompt import read_prompt
 from gpt2cli.errors import InvalidOption, UsageError
-from gpt2cli.options import GenerateOptions, SamplingOptions, check_whole
-from gpt2cli.settings import Settings
+from gpt2cli.options import GenerateOptions, check_whole
 from gpt2cli.terminal.streams import Terminal
 
 MAX_TOP = 1000
 MAX_TOKENS = 100_000
-"""Of a text that is looked at; `score` takes any length."""
+"""The longest text that is shown; `score` takes any length."""
 
 EXAMPLES = """Examples:
 
@@ -42,8 +49,8 @@ def inspect(
         list[str] | None,
         typer.Argument(
             metavar="TEXT",
-            help="The text; words are joined by a space. A last - reads stdin, which is also read when no "
-            "text is given.",
+            help="The text; words are joined by spaces. A final - reads stdin, which is also read "
+            "when no text is given.",
             show_default=False,
         ),
     ] = None,
@@ -61,7 +68,10 @@ def inspect(
     top: Annotated[
         int | None,
         typer.Option(
-            "--top", metavar="K", help="List the tokens, each with the K likeliest there.", show_default=False
+            "--top",
+            metavar="K",
+            help="List the tokens, each with the K most likely ones in its place.",
+            show_default=False,
         ),
     ] = None,
     stride: Annotated[
@@ -69,7 +79,7 @@ def inspect(
         typer.Option(
             "--stride",
             metavar="N",
-            help="Read a text longer than the context in windows of it that move on by N tokens.",
+            help="Read a text longer than the context in overlapping windows that advance by N tokens.",
             show_default=False,
         ),
     ] = None,
@@ -78,7 +88,7 @@ def inspect(
         typer.Option(
             "--marks/--no-marks",
             metavar="",
-            help="Digits under the text. Default: in an SVG, and where there are no colours.",
+            help="Print digits under the text. Default: in an SVG, and where there are no colours.",
             show_default=False,
         ),
     ] = None,
@@ -87,7 +97,7 @@ def inspect(
         typer.Option(
             "--explain",
             metavar="",
-            help="Instead: what each sampling option removes at one step, and what is left.",
+            help="Instead, show what each sampling option removes at one step, and what is left.",
         ),
     ] = False,
     at: Annotated[
@@ -95,8 +105,8 @@ def inspect(
         typer.Option(
             "--at",
             metavar="PLACE",
-            help="With --explain: the step that draws token PLACE of the text; -1 is the last. Default: the "
-            "token after the text.",
+            help="With --explain: look at the step that draws token PLACE of the text; -1 is the "
+            "last. Default: the token after the text.",
             show_default=False,
         ),
     ] = None,
@@ -117,7 +127,7 @@ def inspect(
         typer.Option(
             "--seed",
             metavar="S",
-            help="With --explain: show what this seed draws.",
+            help="With --explain: show which token this seed draws.",
             rich_help_panel="Sampling",
             show_default=False,
         ),
@@ -138,12 +148,28 @@ def inspect(
     threads: params.Threads = None,
     debug: params.Debug = False,
 ) -> None:
-    """Colour a text by what the model expected; with --explain, show how its next token is drawn."""
-    request = _read_request(ctx.obj, ctx.params)
+    """Colour a text by how well the model predicted it; with --explain, show how its next token is drawn."""
+    request = _read_request(ctx.obj, read_flags(InspectFlags, ctx.params))
     if request.sampling is None:
         _inspect(request)
     else:
         _explain(request, request.sampling)
+
+
+@dataclass(frozen=True, kw_only=True)
+class InspectFlags(ModelFlags, PromptFlags, SamplingFlags, OutputFlags):
+    """The flags of `inspect`."""
+
+    by: Literal["probability", "rank", "entropy"]
+    top: int | None
+    stride: int | None
+    marks: bool | None
+    explain: bool
+    at: int | None
+    seed: int | None
+    bos: bool
+    special_tokens: bool | None
+    quiet: bool | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -164,50 +190,44 @@ class InspectRequest:
     at: int | None
 
 
-def _read_request(terminal: Terminal, flags: Mapping[str, Any]) -> InspectRequest:
+def _read_request(terminal: Terminal, flags: InspectFlags) -> InspectRequest:
     """Check everything that can be checked without torch. Raises `Gpt2cliError`."""
-    settings = start(terminal, flags)
+    settings = read_settings(terminal, flags.quiet)
     output = read_output(terminal, flags)
-    if flags["top"] is not None:
-        check_whole("top", flags["top"], 1, MAX_TOP, f"1 to {MAX_TOP}")
-    given = _given_sampling(settings, flags)
+    if flags.top is not None:
+        check_whole("top", flags.top, 1, MAX_TOP, f"1 to {MAX_TOP}")
+    _check_explain(flags)
+    given = given_options(settings, flags, "seed")
     GenerateOptions(**given)
-    text = read_prompt(terminal, flags["words"] or (), flags["prompt"], flags["file"], strict=flags["strict"])
-    model = find_model(terminal, settings, flags)
+    text = read_prompt(terminal, flags)
+    model = model_to_measure(terminal, settings, flags)
     return InspectRequest(
         terminal=terminal,
         output=output,
         model=model,
         text=text,
-        special_tokens=bool(flags["special_tokens"]),
-        by=flags["by"],
-        top=flags["top"],
-        stride=flags["stride"],
-        bos=flags["bos"],
-        marks=flags["marks"],
-        sampling=model.checkpoint.generate_options(given) if flags["explain"] else None,
-        at=flags["at"],
+        special_tokens=bool(flags.special_tokens),
+        by=flags.by,
+        top=flags.top,
+        stride=flags.stride,
+        bos=flags.bos,
+        marks=flags.marks,
+        sampling=model.checkpoint.generate_options(given) if flags.explain else None,
+        at=flags.at,
     )
 
 
-def _given_sampling(settings: Settings, flags: Mapping[str, Any]) -> dict[str, Any]:
-    """What flags and settings say of the sampling. Raises `UsageError` for flags without ``--explain``."""
-    names = [field.name for field in fields(SamplingOptions)]
-    used = [name for name in (*names, "greedy", "seed", "at") if flags[name] is not None]
-    if used and not flags["explain"]:
+def _check_explain(flags: InspectFlags) -> None:
+    """Raise `UsageError` for flags that need ``--explain``, and for those that do not go with it."""
+    used = [name for name in (*SAMPLING_NAMES, "greedy", "seed", "at") if getattr(flags, name) is not None]
+    if used and not flags.explain:
         raise UsageError(f"--{used[0].replace('_', '-')} needs --explain")
-    if flags["explain"]:
-        unused = [name for name in ("marks", "stride") if flags[name] is not None]
-        unused += ["by"] if flags["by"] != "probability" else []
-        unused += ["bos"] if flags["bos"] else []
+    if flags.explain:
+        unused = [name for name in ("marks", "stride") if getattr(flags, name) is not None]
+        unused += ["by"] if flags.by != "probability" else []
+        unused += ["bos"] if flags.bos else []
         if unused:
             raise UsageError(f"--{unused[0]} does not go with --explain, which shows one step")
-    if flags["greedy"] and flags["temperature"]:
-        raise UsageError("--greedy and --temperature do not go together")
-    given = settings.over({name: flags[name] for name in names})
-    if flags["greedy"]:
-        given["temperature"] = 0.0
-    return given if flags["seed"] is None else {**given, "seed": flags["seed"]}
 
 
 def _inspect(request: InspectRequest) -> None:

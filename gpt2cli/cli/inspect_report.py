@@ -18,6 +18,7 @@ from gpt2cli.analysis.inspect import (
 )
 from gpt2cli.cli.formats import Output
 from gpt2cli.core.engine import Engine
+from gpt2cli.likelihood import bits
 from gpt2cli.terminal import page, views
 from gpt2cli.terminal.canvas import SVG_WIDTH, Canvas, draw_svg
 from gpt2cli.terminal.csvout import csv_text
@@ -26,7 +27,6 @@ from gpt2cli.terminal.jsonout import json_line
 from gpt2cli.text.tokenizer import Tokenizer
 from gpt2cli.text.visible import quoted, token_text
 
-LN2 = math.log(2)
 _LISTED = ("", "token", "probability", "rank", "entropy", "likeliest")
 _IN_BITS = "entropy, in bits: how uncertain the model was before the token"
 
@@ -196,7 +196,7 @@ def _figures(token: Token) -> tuple[str, str, str]:
     score = token.score
     if score is None:
         return "", "", ""
-    return percent(math.exp(score.logprob)), str(score.rank), f"{score.entropy / LN2:.2f}"
+    return percent(math.exp(score.logprob)), str(score.rank), f"{bits(score.entropy):.2f}"
 
 
 def percent(probability: float) -> str:

@@ -1,4 +1,4 @@
-"""The model of an analysis command: found, checked, loaded."""
+"""The model of a command: found, checked, loaded; and a text as its tokens."""
 
 from __future__ import annotations
 
@@ -7,7 +7,8 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from gpt2cli.checkpoint import Checkpoint, open_checkpoint
-from gpt2cli.cli.pulling import is_offline, resolve_or_pull
+from gpt2cli.cli.flags import ModelFlags, load_options, read_flags, read_settings
+from gpt2cli.cli.pulling import resolve_or_pull
 from gpt2cli.errors import ModelFileError, UsageError
 from gpt2cli.hub.converted import converted_stem
 from gpt2cli.hub.resolve import ResolvedModel
@@ -35,46 +36,54 @@ class FoundModel:
         return {"model": self.resolved.name, "revision": self.resolved.revision}
 
 
-def start(terminal: Terminal, flags: Mapping[str, Any]) -> Settings:
-    """Read the settings, and be quiet where they or ``--quiet`` say so."""
-    settings = Settings.load(terminal.environ)
-    terminal.quiet = bool(settings.over({"quiet": flags["quiet"]}).get("quiet"))
-    return settings
-
-
 def resolve_model(
-    terminal: Terminal, settings: Settings, flags: Mapping[str, Any], load: LoadOptions
+    terminal: Terminal, settings: Settings, flags: ModelFlags, load: LoadOptions
 ) -> ResolvedModel:
     """The model of the flags or the settings, pulled where it is not on this disk. Raises `Gpt2cliError`.
 
     A person who named none is told which one it is.
     """
-    wanted = settings.over({"model": flags["model"]}).get("model")
+    wanted = settings.over({"model": flags.model}).get("model")
     resolved = resolve_or_pull(
-        terminal,
-        wanted,
-        flags["revision"],
-        is_offline(terminal, settings, flags["offline"]),
-        settings=settings,
-        allow_pickle=load.allow_pickle,
+        terminal, settings, wanted, flags.revision, offline=flags.offline, allow_pickle=load.allow_pickle
     )
     if wanted is None and terminal.stderr_is_terminal:
         terminal.note(f"{resolved.name}: the built-in story-teller; for GPT-2: gpt2cli pull distilgpt2")
     return resolved
 
 
-def find_model(terminal: Terminal, settings: Settings, flags: Mapping[str, Any]) -> FoundModel:
-    """The model that the shared flags name, pulled where it is not on this disk. Raises `Gpt2cliError`."""
-    load = LoadOptions(
-        **settings.over({name: flags[name] for name in ("device", "precision", "threads")}),
-        allow_pickle=bool(flags["allow_pickle"]),
-    )
-    if load.precision == "auto":
-        # What is measured is compared with other libraries' figures, to the last digits.
-        load = replace(load, precision="fp32")
-    resolved = resolve_model(terminal, settings, flags, load)
+def check_model(resolved: ResolvedModel, load: LoadOptions) -> FoundModel:
+    """A model whose files are in order, to be loaded as ``load`` says. Raises `Gpt2cliError`."""
     checkpoint = open_checkpoint(resolved.directory, allow_pickle=load.allow_pickle)
     return FoundModel(resolved, checkpoint, replace(load, converted=converted_stem(resolved)))
+
+
+def model_to_measure(terminal: Terminal, settings: Settings, flags: ModelFlags) -> FoundModel:
+    """The model of an analysis command, pulled where it is not on this disk. Raises `Gpt2cliError`.
+
+    What it measures is compared with other libraries' figures, to the last digits: ``auto`` is fp32.
+    """
+    load = load_options(settings, flags)
+    if load.precision == "auto":
+        load = replace(load, precision="fp32")
+    return check_model(resolve_model(terminal, settings, flags, load), load)
+
+
+def start(terminal: Terminal, flags: Mapping[str, Any]) -> Settings:
+    """`read_settings` for a command that reads its parameters untyped."""
+    return read_settings(terminal, flags["quiet"])
+
+
+def find_model(terminal: Terminal, settings: Settings, flags: Mapping[str, Any]) -> FoundModel:
+    """`model_to_measure` for a command that reads its parameters untyped."""
+    return model_to_measure(terminal, settings, read_flags(ModelFlags, flags))
+
+
+def import_engine(terminal: Terminal) -> type[Engine]:
+    """The class, imported where no signal can tear it."""
+    with terminal.signals.deferred():
+        from gpt2cli.core.engine import Engine
+    return Engine
 
 
 def load_engine(terminal: Terminal, found: FoundModel, *, to_look_inside: bool = False) -> Engine:
@@ -82,11 +91,10 @@ def load_engine(terminal: Terminal, found: FoundModel, *, to_look_inside: bool =
 
     Who wants `Engine.model` alone says so with ``to_look_inside``: then nothing else is prepared.
     """
-    with terminal.signals.deferred():
-        from gpt2cli.core.engine import Engine
+    engine_class = import_engine(terminal)
     load = replace(found.load, backend="torch") if to_look_inside else found.load
     with ConversionProgress(terminal, found.resolved.name) as progress:
-        engine = Engine.from_checkpoint(found.checkpoint, load, progress)
+        engine = engine_class.from_checkpoint(found.checkpoint, load, progress)
     if found.resolved.stored is not None:
         mark_used(found.resolved.stored)
     return engine

@@ -11,6 +11,7 @@ import typer
 
 from gpt2cli import paths
 from gpt2cli.cli import params
+from gpt2cli.cli.flags import read_settings
 from gpt2cli.hub.card import Card, read_card
 from gpt2cli.hub.garbage import find_garbage
 from gpt2cli.hub.inventory import (
@@ -59,16 +60,16 @@ _AVAILABLE = (
 def list_models(
     ctx: typer.Context,
     available: Annotated[
-        bool, typer.Option("--available", help="The published models instead, with what is known of them.")
+        bool,
+        typer.Option("--available", help="List the published models instead, with what is known about them."),
     ] = False,
-    json: Annotated[bool, typer.Option("--json", help="One JSON document.")] = False,
+    json: Annotated[bool, typer.Option("--json", help="Print one JSON document.")] = False,
     quiet: params.Quiet = None,
     debug: params.Debug = False,
 ) -> None:
-    """The models on this disk: in the store, in the Hugging Face cache, in the package."""
+    """List the models on this disk: in the store, in the Hugging Face cache, in the package."""
     terminal: Terminal = ctx.obj
-    settings = Settings.load(terminal.environ)
-    terminal.quiet = bool(settings.over({"quiet": quiet}).get("quiet"))
+    settings = read_settings(terminal, quiet)
     models = [describe(model) for model in all_models()]
     if available:
         known = {published_as(model.stored) for model in models}
@@ -212,10 +213,10 @@ def show(
     model: Annotated[
         str, typer.Argument(metavar="NAME|DIR", help="A model, or NAME@REVISION.", show_default=False)
     ],
-    json: Annotated[bool, typer.Option("--json", help="One JSON document.")] = False,
+    json: Annotated[bool, typer.Option("--json", help="Print one JSON document.")] = False,
     debug: params.Debug = False,
 ) -> None:
-    """What is known of a model: its shape, size, licence and origin, and what its card says of its use."""
+    """Show what is known about a model: shape, size, licence, origin, and what its card says on its use."""
     terminal: Terminal = ctx.obj
     found = describe(as_stored(locate_reference(model)))
     default = default_directory(Settings.load(terminal.environ).value("model"))

@@ -58,8 +58,8 @@ Model = Annotated[
         "--model",
         "-m",
         metavar="NAME|DIR",
-        help="A model directory, or a name (gpt2, owner/name); one that is not on this disk is pulled. "
-        "Default: the setting model, else the built-in model.",
+        help="A model directory, or a name (gpt2, owner/name); a model that is not on this disk "
+        "is pulled first. Default: the model setting, else the built-in model.",
     ),
 ]
 Revision = Annotated[
@@ -68,11 +68,20 @@ Revision = Annotated[
 Offline = Annotated[bool | None, _flag(_MODEL, "--offline", help="Never use the network.")]
 AllowPickle = Annotated[
     bool | None,
-    _flag(_MODEL, "--allow-pickle", help="Read .bin checkpoints too, plain tensors only (weights_only)."),
+    _flag(
+        _MODEL,
+        "--allow-pickle",
+        help="Also read .bin checkpoints; only plain tensors are unpickled (weights_only).",
+    ),
 ]
 
 ConvertPickle = Annotated[
-    bool, _flag(_MODEL, "--allow-pickle", help="Convert .bin weights to safetensors, plain tensors only.")
+    bool,
+    _flag(
+        _MODEL,
+        "--allow-pickle",
+        help="Convert .bin weights to safetensors; only plain tensors are unpickled.",
+    ),
 ]
 
 MaxNewTokens = Annotated[
@@ -81,29 +90,34 @@ MaxNewTokens = Annotated[
         _LENGTH,
         "--max-new-tokens",
         metavar="N",
-        help="The most tokens generated.",
+        help="Generate at most N tokens.",
         default_of="max_new_tokens",
     ),
 ]
 MaxLength = Annotated[
     int | None,
     _option(
-        _LENGTH, "--max-length", metavar="N", help="The most tokens of prompt and continuation together."
+        _LENGTH,
+        "--max-length",
+        metavar="N",
+        help="Limit the prompt and its continuation together to N tokens.",
     ),
 ]
 Stop = Annotated[
     list[str] | None,
-    _option(_LENGTH, "--stop", metavar="TEXT", help="End before TEXT; may be given several times."),
+    _option(_LENGTH, "--stop", metavar="TEXT", help="Stop before TEXT; may be given several times."),
 ]
-IgnoreEos = Annotated[bool | None, _flag(_LENGTH, "--ignore-eos", help="Go on after an end-of-text token.")]
+IgnoreEos = Annotated[
+    bool | None, _flag(_LENGTH, "--ignore-eos", help="Keep generating after an end-of-text token.")
+]
 OverflowMode = Annotated[
     Overflow | None,
     _option(
         _LENGTH,
         "--overflow",
-        help="When the context is full. error: refuse a prompt that leaves no room; the text ends where "
-        "the context does. truncate: drop the prompt's oldest tokens. slide: moreover, move the window on "
-        "while generating.",
+        help="What to do when the context is full. error: refuse a prompt that leaves no room; "
+        "the text ends where the context does. truncate: drop the oldest tokens of the "
+        "prompt. slide: also move the window on while generating.",
         default_of="overflow",
     ),
 ]
@@ -115,20 +129,27 @@ Temperature = Annotated[
         "--temperature",
         "--temp",
         metavar="T",
-        help="Below 1 sharper, above 1 wilder; 0 is greedy.",
+        help="Below 1 is more predictable, above 1 more varied; 0 is greedy.",
         default_of="temperature",
     ),
 ]
 TopK = Annotated[
     int | None,
     _option(
-        _SAMPLING, "--top-k", metavar="K", help="Draw from the K likeliest; 0 is off.", default_of="top_k"
+        _SAMPLING,
+        "--top-k",
+        metavar="K",
+        help="Sample from the K most likely tokens; 0 turns this off.",
+        default_of="top_k",
     ),
 ]
 TopP = Annotated[
     float | None,
     _option(
-        _SAMPLING, "--top-p", metavar="P", help="Draw from the likeliest that reach P together; 1 is off."
+        _SAMPLING,
+        "--top-p",
+        metavar="P",
+        help="Sample from the most likely tokens whose probabilities add up to P; 1 turns this off.",
     ),
 ]
 MinP = Annotated[
@@ -137,7 +158,7 @@ MinP = Annotated[
         _SAMPLING,
         "--min-p",
         metavar="P",
-        help="Drop what is less likely than P times the likeliest; 0 is off.",
+        help="Drop tokens less likely than P times the most likely one; 0 turns this off.",
     ),
 ]
 TypicalP = Annotated[
@@ -146,23 +167,30 @@ TypicalP = Annotated[
         _SAMPLING,
         "--typical-p",
         metavar="P",
-        help="Draw from the most typical that reach P together; 1 is off.",
+        help="Sample from the most typical tokens whose probabilities add up to P; 1 turns this off.",
     ),
 ]
 RepetitionPenalty = Annotated[
     float | None,
     _option(
-        _SAMPLING, "--repetition-penalty", metavar="X", help="Above 1, make tokens already there less likely."
+        _SAMPLING,
+        "--repetition-penalty",
+        metavar="X",
+        help="Above 1, tokens that are already in the text become less likely; 1 turns this off.",
     ),
 ]
 NoRepeatNgramSize = Annotated[
     int | None,
     _option(
-        _SAMPLING, "--no-repeat-ngram-size", metavar="N", help="Never repeat N tokens in a row; 0 is off."
+        _SAMPLING,
+        "--no-repeat-ngram-size",
+        metavar="N",
+        help="Never repeat a sequence of N tokens; 0 turns this off.",
     ),
 ]
 Greedy = Annotated[
-    bool | None, _flag(_SAMPLING, "--greedy", help="Always take the likeliest token (temperature 0).")
+    bool | None,
+    _flag(_SAMPLING, "--greedy", help="Always take the most likely token (the same as --temperature 0)."),
 ]
 NumReturnSequences = Annotated[
     int | None,
@@ -171,7 +199,7 @@ NumReturnSequences = Annotated[
         "--num-return-sequences",
         "-n",
         metavar="N",
-        help="Draw N texts.",
+        help="Generate N texts.",
         default_of="num_return_sequences",
     ),
 ]
@@ -181,67 +209,91 @@ Seed = Annotated[
         _SAMPLING,
         "--seed",
         metavar="S",
-        help="The same seed gives the same text; text i of N has seed S+i. Default: drawn.",
+        help="The same seed gives the same text; with -n, the texts have the seeds S, S+1, … "
+        "Default: a random seed, which is reported.",
     ),
 ]
 RngKind = Annotated[
     Rng | None,
     _option(
-        _SAMPLING, "--rng", help="transformers: the draws of transformers after set_seed.", default_of="rng"
+        _SAMPLING,
+        "--rng",
+        help="The random numbers. transformers: sample exactly as transformers does after set_seed.",
+        default_of="rng",
     ),
 ]
 
 SpecialTokens = Annotated[
     bool | None,
-    _flag(_TEXT, "--special-tokens", help="Read <|endoftext|> in the prompt as the token, not as text."),
+    _flag(
+        _TEXT, "--special-tokens", help="Read <|endoftext|> in the prompt as the special token, not as text."
+    ),
 ]
 Strict = Annotated[
     bool,
-    _flag(_TEXT, "--strict", help="Bad bytes in the prompt are an error, not replaced with a warning."),
+    _flag(
+        _TEXT,
+        "--strict",
+        help="Refuse a prompt with invalid bytes; otherwise they are replaced, with a warning.",
+    ),
 ]
 Sanitize = Annotated[
     bool,
-    _flag(_TEXT, "--sanitize", help="Drop control characters from the text; a terminal never gets them."),
+    _flag(
+        _TEXT, "--sanitize", help="Remove control characters from the text; a terminal never receives them."
+    ),
 ]
 
-Lines = Annotated[bool, _flag(_TEXTS, "--lines", help="Each line is a text of its own.")]
+Lines = Annotated[bool, _flag(_TEXTS, "--lines", help="Treat each line as a separate text.")]
 FromJsonl = Annotated[
     bool,
     _flag(
         _TEXTS,
         "--from-jsonl",
-        help="Each line is a JSON object with a text; its id is kept. So are files named .jsonl.",
+        help="Each line is a JSON object that holds a text; its id is kept. Files named .jsonl "
+        "are always read so.",
     ),
 ]
 Field = Annotated[
     str | None,
-    _option(_TEXTS, "--field", metavar="NAME", help="The field of the text. Default: text, or prompt."),
+    _option(
+        _TEXTS,
+        "--field",
+        metavar="NAME",
+        help="The field that holds the text. Default: text, or else prompt.",
+    ),
 ]
 Bos = Annotated[
     bool,
     _flag(
         _TEXTS,
         "--bos",
-        help="Put the model's bos token before each text. An empty text starts from it anyway; a model "
-        "without one takes no empty text.",
+        help="Put the model's bos token before each text. An empty text always starts from it; a "
+        "model without one refuses an empty text.",
     ),
 ]
 
-Json = Annotated[bool, _flag(_OUTPUT, "--json", help="One JSON document.")]
+Json = Annotated[bool, _flag(_OUTPUT, "--json", help="Print one JSON document.")]
 Jsonl = Annotated[
-    bool, _flag(_OUTPUT, "--jsonl", help="JSON events, one a line: start, token, end, summary.")
+    bool, _flag(_OUTPUT, "--jsonl", help="Print JSON events, one per line: start, token, end, summary.")
 ]
-Events = Annotated[bool, _flag(_OUTPUT, "--jsonl", help="JSON events, one a line.")]
+Events = Annotated[bool, _flag(_OUTPUT, "--jsonl", help="Print JSON events, one per line.")]
 Csv = Annotated[
-    bool, _flag(_OUTPUT, "--csv", help="A table; what a spreadsheet takes for a formula gets an apostrophe.")
+    bool,
+    _flag(
+        _OUTPUT,
+        "--csv",
+        help="Print a table; a cell that a spreadsheet would take for a formula gets an apostrophe.",
+    ),
 ]
-Html = Annotated[bool, _flag(_OUTPUT, "--html", help="One page with nothing outside itself.")]
-Svg = Annotated[bool, _flag(_OUTPUT, "--svg", help="A picture of the screen, 80 columns wide.")]
+Html = Annotated[bool, _flag(_OUTPUT, "--html", help="Write a single HTML page that needs no other file.")]
+Svg = Annotated[bool, _flag(_OUTPUT, "--svg", help="Write an SVG picture of the screen, 80 columns wide.")]
 ThemeName = Annotated[
-    Literal["light", "dark"] | None, _option(_OUTPUT, "--theme", help="Of an SVG. Default: light.")
+    Literal["light", "dark"] | None,
+    _option(_OUTPUT, "--theme", help="The colours of an SVG. Default: light."),
 ]
 Echo = Annotated[
-    bool, _flag(_OUTPUT, "--echo", help="Put the prompt before the text (a terminal always shows it).")
+    bool, _flag(_OUTPUT, "--echo", help="Print the prompt before the text (a terminal always shows it).")
 ]
 Logprobs = Annotated[
     int | None,
@@ -249,32 +301,39 @@ Logprobs = Annotated[
         _OUTPUT,
         "--logprobs",
         metavar="K",
-        help="With --json or --jsonl: log-probabilities, and those of the K likeliest.",
+        help="With --json or --jsonl: add the log-probability of each token and of the K most likely ones.",
     ),
 ]
 OutputFile = Annotated[
     Path | None,
     _option(
-        _OUTPUT, "--output", "-o", metavar="FILE", help="Write to FILE, whole or not at all; - is stdout."
+        _OUTPUT,
+        "--output",
+        "-o",
+        metavar="FILE",
+        help="Write to FILE, completely or not at all; - is stdout.",
     ),
 ]
-NoStream = Annotated[bool, _flag(_OUTPUT, "--no-stream", help="Print the text when it is complete.")]
-Quiet = Annotated[bool | None, _flag(_OUTPUT, "--quiet", "-q", help="No notes and warnings on stderr.")]
-Debug = Annotated[bool, _flag(_OUTPUT, "--debug", help="Show a traceback with an error.")]
+NoStream = Annotated[bool, _flag(_OUTPUT, "--no-stream", help="Print the text only when it is complete.")]
+Quiet = Annotated[bool | None, _flag(_OUTPUT, "--quiet", "-q", help="Print no notes or warnings on stderr.")]
+Debug = Annotated[bool, _flag(_OUTPUT, "--debug", help="Show a traceback if there is an error.")]
 
-DeviceName = Annotated[Device | None, _option(_ENGINE, "--device", help="Where to run.", default_of="device")]
+DeviceName = Annotated[
+    Device | None, _option(_ENGINE, "--device", help="The device to run on.", default_of="device")
+]
 PrecisionName = Annotated[
     Precision | None,
     _option(
         _ENGINE,
         "--precision",
-        help="Of the weights; auto is lossless in practice.",
+        help="The precision of the weights; auto is lossless in practice.",
         default_of="precision",
     ),
 ]
 Threads = Annotated[
-    int | None, _option(_ENGINE, "--threads", metavar="N", help="CPU threads. Default: one a core.")
+    int | None,
+    _option(_ENGINE, "--threads", metavar="N", help="The number of CPU threads. Default: one per core."),
 ]
 BatchTokens = Annotated[
-    int | None, _option(_ENGINE, "--batch-tokens", metavar="N", help="Tokens that are computed at once.")
+    int | None, _option(_ENGINE, "--batch-tokens", metavar="N", help="How many tokens to compute at once.")
 ]

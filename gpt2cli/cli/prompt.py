@@ -6,6 +6,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from gpt2cli.cli.flags import PromptFlags
 from gpt2cli.errors import UsageError
 from gpt2cli.terminal.streams import Terminal
 from gpt2cli.text.reading import bad_bytes, clean, decode, without_final_newline, without_mark
@@ -22,19 +23,19 @@ class Named:
     stdin: bool
 
 
-def named_sources(terminal: Terminal, words: Sequence[str], prompt: str | None, file: Path | None) -> Named:
+def named_sources(terminal: Terminal, flags: PromptFlags) -> Named:
     """Where the text of a command line comes from.
 
     It comes from the words, from ``--prompt`` or from ``--file``; from stdin when there is none of
     them. A last word ``-`` is stdin too, and what else is given then stands before it. Raises `UsageError`.
     """
-    words = list(words)
+    words, file = list(flags.words or ()), flags.file
     from_stdin = bool(words) and words[-1] == "-"
     if from_stdin:
         words.pop()
     if file is not None and str(file) == "-":
         from_stdin, file = True, None
-    given = [bool(words), prompt is not None, file is not None]
+    given = [bool(words), flags.prompt is not None, file is not None]
     if sum(given) > 1:
         raise UsageError("the prompt is given twice: use words, --prompt or --file")
     if not any(given) and not from_stdin:
@@ -44,25 +45,25 @@ def named_sources(terminal: Terminal, words: Sequence[str], prompt: str | None, 
                 hint='give words, --prompt, --file, or - for stdin; --prompt "" starts a text from nothing',
             )
         from_stdin = True
-    return Named(" ".join(words) if words else prompt, file, from_stdin)
+    return Named(" ".join(words) if words else flags.prompt, file, from_stdin)
 
 
-def read_prompt(
-    terminal: Terminal, words: Sequence[str], prompt: str | None, file: Path | None, *, strict: bool
-) -> str:
+def read_prompt(terminal: Terminal, flags: PromptFlags) -> str:
     """The prompt of a command line, from `named_sources`; two are joined by a space, as words are.
 
     Raises `UsageError`.
     """
-    named = named_sources(terminal, words, prompt, file)
+    named = named_sources(terminal, flags)
     parts = []
     if named.typed is not None:
-        parts.append(clean_typed(terminal, named.typed, strict=strict))
+        parts.append(clean_typed(terminal, named.typed, strict=flags.strict))
     if named.file is not None:
-        parts.append(_clean(terminal, _decode(_read_file(named.file)), str(named.file), strict))
+        parts.append(_clean(terminal, _decode(_read_file(named.file)), str(named.file), flags.strict))
     if named.stdin:
         data = terminal.read_stdin(MAX_PROMPT_BYTES + 1)
-        parts.append(_clean(terminal, _decode(_capped(data, "standard input")), "standard input", strict))
+        parts.append(
+            _clean(terminal, _decode(_capped(data, "standard input")), "standard input", flags.strict)
+        )
     return _join(parts)
 
 

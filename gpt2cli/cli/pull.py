@@ -8,6 +8,7 @@ import typer
 
 from gpt2cli.cli import params
 from gpt2cli.cli.conversion import convert_for_auto
+from gpt2cli.cli.flags import read_settings
 from gpt2cli.cli.pulling import is_offline, pull_model
 from gpt2cli.errors import Gpt2cliError, UsageError
 from gpt2cli.hub.registry import ModelName, parse_name, parse_revision
@@ -43,10 +44,9 @@ def pull(
     quiet: params.Quiet = None,
     debug: params.Debug = False,
 ) -> None:
-    """Bring models from the Hugging Face Hub into the store; what was begun is resumed."""
+    """Download models from the Hugging Face Hub into the store; an interrupted download is resumed."""
     terminal: Terminal = ctx.obj
-    settings = Settings.load(terminal.environ)
-    terminal.quiet = bool(settings.over({"quiet": quiet}).get("quiet"))
+    settings = read_settings(terminal, quiet)
     wanted = [_parse(text, revision) for text in models]
     if revision is not None and len(models) > 1:
         raise UsageError("--revision goes with one model", hint="write NAME@REVISION for each")

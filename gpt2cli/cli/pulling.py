@@ -33,32 +33,33 @@ def is_offline(terminal: Terminal, settings: Settings, flag: bool | None) -> boo
 
 def resolve_or_pull(
     terminal: Terminal,
+    settings: Settings,
     model: str | None,
     revision: str | None,
-    offline: bool,
     *,
-    settings: Settings,
+    offline: bool | None = None,
     allow_pickle: bool = False,
 ) -> ResolvedModel:
-    """The directory of a model; what of it is not on this disk is pulled first, unless ``offline``.
+    """The directory of a model; what of it is not on this disk is pulled first, unless `is_offline`.
 
     A Hugging Face cache holds a model without its tokenizer where transformers' ``AutoModel`` alone has
     loaded it: then that commit is pulled, which takes the files that are there and fetches the others.
     Raises as `gpt2cli.hub.resolve.resolve` and a pull do.
     """
+    stay = is_offline(terminal, settings, offline)
     try:
-        found = resolve(model, revision=revision, offline=offline)
+        found = resolve(model, revision=revision, offline=stay)
     except ModelNotFound:
         if model is None or not is_name(model) or "/" not in parse_name(model).repository:
             raise
-        if offline:
+        if stay:
             raise Unavailable(f"{model}: not on this disk, and offline") from None
     else:
         if found.stored is None or not _lacks_tokenizer(found.stored):
             return found
         model, revision = found.name, found.revision
         lacking = f"{model}: the Hugging Face cache has it without its tokenizer"
-        if offline:
+        if stay:
             raise Unavailable(f"{lacking}, and offline", hint=f"gpt2cli pull {model} fetches what is missing")
         terminal.note(f"{lacking}; what is missing is fetched")
     pull_model(terminal, parse_name(model), revision, settings=settings, allow_pickle=allow_pickle)

@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from gpt2cli.cli import params
-from gpt2cli.cli.loading import FoundModel, find_model, load_engine, start
-from gpt2cli.cli.score_options import Job, Normalize, Task, read_options
+from gpt2cli.cli.flags import read_flags, read_settings
+from gpt2cli.cli.loading import FoundModel, load_engine, model_to_measure
+from gpt2cli.cli.score_options import Job, Normalize, ScoreFlags, Task, read_options
 from gpt2cli.cli.sources import open_source
 from gpt2cli.errors import UsageError
 from gpt2cli.terminal.streams import Terminal
@@ -48,8 +49,8 @@ def score(
         list[str] | None,
         typer.Argument(
             metavar="TEXT",
-            help="The text; words are joined by a space. A last - reads stdin, which is also read when "
-            "no text is given. With --task, the file.",
+            help="The text; words are joined by spaces. A final - reads stdin, which is also read "
+            "when no text is given. With --task, the file to read.",
             show_default=False,
         ),
     ] = None,
@@ -59,7 +60,11 @@ def score(
     file: Annotated[
         Path | None,
         typer.Option(
-            "--file", "-f", metavar="FILE", help="Read the text from FILE, as it is.", show_default=False
+            "--file",
+            "-f",
+            metavar="FILE",
+            help="Read the text from FILE, exactly as it is.",
+            show_default=False,
         ),
     ] = None,
     model: params.Model = None,
@@ -75,26 +80,31 @@ def score(
             _TEXTS,
             "--stride",
             metavar="N",
-            help="Texts longer than a window are scored in windows that move on by N tokens, as in the "
-            "Hugging Face perplexity guide; a small N is slow, and shows each token more of the text. "
-            "Default: half a window.",
+            help="Score a text longer than a window in overlapping windows that advance by N tokens, "
+            "as in the Hugging Face perplexity guide; a small N is slower, and gives each token "
+            "more context. Default: half a window.",
         ),
     ] = None,
     window: Annotated[
         int | None,
-        _value(_TEXTS, "--window", metavar="N", help="Tokens of a window. Default: the model's context."),
+        _value(
+            _TEXTS,
+            "--window",
+            metavar="N",
+            help="The size of a window, in tokens. Default: the model's context.",
+        ),
     ] = None,
     bos: params.Bos = False,
     eos: Annotated[
-        bool, _flag(_TEXTS, "--eos", help="Score the end of each text too: the model's eos token after it.")
+        bool, _flag(_TEXTS, "--eos", help="Also score the end of each text: the model's eos token after it.")
     ] = False,
     keep_newline: Annotated[
         bool | None,
         _flag(
             _TEXTS,
             "--keep-newline/--drop-newline",
-            help="Whether one final newline of a file or of stdin belongs to the text. Default: a text is "
-            "scored as it is; before --choices it is dropped, as from a prompt.",
+            help="Whether a final newline of a file or of stdin is part of the text. Default: it is; "
+            "with --choices it is dropped, as from a prompt.",
         ),
     ] = None,
     special_tokens: params.SpecialTokens = None,
@@ -105,20 +115,22 @@ def score(
             _CHOICES,
             "--choices",
             metavar="A,B,…",
-            help="Rank continuations of the text, each exactly as it stands between commas: mind the space "
-            "before a word.",
+            help="Rank these continuations of the text. Each is taken exactly as it stands between "
+            "the commas: mind the space before a word.",
         ),
     ] = None,
     choice: Annotated[
         list[str] | None,
-        _value(_CHOICES, "--choice", metavar="TEXT", help="One continuation; may be given several times."),
+        _value(
+            _CHOICES, "--choice", metavar="TEXT", help="A continuation to rank; may be given several times."
+        ),
     ] = None,
     normalize: Annotated[
         Normalize | None,
         _value(
             _CHOICES,
             "--normalize",
-            help="Rank by log-probability as it is, per token, or per byte. Default: none.",
+            help="Rank by log-probability as it is (none), per token, or per byte. Default: none.",
         ),
     ] = None,
     task: Annotated[
@@ -126,27 +138,32 @@ def score(
         _value(
             _CHOICES,
             "--task",
-            help="lambada: last-word accuracy and perplexity. cloze: which of the choices fills the gap ___.",
+            help="lambada: accuracy and perplexity on the last word. cloze: which of the choices "
+            "fills the gap ___.",
         ),
     ] = None,
     limit: Annotated[
-        int | None, _value(_CHOICES, "--limit", metavar="N", help="Only the first N records of a task.")
+        int | None, _value(_CHOICES, "--limit", metavar="N", help="Use only the first N records of a task.")
     ] = None,
     tokens: Annotated[
-        bool, _flag(_SHOWN, "--tokens", help="Each token with probability, rank and entropy.")
+        bool, _flag(_SHOWN, "--tokens", help="Show each token with its probability, rank and entropy.")
     ] = False,
     top: Annotated[
-        int | None, _value(_SHOWN, "--top", metavar="K", help="With each token the K likeliest ones.")
+        int | None,
+        _value(_SHOWN, "--top", metavar="K", help="Show the K most likely tokens beside each token."),
     ] = None,
     plot: Annotated[
         Path | None,
         _value(
-            _SHOWN, "--plot", metavar="FILE", help="Draw surprisal, and probability by position: .svg, .png."
+            _SHOWN,
+            "--plot",
+            metavar="FILE",
+            help="Plot surprisal, and probability by position, in an .svg or .png file.",
         ),
     ] = None,
     json: params.Json = False,
     jsonl: Annotated[
-        bool, _flag(_SHOWN, "--jsonl", help="JSON events, one a line: token, text, choices, summary.")
+        bool, _flag(_SHOWN, "--jsonl", help="Print JSON events, one per line: token, text, choices, summary.")
     ] = False,
     output: Annotated[
         Path | None,
@@ -155,11 +172,17 @@ def score(
             "--output",
             "-o",
             metavar="FILE",
-            help="Write to FILE, whole or not at all; .json and .jsonl as --json and --jsonl. - is stdout.",
+            help="Write to FILE, completely or not at all; the suffixes .json and .jsonl mean --json "
+            "and --jsonl. - is stdout.",
         ),
     ] = None,
     no_resume: Annotated[
-        bool, _flag(_SHOWN, "--no-resume", help="Begin a long file anew, not where a run was broken off.")
+        bool,
+        _flag(
+            _SHOWN,
+            "--no-resume",
+            help="Score a long file from its beginning, not from where an interrupted run stopped.",
+        ),
     ] = False,
     quiet: params.Quiet = None,
     device: params.DeviceName = None,
@@ -169,29 +192,19 @@ def score(
     debug: params.Debug = False,
 ) -> None:
     """Score texts: nll, perplexity, bits per byte, token by token; rank continuations; run tasks."""
+    flags = read_flags(ScoreFlags, ctx.params)
     terminal: Terminal = ctx.obj
-    settings = start(terminal, ctx.params)
-    options = read_options(ctx.params)
-    if options.output is None:
-        terminal.check_stdout()
-    if options.task is not None:
-        words, file = _task_file(words, file)
-    with open_source(terminal, words or (), prompt, file, strict=strict, lines=options.many) as source:
-        _run(Job(terminal, settings, ctx.params, options, source))
-
-
-def _task_file(words: list[str] | None, file: Path | None) -> tuple[list[str] | None, Path | None]:
-    """``--task NAME FILE``: the argument is the file."""
-    if not words:
-        return words, file
-    if len(words) > 1 or file is not None:
-        raise UsageError("a task reads one file")
-    return (words, None) if words == ["-"] else (None, Path(words[0]))
+    settings = read_settings(terminal, flags.quiet)
+    if flags.task is not None:
+        flags = flags.with_task_file()
+    options = read_options(terminal, flags)
+    with open_source(terminal, flags, lines=flags.many) as source:
+        _run(Job(terminal, settings, flags, options, source))
 
 
 def _run(job: Job) -> None:
     """Load the model and do what is asked."""
-    found = find_model(job.terminal, job.settings, job.flags)
+    found = model_to_measure(job.terminal, job.settings, job.flags)
     windows = _windows(job, found)
     engine = load_engine(job.terminal, found, to_look_inside=True)
     if job.options.bos and engine.config.bos_token_id is None:

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
+from gpt2cli.cli.flags import ModelFlags, output_file
 from gpt2cli.cli.formats import format_of
-from gpt2cli.cli.sources import Source, says_jsonl
+from gpt2cli.cli.sources import Source, TextsFlags
 from gpt2cli.errors import UsageError
 from gpt2cli.files import check_writable
 from gpt2cli.options import check_whole
@@ -18,6 +18,40 @@ from gpt2cli.terminal.streams import Terminal
 
 Task = Literal["lambada", "cloze"]
 Normalize = Literal["none", "tokens", "bytes"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class ScoreFlags(ModelFlags, TextsFlags):
+    """The flags of `score`."""
+
+    stride: int | None
+    window: int | None
+    bos: bool
+    eos: bool
+    keep_newline: bool | None
+    special_tokens: bool | None
+    choices: str | None
+    choice: list[str] | None
+    normalize: Normalize | None
+    task: Task | None
+    limit: int | None
+    tokens: bool
+    top: int | None
+    plot: Path | None
+    json: bool
+    jsonl: bool
+    output: Path | None
+    no_resume: bool
+    quiet: bool | None
+    batch_tokens: int | None
+
+    def with_task_file(self) -> ScoreFlags:
+        """``--task NAME FILE``: the argument is the file. Raises `UsageError`."""
+        if not self.words or self.words == ["-"]:
+            return self
+        if len(self.words) > 1 or self.file is not None:
+            raise UsageError("a task reads one file")
+        return replace(self, words=None, file=Path(self.words[0]))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -56,63 +90,58 @@ class Job:
 
     terminal: Terminal
     settings: Settings
-    flags: Mapping[str, Any]
+    flags: ScoreFlags
     options: ScoreOptions
     source: Source
 
 
-def read_options(flags: Mapping[str, Any]) -> ScoreOptions:
+def read_options(terminal: Terminal, flags: ScoreFlags) -> ScoreOptions:
     """Check what can be checked before anything is read. Raises `UsageError`."""
-    choices = (
-        *((flags["choices"] or "").split(",") if flags["choices"] is not None else ()),
-        *(flags["choice"] or ()),
-    )
+    choices = (*(() if flags.choices is None else flags.choices.split(",")), *(flags.choice or ()))
     if not all(choices):
         raise UsageError("a choice is empty")
-    file = flags["file"]
-    if flags["task"] is not None and flags["words"] and len(flags["words"]) == 1:
-        file = Path(flags["words"][0])
-    records = flags["from_jsonl"] or (says_jsonl(file) and not flags["lines"])
-    for option, low in (("top", 0), ("limit", 1), ("batch_tokens", 1)):
-        if flags[option] is not None:
-            check_whole(option, flags[option], low, 10**7, f"{low} to {10**7}")
-    output = None if flags["output"] is None or str(flags["output"]) == "-" else flags["output"]
-    named = flags["json"] or flags["jsonl"]
-    by_suffix = "text" if named else format_of(output)
+    for option, value, low in (
+        ("top", flags.top, 0),
+        ("limit", flags.limit, 1),
+        ("batch_tokens", flags.batch_tokens, 1),
+    ):
+        if value is not None:
+            check_whole(option, value, low, 10**7, f"{low} to {10**7}")
+    output = output_file(terminal, flags.output)
+    by_suffix = "text" if flags.json or flags.jsonl else format_of(output)
     options = ScoreOptions(
-        many=flags["lines"] or records,
-        records=records,
-        field=flags["field"],
-        stride=flags["stride"],
-        window=flags["window"],
-        bos=flags["bos"],
-        eos=flags["eos"],
-        keep_newline=not choices if flags["keep_newline"] is None else flags["keep_newline"],
-        special_tokens=bool(flags["special_tokens"]),
-        strict=flags["strict"],
+        many=flags.many,
+        records=flags.as_records,
+        field=flags.field,
+        stride=flags.stride,
+        window=flags.window,
+        bos=flags.bos,
+        eos=flags.eos,
+        keep_newline=not choices if flags.keep_newline is None else flags.keep_newline,
+        special_tokens=bool(flags.special_tokens),
+        strict=flags.strict,
         choices=choices,
-        normalize=flags["normalize"] or "none",
-        task=flags["task"],
-        limit=flags["limit"],
-        tokens=flags["tokens"] or flags["top"] is not None,
-        top=flags["top"] or 0,
-        plot=flags["plot"],
-        json=flags["json"] or by_suffix == "json",
-        jsonl=flags["jsonl"] or by_suffix == "jsonl",
+        normalize=flags.normalize or "none",
+        task=flags.task,
+        limit=flags.limit,
+        tokens=flags.tokens or flags.top is not None,
+        top=flags.top or 0,
+        plot=flags.plot,
+        json=flags.json or by_suffix == "json",
+        jsonl=flags.jsonl or by_suffix == "jsonl",
         output=output,
-        resume=not flags["no_resume"],
-        batch_tokens=flags["batch_tokens"],
+        resume=not flags.no_resume,
+        batch_tokens=flags.batch_tokens,
     )
-    _check(options, flags)
+    flags.check()
+    _check(options)
     return options
 
 
-def _check(options: ScoreOptions, flags: Mapping[str, Any]) -> None:
+def _check(options: ScoreOptions) -> None:
     """What does not go together. Raises `UsageError`."""
     if options.json and options.jsonl:
         raise UsageError("--json and --jsonl do not go together")
-    if flags["lines"] and flags["from_jsonl"]:
-        raise UsageError("--lines and --from-jsonl do not go together")
     if options.field is not None and not options.records:
         raise UsageError("--field is for --from-jsonl")
     if options.task is not None and options.choices:
@@ -137,5 +166,3 @@ def _check(options: ScoreOptions, flags: Mapping[str, Any]) -> None:
     if options.plot is not None:
         check_plot_path(options.plot)
         check_writable(options.plot)
-    if options.output is not None:
-        check_writable(options.output)

@@ -197,7 +197,7 @@ def _figure(name: str, value: str, note: str) -> str:
 
 
 def text_of(tokenizer: Tokenizer | None) -> Callable[[int], str]:
-    """From a token to its text."""
+    """A function from a token to its text."""
     if tokenizer is None:
         return lambda token: ""
     decode = tokenizer.decode

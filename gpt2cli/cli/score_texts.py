@@ -46,9 +46,9 @@ class TextRun:
         self._started = time.perf_counter()
         self._rows = show.Rows(job.terminal, None if self._options.json else self._row_file())
         self._texts: list[dict[str, Any]] = []
-        """With --json, the texts put together."""
+        """The documents of the texts so far, for --json."""
         self._tokens: list[dict[str, Any]] = []
-        """With --json and --tokens, the tokens of the text at hand."""
+        """The documents of the current text's tokens, for --json with --tokens."""
         self._aligned = job.terminal.stdout_is_terminal and self._options.output is None
         self._meter: Meter | None = None
         self._resumed = False
@@ -57,7 +57,7 @@ class TextRun:
         self._state = self._fresh()
         self._current = Totals()
         self._marks: deque[tuple[int, int]] = deque()
-        """Of one text: where pieces begin, in bytes and in tokens, from the one on that is being scored."""
+        """Where the pieces of one text begin, in bytes and in tokens; the first is the one being scored."""
 
     def _row_file(self) -> Any:
         return self._options.output if self._has_rows else None

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 from gpt2cli.errors import UsageError
-from gpt2cli.files import check_writable, write_atomically
+from gpt2cli.files import write_atomically
 from gpt2cli.terminal.blocks import Blocks
 from gpt2cli.terminal.jsonout import json_line
 from gpt2cli.terminal.streams import Terminal
@@ -37,16 +37,14 @@ class OutputOptions:
             raise UsageError("--json and --jsonl do not go together")
         if self.echo and (self.json or self.jsonl):
             raise UsageError("--echo is for text; the JSON has the prompt anyway")
-        if self.file is not None:
-            check_writable(self.file)
 
 
 @dataclass(frozen=True, slots=True)
 class Run:
     """What is known before the first token."""
 
-    model: str
-    revision: str | None
+    model: Mapping[str, Any]
+    """The fields ``model`` and ``revision``."""
     prompt: str
     options: GenerateOptions
     engine: Mapping[str, Any]
@@ -55,8 +53,7 @@ class Run:
         """The first fields of the document, and the ``start`` event."""
         options = asdict(self.options)
         return {
-            "model": self.model,
-            "revision": self.revision,
+            **self.model,
             "prompt": self.prompt,
             "seed": options.pop("seed"),
             "rng": options.pop("rng"),

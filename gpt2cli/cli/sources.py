@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import json
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass
 from io import BytesIO
 from pathlib import Path
 from typing import Any, BinaryIO
 
+from gpt2cli.cli.flags import PromptFlags
 from gpt2cli.cli.prompt import clean_typed, named_sources
 from gpt2cli.errors import UsageError
 from gpt2cli.options import shown
@@ -21,6 +23,30 @@ BLOCK_BYTES = 2**16
 JSONL_SUFFIXES = (".jsonl", ".ndjson")
 
 Read = Callable[[int], bytes]
+
+
+@dataclass(frozen=True, kw_only=True)
+class TextsFlags(PromptFlags):
+    """Where texts come from: one, a line each, or a JSON object each."""
+
+    lines: bool
+    from_jsonl: bool
+    field: str | None
+
+    def check(self) -> None:
+        """Raise `UsageError` for what does not go together."""
+        if self.lines and self.from_jsonl:
+            raise UsageError("--lines and --from-jsonl do not go together")
+
+    @property
+    def as_records(self) -> bool:
+        """Whether each line is a JSON object."""
+        return self.from_jsonl or (says_jsonl(self.file) and not self.lines)
+
+    @property
+    def many(self) -> bool:
+        """Whether each line has a text of its own."""
+        return self.lines or self.as_records
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,27 +63,19 @@ class Source:
 
 
 @contextlib.contextmanager
-def open_source(
-    terminal: Terminal,
-    words: Sequence[str],
-    prompt: str | None,
-    file: Path | None,
-    *,
-    strict: bool,
-    lines: bool = False,
-) -> Iterator[Source]:
+def open_source(terminal: Terminal, flags: PromptFlags, *, lines: bool = False) -> Iterator[Source]:
     """The source that a command line names (`gpt2cli.cli.prompt.named_sources`). Raises `UsageError`.
 
     What is given before stdin is joined to it by a space, with ``lines`` by a line end, where none of them
     is there already.
     """
-    named = named_sources(terminal, words, prompt, file)
+    named = named_sources(terminal, flags)
     with contextlib.ExitStack() as stack:
         source = Source("standard input", terminal.read_stdin)
         if named.file is not None:
             source = _file_source(stack.enter_context(_open(named.file)), named.file)
         elif named.typed is not None:
-            data = BytesIO(clean_typed(terminal, named.typed, strict=strict).encode("utf-8", "replace"))
+            data = BytesIO(clean_typed(terminal, named.typed, strict=flags.strict).encode("utf-8", "replace"))
             source = Source("the text", data.read, data.seek, typed=True)
         if named.stdin and source.seek is not None:
             name = f"{source.name} and standard input"
@@ -118,9 +136,9 @@ class Record:
     text: str
     id: Any = None
     """The record's own ``id``, as it stands in the JSON."""
-    data: Mapping[str, Any] = field(default_factory=dict)
+    data: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     end: int = 0
-    """In bytes, of what follows it in the source."""
+    """Where what follows it begins in the source, in bytes."""
     bad: int = 0
     """Bytes that were NUL or no UTF-8, replaced by U+FFFD."""
 

@@ -10,9 +10,10 @@ from typing import Annotated, Any
 import typer
 
 from gpt2cli import paths
-from gpt2cli.checkpoint import WEIGHT_FILES, Checkpoint, open_checkpoint, weight_files
+from gpt2cli.checkpoint import Checkpoint, open_checkpoint, weight_files
 from gpt2cli.cli import params
 from gpt2cli.cli.conversion import convert_for_auto
+from gpt2cli.cli.flags import read_settings
 from gpt2cli.errors import Gpt2cliError, ModelFileError, ModelNotFound, UsageError
 from gpt2cli.hub.garbage import PARTIAL_DAYS, discard, find_garbage, tree_size
 from gpt2cli.hub.hfcache import find_cached
@@ -30,7 +31,7 @@ from gpt2cli.hub.store import (
 )
 from gpt2cli.hub.transfer import export_model, model_files, side_files
 from gpt2cli.hub.usage import forget
-from gpt2cli.settings import Settings
+from gpt2cli.model_files import WEIGHT_FILES
 from gpt2cli.terminal.streams import Terminal
 from gpt2cli.terminal.table import aligned, shown_bytes, tab_separated
 from gpt2cli.text.tokenizer import Tokenizer
@@ -71,13 +72,13 @@ def rm(
     models: Annotated[
         list[str], typer.Argument(metavar="NAME", help="A model, or NAME@REVISION.", show_default=False)
     ],
-    yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")] = False,
+    yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask for confirmation.")] = False,
     quiet: params.Quiet = None,
     debug: params.Debug = False,
 ) -> None:
     """Remove models from the store: all revisions of each, or the one named."""
     terminal: Terminal = ctx.obj
-    settings = _settings(terminal, quiet)
+    settings = read_settings(terminal, quiet)
     found = {model.directory: model for text in models for model in _stored(text)}
     sizes = {directory: tree_size(directory) for directory in found}
     if not yes:
@@ -131,15 +132,17 @@ def import_model(
     ],
     name: Annotated[
         str | None,
-        typer.Option("--name", metavar="NAME", help="Its name in the store. Default: that of DIR."),
+        typer.Option(
+            "--name", metavar="NAME", help="The model's name in the store. Default: the name of DIR."
+        ),
     ] = None,
     allow_pickle: params.AllowPickle = None,
     quiet: params.Quiet = None,
     debug: params.Debug = False,
 ) -> None:
-    """Copy a model directory into the store, once it is found to be whole."""
+    """Copy a model directory into the store, after checking that it is complete."""
     terminal: Terminal = ctx.obj
-    _settings(terminal, quiet)
+    read_settings(terminal, quiet)
     parsed = _name_of(directory, name)
     check_name_is_free(parsed)
     checkpoint = open_checkpoint(directory, allow_pickle=bool(allow_pickle))
@@ -198,14 +201,15 @@ def export(
         str, typer.Argument(metavar="NAME", help="A model, or NAME@REVISION.", show_default=False)
     ],
     directory: Annotated[
-        Path, typer.Argument(metavar="DIR", help="A new or empty one.", file_okay=False, show_default=False)
+        Path,
+        typer.Argument(metavar="DIR", help="A new or empty directory.", file_okay=False, show_default=False),
     ],
     quiet: params.Quiet = None,
     debug: params.Debug = False,
 ) -> None:
-    """Copy a model out, as a directory that transformers and others can load."""
+    """Copy a model out of the store, as a directory that transformers and other programs can load."""
     terminal: Terminal = ctx.obj
-    _settings(terminal, quiet)
+    read_settings(terminal, quiet)
     found = as_stored(locate_reference(model))
     check_sizes(found)
     try:
@@ -219,22 +223,27 @@ def export(
 
 def gc(
     ctx: typer.Context,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what would go.")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only show what would be deleted.")] = False,
     everything: Annotated[
-        bool, typer.Option("--all", help="Fresh leftovers too; not beside a pull or an import.")
+        bool,
+        typer.Option("--all", help="Also delete recent leftovers; not while a pull or an import is running."),
     ] = False,
     days: Annotated[
         int,
         typer.Option(
-            "--days", metavar="N", min=0, max=36500, help="Age of cut-off downloads and old revisions."
+            "--days",
+            metavar="N",
+            min=0,
+            max=36500,
+            help="Delete interrupted downloads and old revisions after N days.",
         ),
     ] = PARTIAL_DAYS,
     quiet: params.Quiet = None,
     debug: params.Debug = False,
 ) -> None:
-    """Delete what no model needs: cut-off downloads, leftovers, revisions that were replaced, old caches."""
+    """Delete what no model needs: interrupted downloads, leftovers, replaced revisions, old caches."""
     terminal: Terminal = ctx.obj
-    _settings(terminal, quiet)
+    read_settings(terminal, quiet)
     found = find_garbage(days=days, everything=everything)
     for garbage in () if dry_run else found:
         discard(garbage)
@@ -247,10 +256,3 @@ def gc(
         terminal.write(tab_separated(rows))
     total = shown_bytes(sum(garbage.size for garbage in found))
     terminal.note(f"{total} would be freed" if dry_run else f"{total} freed")
-
-
-def _settings(terminal: Terminal, quiet: bool | None) -> Settings:
-    """The settings of this run; ``--quiet`` holds from here on."""
-    settings = Settings.load(terminal.environ)
-    terminal.quiet = bool(settings.over({"quiet": quiet}).get("quiet"))
-    return settings

@@ -14,7 +14,8 @@ from typing import Any, Literal
 import typer
 
 from gpt2cli import paths
-from gpt2cli.cli.training_params import (
+from gpt2cli.cli.flags import read_settings
+from gpt2cli.cli.recipe import (
     DISTILL_FLAGS,
     EXPORT_FLAGS,
     LORA_FLAGS,
@@ -26,7 +27,6 @@ from gpt2cli.cli.training_report import TrainingReport
 from gpt2cli.errors import Gpt2cliError, Interrupted, UsageError
 from gpt2cli.hub.registry import ModelName, parse_name
 from gpt2cli.hub.store import add_local, check_name_is_free
-from gpt2cli.settings import Settings
 from gpt2cli.terminal.plots import check_plot_path
 from gpt2cli.terminal.streams import Terminal
 from gpt2cli.train.options import (
@@ -82,8 +82,7 @@ def _check_installed() -> None:
 
 
 def _read_request(terminal: Terminal, command: Command, flags: Given, base: Base) -> TrainingRequest:
-    settings = Settings.load(terminal.environ)
-    terminal.quiet = bool(settings.over({"quiet": flags["quiet"]}).get("quiet"))
+    read_settings(terminal, flags["quiet"])
     if flags["jsonl"]:
         terminal.check_stdout()
     given: dict[str, Any] = {key: v for key, v in flags.items() if v is not None and v not in ([], ())}

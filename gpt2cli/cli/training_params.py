@@ -1,4 +1,4 @@
-"""The options of ``train``, ``finetune`` and ``distill``, each written once, and the recipe they make.
+"""The options of ``train``, ``finetune`` and ``distill``, each written once.
 
 An option comes from its flag, else from the recipe file (``--config``), else it has the default of
 `gpt2cli.train.options`.
@@ -7,16 +7,14 @@ An option comes from its flag, else from the recipe file (``--config``), else it
 from __future__ import annotations
 
 import inspect
-import tomllib
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable
 from dataclasses import fields
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar, get_args, get_origin, get_type_hints
+from typing import Annotated, Any, Literal, get_args, get_origin, get_type_hints
 
 import typer
 
 from gpt2cli.cli import params
-from gpt2cli.errors import UsageError
 from gpt2cli.train.options import (
     DataOptions,
     DistillOptions,
@@ -25,9 +23,6 @@ from gpt2cli.train.options import (
     ShapeOptions,
     TrainOptions,
 )
-
-T = TypeVar("T")
-MAX_RECIPE_BYTES = 2**20
 
 _DATA, _SHAPE, _TRAIN, _RUN, _RESULT = "Data", "Model", "Training", "Run", "Result"
 _LORA, _DISTILL = "LoRA", "Distillation"
@@ -71,7 +66,7 @@ Data = Annotated[
     list[Path] | None,
     typer.Argument(
         metavar="DATA",
-        help="Text files, JSONL files, folders of them; - is stdin.",
+        help="Text files, JSONL files, or folders of them; - is stdin.",
         show_default=False,
     ),
 ]
@@ -89,41 +84,74 @@ DATA: Parameters = (
         DataOptions,
         "separator",
         _DATA,
-        "What stands between the documents of a file; empty: nothing.",
+        "The text that separates the documents in a file; if empty, a file is one document.",
         "TEXT",
     ),
-    _of(DataOptions, "validation", _DATA, "The share of the text held back for validation.", "SHARE"),
+    _of(DataOptions, "validation", _DATA, "The share of the text that is held back for validation.", "SHARE"),
     _paths("--validation-data", "Validate on this text instead; may be given several times."),
-    _paths("--test-data", "Score this text at the end, never trained on; may be given several times."),
+    _paths("--test-data", "Score this text at the end; it is never trained on. May be given several times."),
 )
 
 SHAPE: Parameters = (
-    _of(ShapeOptions, "layers", _SHAPE, "Transformer layers."),
+    _of(ShapeOptions, "layers", _SHAPE, "The number of transformer layers."),
     _of(ShapeOptions, "width", _SHAPE, "The size of the hidden states (n_embd)."),
-    _of(ShapeOptions, "heads", _SHAPE, "Attention heads."),
-    _of(ShapeOptions, "context", _SHAPE, "The most tokens of a text."),
-    _of(ShapeOptions, "vocab_size", _SHAPE, "Entries of the tokenizer that is trained."),
+    _of(ShapeOptions, "heads", _SHAPE, "The number of attention heads."),
+    _of(ShapeOptions, "context", _SHAPE, "The context: the most tokens that the model sees at once."),
+    _of(ShapeOptions, "vocab_size", _SHAPE, "The vocabulary size of the new tokenizer."),
 )
 
 TRAINING: Parameters = (
-    _of(TrainOptions, "steps", _TRAIN, "Optimizer steps."),
-    _of(TrainOptions, "epochs", _TRAIN, "Passes over the text, instead of --steps. Default: 1.", "X"),
-    _of(TrainOptions, "batch_size", _TRAIN, "Windows a step."),
-    _of(TrainOptions, "micro_batch_size", _TRAIN, "Windows at a time; less needs less memory."),
-    _of(TrainOptions, "window", _TRAIN, "Tokens a window. Default: the context, at most 1024."),
-    _of(TrainOptions, "short_window", _TRAIN, "Train with this window first: as many tokens a step, faster."),
-    _of(TrainOptions, "short_share", _TRAIN, "The share of the steps that --short-window is for.", "SHARE"),
+    _of(TrainOptions, "steps", _TRAIN, "The number of optimizer steps."),
+    _of(
+        TrainOptions,
+        "epochs",
+        _TRAIN,
+        "The number of passes over the text, instead of --steps. Default: 1.",
+        "X",
+    ),
+    _of(TrainOptions, "batch_size", _TRAIN, "Windows per step."),
+    _of(TrainOptions, "micro_batch_size", _TRAIN, "Windows computed at a time; fewer need less memory."),
+    _of(TrainOptions, "window", _TRAIN, "Tokens per window. Default: the context, at most 1024."),
+    _of(
+        TrainOptions,
+        "short_window",
+        _TRAIN,
+        "Begin with windows of N tokens: as many tokens per step, but faster.",
+    ),
+    _of(TrainOptions, "short_share", _TRAIN, "The share of the steps that use --short-window.", "SHARE"),
     _of(TrainOptions, "learning_rate", _TRAIN, "The highest learning rate.", "X"),
     _of(TrainOptions, "schedule", _TRAIN, "How the learning rate falls to 0."),
-    _of(TrainOptions, "warmup", _TRAIN, "Steps in which it rises."),
-    _of(TrainOptions, "decay", _TRAIN, "The share of the steps in which a constant one falls.", "SHARE"),
-    _of(TrainOptions, "optimizer", _TRAIN, "muon: for the layers' matrices; AdamW for the rest."),
-    _of(TrainOptions, "muon_scale", _TRAIN, "Muon's learning rate, in terms of the other.", "X"),
-    _of(TrainOptions, "weight_decay", _TRAIN, "Of matrices.", "X"),
-    _of(TrainOptions, "dropout", _TRAIN, "Default: the model's own; 0 from scratch.", "X"),
-    _of(TrainOptions, "clip", _TRAIN, "The largest norm of the gradients; 0 is off.", "X"),
+    _of(TrainOptions, "warmup", _TRAIN, "The steps over which the learning rate rises."),
+    _of(
+        TrainOptions,
+        "decay",
+        _TRAIN,
+        "With a constant schedule, the share of the steps over which the learning rate falls at the end.",
+        "SHARE",
+    ),
+    _of(
+        TrainOptions,
+        "optimizer",
+        _TRAIN,
+        "muon: Muon for the weight matrices of the layers, AdamW for the rest.",
+    ),
+    _of(TrainOptions, "muon_scale", _TRAIN, "Muon's learning rate, as a multiple of --learning-rate.", "X"),
+    _of(TrainOptions, "weight_decay", _TRAIN, "Weight decay for weight matrices.", "X"),
+    _of(
+        TrainOptions,
+        "dropout",
+        _TRAIN,
+        "The dropout probability. Default: the model's own; 0 for a new model.",
+        "X",
+    ),
+    _of(TrainOptions, "clip", _TRAIN, "Clip the gradients to this norm; 0 turns this off.", "X"),
     _of(TrainOptions, "seed", _TRAIN, "The same seed gives the same training.", "S"),
-    _of(TrainOptions, "patience", _TRAIN, "Stop after N evaluations without a better one; keep the best."),
+    _of(
+        TrainOptions,
+        "patience",
+        _TRAIN,
+        "Stop after N evaluations without improvement, and keep the best model.",
+    ),
 )
 
 BASE: Parameters = (
@@ -141,7 +169,7 @@ TEACHER: Parameters = (
                 metavar="NAME|DIR",
                 rich_help_panel=_DISTILL,
                 show_default=False,
-                help="The model to learn from: a directory, or a name on this disk.",
+                help="The model to learn from: a directory, or a name.",
             ),
         ],
     ),
@@ -155,16 +183,16 @@ LORA: Parameters = (
             bool | None,
             typer.Option(
                 "--lora",
-                help="Train low-rank adapters only; merged at the end.",
+                help="Train low-rank adapters only; they are merged into the model at the end.",
                 metavar="",
                 rich_help_panel=_LORA,
                 show_default=False,
             ),
         ],
     ),
-    _of(LoraOptions, "rank", _LORA, "Of the adapters.", flag="lora_rank"),
-    _of(LoraOptions, "alpha", _LORA, "Their update is scaled by alpha / rank.", "X", flag="lora_alpha"),
-    _of(LoraOptions, "dropout", _LORA, "Of the adapters.", "X", flag="lora_dropout"),
+    _of(LoraOptions, "rank", _LORA, "The rank of the adapters.", flag="lora_rank"),
+    _of(LoraOptions, "alpha", _LORA, "Scale the adapters' update by alpha / rank.", "X", flag="lora_alpha"),
+    _of(LoraOptions, "dropout", _LORA, "The dropout probability of the adapters.", "X", flag="lora_dropout"),
 )
 
 DISTILL: Parameters = (
@@ -172,31 +200,50 @@ DISTILL: Parameters = (
         DistillOptions,
         "layers",
         _DISTILL,
-        "Of the student. Default: half the teacher's.",
+        "The number of the student's layers. Default: half of the teacher's.",
         flag="student_layers",
     ),
-    _of(DistillOptions, "temperature", _DISTILL, "Of the soft targets.", "T", flag="distill_temperature"),
-    _of(DistillOptions, "soft_weight", _DISTILL, "Of the soft targets' loss.", "X"),
-    _of(DistillOptions, "lm_weight", _DISTILL, "Of the language-modelling loss.", "X"),
-    _of(DistillOptions, "cosine_weight", _DISTILL, "Of the hidden states' cosine loss.", "X"),
-    _of(DistillOptions, "random_init", _DISTILL, "Start from random weights, not the teacher's layers."),
+    _of(
+        DistillOptions,
+        "temperature",
+        _DISTILL,
+        "The temperature of the soft targets.",
+        "T",
+        flag="distill_temperature",
+    ),
+    _of(DistillOptions, "soft_weight", _DISTILL, "The weight of the loss on the soft targets.", "X"),
+    _of(DistillOptions, "lm_weight", _DISTILL, "The weight of the language-modelling loss.", "X"),
+    _of(
+        DistillOptions, "cosine_weight", _DISTILL, "The weight of the cosine loss on the hidden states.", "X"
+    ),
+    _of(DistillOptions, "random_init", _DISTILL, "Start from random weights, not from the teacher's layers."),
 )
 
 RUN: Parameters = (
     _of(TrainOptions, "evaluate_every", _RUN, "Steps between evaluations. Default: a tenth of all."),
-    _of(TrainOptions, "save_every", _RUN, "Steps between checkpoints. Default: as evaluations."),
-    _of(TrainOptions, "sample_every", _RUN, "Steps between samples; 0: none. Default: as evaluations."),
-    _of(TrainOptions, "log_every", _RUN, "Steps between reports."),
-    _of(TrainOptions, "precision", _RUN, "Of the matrix products; auto is bf16 where the hardware has it."),
-    _of(TrainOptions, "device", _RUN, "Where to train."),
-    _of(TrainOptions, "threads", _RUN, "CPU threads. Default: one a core."),
+    _of(TrainOptions, "save_every", _RUN, "Steps between checkpoints. Default: as between evaluations."),
+    _of(
+        TrainOptions,
+        "sample_every",
+        _RUN,
+        "Steps between samples; 0 draws none. Default: as between evaluations.",
+    ),
+    _of(TrainOptions, "log_every", _RUN, "Steps between progress reports."),
+    _of(
+        TrainOptions,
+        "precision",
+        _RUN,
+        "The precision of matrix products; auto is bf16 if the hardware supports it.",
+    ),
+    _of(TrainOptions, "device", _RUN, "The device to train on."),
+    _of(TrainOptions, "threads", _RUN, "The number of CPU threads. Default: one per core."),
     _parameter(
         "resume",
         Annotated[
             bool,
             typer.Option(
                 "--resume",
-                help="Go on with the training in the directory --output.",
+                help="Continue the training in the directory --output.",
                 metavar="",
                 rich_help_panel=_RUN,
                 show_default=False,
@@ -213,7 +260,7 @@ RUN: Parameters = (
                 metavar="FILE",
                 rich_help_panel=_RUN,
                 show_default=False,
-                help="Read options from a TOML file: learning-rate = 1e-3. Flags come before it.",
+                help="Read options from a TOML file, as in learning-rate = 1e-3. Flags override it.",
             ),
         ],
     ),
@@ -231,7 +278,7 @@ RESULT: Parameters = (
                 file_okay=False,
                 rich_help_panel=_RESULT,
                 show_default=False,
-                help="The directory of the new model, and of its checkpoints until then.",
+                help="The directory for the new model; until it is finished, for its checkpoints.",
             ),
         ],
     ),
@@ -244,14 +291,19 @@ RESULT: Parameters = (
                 metavar="NAME",
                 rich_help_panel=_RESULT,
                 show_default=False,
-                help="Put the model into the store under this name: gpt2cli generate -m NAME.",
+                help="Put the model into the store under this name, for gpt2cli generate -m NAME.",
             ),
         ],
     ),
-    _of(ExportOptions, "save_precision", _RESULT, "Of the saved weights."),
-    _of(ExportOptions, "samples", _RESULT, "Texts in the model card, with the seeds 1, 2, …"),
-    _of(ExportOptions, "sample_tokens", _RESULT, "Tokens of each."),
-    _of(ExportOptions, "sample_prompt", _RESULT, "What they continue. Default: nothing.", "TEXT"),
+    _of(ExportOptions, "save_precision", _RESULT, "The precision of the saved weights."),
+    _of(
+        ExportOptions,
+        "samples",
+        _RESULT,
+        "The number of sample texts in the model card, with the seeds 1, 2, …",
+    ),
+    _of(ExportOptions, "sample_tokens", _RESULT, "Tokens per sample text."),
+    _of(ExportOptions, "sample_prompt", _RESULT, "The prompt of the sample texts. Default: none.", "TEXT"),
     _of(
         ExportOptions,
         "temperature",
@@ -260,9 +312,9 @@ RESULT: Parameters = (
         "T",
         flag="default_temperature",
     ),
-    _of(ExportOptions, "title", _RESULT, "Of the model card.", "TEXT"),
-    _of(ExportOptions, "license", _RESULT, "For the model card.", "NAME"),
-    _of(ExportOptions, "description", _RESULT, "A paragraph for the model card.", "TEXT"),
+    _of(ExportOptions, "title", _RESULT, "The title of the model card.", "TEXT"),
+    _of(ExportOptions, "license", _RESULT, "The licence named in the model card.", "NAME"),
+    _of(ExportOptions, "description", _RESULT, "A paragraph of description for the model card.", "TEXT"),
     _parameter(
         "keep_checkpoints",
         Annotated[
@@ -272,7 +324,7 @@ RESULT: Parameters = (
                 metavar="",
                 rich_help_panel=_RESULT,
                 show_default=False,
-                help="Do not remove the checkpoints at the end.",
+                help="Keep the checkpoints when the training is finished.",
             ),
         ],
     ),
@@ -285,11 +337,11 @@ RESULT: Parameters = (
                 metavar="FILE",
                 rich_help_panel=_RESULT,
                 show_default=False,
-                help="Draw the loss curve into an .svg or .png file.",
+                help="Plot the loss curve in an .svg or .png file.",
             ),
         ],
     ),
-    _parameter("jsonl", params.Jsonl, False),
+    _parameter("jsonl", params.Events, False),
     _parameter("quiet", params.Quiet),
     _parameter("debug", params.Debug, False),
 )
@@ -311,54 +363,3 @@ def with_options(*groups: Parameters) -> Callable[[Callable[..., None]], Callabl
         return command
 
     return decorate
-
-
-def read_recipe_file(path: Path, allowed: Iterable[str]) -> dict[str, Any]:
-    """The options in a TOML file, by the names of parameters. Raises `UsageError`."""
-    try:
-        with path.open("rb") as file:
-            data = file.read(MAX_RECIPE_BYTES + 1)
-        if len(data) > MAX_RECIPE_BYTES:
-            raise UsageError(f"{path}: larger than {MAX_RECIPE_BYTES} bytes")
-        table = tomllib.loads(data.decode())
-    except OSError as error:
-        raise UsageError(f"cannot read {path}: {error.strerror or error}") from None
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise UsageError(f"{path}: not valid TOML ({error})") from None
-    known = set(allowed)
-    options = {key.replace("-", "_"): value for key, value in table.items()}
-    if unknown := sorted(options.keys() - known):
-        raise UsageError(
-            f"{path}: there is no option {unknown[0]}",
-            hint="its keys are the flags of the command, without --",
-        )
-    return options
-
-
-def build(
-    options: type[T],
-    given: Mapping[str, Any],
-    renamed: Mapping[str, str] | None = None,
-    over: T | None = None,
-) -> T:
-    """``options`` from what was given; the rest is as in ``over``, else the default.
-
-    ``renamed`` maps a field to its flag, where the names differ.
-    """
-    flag_of = renamed or {}
-    values = {}
-    for field in fields(options):  # type: ignore[arg-type]
-        flag = flag_of.get(field.name, field.name)
-        if flag in given:
-            value = given[flag]
-            values[field.name] = tuple(value) if isinstance(value, list) else value
-        elif over is not None:
-            values[field.name] = getattr(over, field.name)
-    return options(**values)
-
-
-LORA_FLAGS = {"rank": "lora_rank", "alpha": "lora_alpha", "dropout": "lora_dropout"}
-DISTILL_FLAGS = {"layers": "student_layers", "temperature": "distill_temperature"}
-EXPORT_FLAGS = {"temperature": "default_temperature"}
-RUN_ONLY = frozenset({"config", "resume", "jsonl", "quiet", "debug", "plot"})
-"""Flags that a recipe file cannot set."""

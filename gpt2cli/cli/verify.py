@@ -11,6 +11,7 @@ import typer
 
 from gpt2cli.checkpoint import open_checkpoint
 from gpt2cli.cli import params
+from gpt2cli.cli.flags import read_settings
 from gpt2cli.errors import Gpt2cliError, ModelFileError
 from gpt2cli.hub.inventory import all_models, as_stored, published_as, short_name
 from gpt2cli.hub.reference_texts import Continuation, continuations
@@ -18,7 +19,6 @@ from gpt2cli.hub.resolve import locate_reference
 from gpt2cli.hub.store import StoredModel, repair_command, unreadable_manifests
 from gpt2cli.hub.verify import FilesReport, Status, verify_files
 from gpt2cli.options import GenerateOptions, LoadOptions
-from gpt2cli.settings import Settings
 from gpt2cli.terminal.jsonout import json_line
 from gpt2cli.terminal.streams import Terminal
 from gpt2cli.terminal.table import tab_separated
@@ -80,16 +80,16 @@ def verify(
         ),
     ] = None,
     files_only: Annotated[
-        bool, typer.Option("--files-only", help="Do not run the published models' texts.")
+        bool,
+        typer.Option("--files-only", help="Check the files only, without generating the published texts."),
     ] = False,
-    json: Annotated[bool, typer.Option("--json", help="One JSON document.")] = False,
+    json: Annotated[bool, typer.Option("--json", help="Print one JSON document.")] = False,
     quiet: params.Quiet = None,
     debug: params.Debug = False,
 ) -> None:
-    """Check models: every file's hash, the tensor table, and the texts published of the five models."""
+    """Check models: the hash of every file, the tensor table, and the published texts of the five models."""
     terminal: Terminal = ctx.obj
-    settings = Settings.load(terminal.environ)
-    terminal.quiet = bool(settings.over({"quiet": quiet}).get("quiet"))
+    read_settings(terminal, quiet)
     chosen = [as_stored(locate_reference(text)) for text in models] if models else list(all_models())
     reports = []
     for model in chosen:

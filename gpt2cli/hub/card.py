@@ -12,10 +12,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from gpt2cli.errors import ModelFileError
+from gpt2cli.model_files import CARD
 from gpt2cli.text.sanitize import one_line, sanitize
 from gpt2cli.untrusted import read_capped
 
-CARD = "README.md"
 MAX_BYTES = 2**20
 MAX_SHOWN = 12_000
 """Characters of the sections together."""

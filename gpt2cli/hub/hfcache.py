@@ -16,10 +16,11 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
-from gpt2cli.checkpoint import MAX_JSON_BYTES, PICKLE_FILES, WEIGHT_FILES
+from gpt2cli.checkpoint import MAX_JSON_BYTES
 from gpt2cli.errors import Gpt2cliError
 from gpt2cli.hub.registry import ModelName, is_name
 from gpt2cli.hub.store import StoredModel, folder_name, matches_revision
+from gpt2cli.model_files import PICKLE_FILES, WEIGHT_FILES
 from gpt2cli.untrusted import read_json
 
 _PREFIX = "models--"

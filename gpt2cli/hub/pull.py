@@ -27,7 +27,7 @@ from pathlib import Path
 from typing import Any
 
 from gpt2cli import paths
-from gpt2cli.checkpoint import PICKLE_FILES, open_checkpoint, read_config
+from gpt2cli.checkpoint import open_checkpoint, read_config
 from gpt2cli.errors import Gpt2cliError, ModelFileError, UsageError
 from gpt2cli.files import as_created
 from gpt2cli.hub.download import PART, Changed, disk_error
@@ -47,6 +47,7 @@ from gpt2cli.hub.store import StoredModel, check_space, find_stored, folder_name
 from gpt2cli.hub.transport import Hub, Pauses, Policy
 from gpt2cli.hub.verify import file_hash
 from gpt2cli.hub.workers import fetch_all
+from gpt2cli.model_files import PICKLE_FILES
 
 Report = Callable[[dict[str, Any]], None]
 

@@ -14,9 +14,17 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
-from gpt2cli.checkpoint import MAX_INDEX_BYTES, MAX_JSON_BYTES, PICKLE_FILES, WEIGHT_FILES
+from gpt2cli.checkpoint import MAX_INDEX_BYTES, MAX_JSON_BYTES
 from gpt2cli.errors import ModelFileError, Unavailable, UsageError
 from gpt2cli.hub.transport import Hub, Pauses, Policy, check_status, read_answer, retrying
+from gpt2cli.model_files import (
+    CARD,
+    PICKLE_FILES,
+    TOKENIZER_FILE,
+    TOKENIZER_FILES,
+    VOCABULARY_FILES,
+    WEIGHT_FILES,
+)
 from gpt2cli.options import shown
 from gpt2cli.untrusted import read_json
 
@@ -27,14 +35,9 @@ MAX_SHARDS = 1000
 
 SMALL_FILES: Mapping[str, int] = {
     "generation_config.json": MAX_JSON_BYTES,
-    "tokenizer.json": MAX_TOKENIZER_BYTES,
-    "tokenizer_config.json": MAX_JSON_BYTES,
-    "vocab.json": MAX_TOKENIZER_BYTES,
-    "merges.txt": MAX_TOKENIZER_BYTES,
-    "special_tokens_map.json": MAX_JSON_BYTES,
-    "added_tokens.json": MAX_JSON_BYTES,
-    "chat_template.jinja": MAX_JSON_BYTES,
-    "README.md": 2**20,
+    **dict.fromkeys(TOKENIZER_FILES, MAX_JSON_BYTES),
+    **dict.fromkeys((TOKENIZER_FILE, *VOCABULARY_FILES), MAX_TOKENIZER_BYTES),
+    CARD: 2**20,
 }
 """What is wanted beside config.json and the weights, where it is there, and the most bytes of each."""
 

@@ -33,9 +33,9 @@ from gpt2cli.hub.manifest import FileRecord, Manifest, now, read_manifest
 from gpt2cli.hub.registry import ModelName, is_name
 
 LOCAL_REVISION = "local"
-"""Of a model that was imported or trained here."""
+"""The revision of a model that was imported or trained here."""
 INCOMING_PREFIX = ".incoming-"
-"""Of directories in the store that are being filled."""
+"""The beginning of the name of a directory that is being filled."""
 _BLOCK = 2**20
 _SPARE_BYTES = 2**20
 

@@ -10,20 +10,8 @@ from pathlib import Path
 from gpt2cli.checkpoint import open_checkpoint, weight_files
 from gpt2cli.errors import Gpt2cliError, ModelFileError, UsageError
 from gpt2cli.files import as_created
-from gpt2cli.hub.card import CARD
 from gpt2cli.hub.store import StoredModel, check_space, copy_file, repair_command
-
-CONFIG_FILES = ("config.json", "generation_config.json")
-TOKENIZER_FILES = (
-    "tokenizer.json",
-    "vocab.json",
-    "merges.txt",
-    "tokenizer_config.json",
-    "special_tokens_map.json",
-    "added_tokens.json",
-    "chat_template.jinja",
-)
-TEXT_FILES = (CARD, "LICENSE", "LICENSE.md", "LICENSE.txt")
+from gpt2cli.model_files import CONFIG_FILES, TEXT_FILES, TOKENIZER_FILES
 
 
 def side_files(directory: Path) -> list[Path]:

@@ -49,15 +49,15 @@ class Policy:
     least_rate: float = 1024.0
     """Bytes a second."""
     retries: int = 5
-    """In a row, without a mebibyte of progress between them."""
+    """Failures in a row, without a mebibyte of progress between them."""
     first_wait_s: float = 0.5
     most_wait_s: float = 8.0
     longest_wait_s: float = 60.0
     """The longest ``Retry-After`` that is waited for."""
     answer_s: float = 60.0
-    """For the whole of a short answer."""
+    """Seconds for the whole of a short answer."""
     silence_s: float = 600.0
-    """After which a pull in which nothing moves at all is given up."""
+    """Seconds without any progress after which a pull is given up."""
 
 
 class Transient(Exception):

@@ -18,7 +18,7 @@ from gpt2cli.hub.transport import RESUME_HINT, Hub, Policy
 WORKERS = 4
 REPORT_EVERY_S = 0.1
 PATIENCE_S = 0.5
-"""For workers to end; one that waits for a silent server is left behind and can do no harm."""
+"""How long to wait for workers to end. One that waits for a silent server is left behind: it does no harm."""
 
 
 def fetch_all(

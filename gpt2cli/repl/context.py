@@ -27,7 +27,7 @@ class Context:
     turns: tuple[Turn, ...]
     dropped: int
     newly_dropped: int = 0
-    """Of these, the turns that the answer before still saw."""
+    """Those of them that the answer before still saw."""
 
 
 class Contexts:

@@ -10,12 +10,12 @@ from typing import TYPE_CHECKING, Any
 
 from gpt2cli.errors import Gpt2cliError, UsageError
 from gpt2cli.options import MAX_SEED, GenerateOptions
-from gpt2cli.repl.context import Context, Contexts, ids_of_text, whole_characters
+from gpt2cli.repl.context import Context, Contexts, whole_characters
 from gpt2cli.repl.formats import Format, choose_format
-from gpt2cli.repl.options import OPTION_NAMES, differing, option_name, parse_option, parse_overrides
+from gpt2cli.repl.options import OPTION_NAMES, option_name, parse_option, parse_overrides
 from gpt2cli.repl.sessions import Saved, Session, turn_event
 from gpt2cli.repl.tree import Tree, Turn
-from gpt2cli.repl.turn_request import TurnRequest, TurnStats, turn_seed, turn_stats
+from gpt2cli.repl.turn_request import TurnRequest, TurnStats, answered, turn_seed, turn_stats
 from gpt2cli.text.reading import cleaned
 
 if TYPE_CHECKING:
@@ -94,7 +94,7 @@ class Conversation:
         return self._contexts.fit(self.tree, self.tree.current, cleaned(user), new)
 
     def answer(self, user: str, **overrides: Any) -> Generator[Chunk, None, None]:
-        """TurnRequest an answer to ``user`` after the current turn, and stand on the new turn.
+        """Generate an answer to ``user`` after the current turn, and stand on the new turn.
 
         Everything is checked now, before the first chunk. However the stream ends, the turn with what
         was generated so far is in the tree and in the session file; one without a token is not, if it
@@ -105,7 +105,7 @@ class Conversation:
     def regenerate(self, **overrides: Any) -> Generator[Chunk, None, None]:
         """Another answer to the same words, beside the current one. Raises as `answer`."""
         turn = self._needed("there is no answer yet to draw again")
-        return self._draw(self._request(self._before(turn), turn.user, self._next_draw(turn), overrides))
+        return self._draw(self._request(self._before(turn), turn.user, self.tree.next_draw(turn), overrides))
 
     def continue_answer(self, **overrides: Any) -> Generator[Chunk, None, None]:
         """Go on with the current answer; the longer one stands beside it. Raises as `answer`.
@@ -115,7 +115,7 @@ class Conversation:
         """
         turn = self._needed("there is no answer yet to go on with")
         cut = turn.finish_reason in ("length", "interrupted", "context")
-        draw = turn.draw if cut else self._next_draw(turn)
+        draw = turn.draw if cut else self.tree.next_draw(turn)
         if cut:
             overrides = {"seed": turn.seed, **overrides}
         ids, text = list(self._contexts.answer_ids(turn)), turn.answer
@@ -129,13 +129,13 @@ class Conversation:
         return self._draw(replace(request, start=tuple(ids), start_text=text, continues=turn.id))
 
     def branch(self, n: int, **overrides: Any) -> Generator[Chunk, None, None]:
-        """TurnRequest ``n`` other answers to the current turn's words in one batch; then `take` one.
+        """Generate ``n`` other answers to the current turn's words in one batch; then `take` one.
 
         All are put in the tree; the current turn stays. Raises as `answer`.
         """
         turn = self._needed("there is no answer yet to branch from")
         overrides = {**overrides, "num_return_sequences": n}
-        request = self._request(self._before(turn), turn.user, self._next_draw(turn), overrides)
+        request = self._request(self._before(turn), turn.user, self.tree.next_draw(turn), overrides)
         return self._draw(replace(request, branches=True))
 
     def take(self, index: int) -> Turn:
@@ -222,7 +222,9 @@ class Conversation:
         except Gpt2cliError:
             format = choose_format(engine.checkpoint, None, name)
         self._set_contexts(Contexts(engine, format, self.system))
-        self._forget_probabilities()
+        for turn in self.tree:
+            # They are of tokens of the model that was left.
+            turn.logprobs = None
         self.model, self.revision = name, revision
         self._model_changed()
 
@@ -232,11 +234,6 @@ class Conversation:
         for turn in self.tree:
             turn.first = None
 
-    def _forget_probabilities(self) -> None:
-        """Those of the last answer are of tokens of the model that was left."""
-        for turn in self.tree:
-            turn.logprobs = None
-
     def _needed(self, otherwise: str) -> Turn:
         turn = self.tree.current
         if turn is None:
@@ -245,10 +242,6 @@ class Conversation:
 
     def _before(self, turn: Turn) -> Turn | None:
         return None if turn.parent is None else self.tree[turn.parent]
-
-    def _next_draw(self, turn: Turn) -> int:
-        same = (other.draw for other in self.tree.siblings(turn.id) if other.user == turn.user)
-        return max(same) + 1
 
     def _settled_options(
         self, parent: Turn | None, draw: int, overrides: Mapping[str, Any]
@@ -319,28 +312,7 @@ class Conversation:
             self._moved()
 
     def _add(self, request: TurnRequest, choice: Choice) -> Turn:
-        text, ids, tokenizer = choice.text, [*request.start, *choice.token_ids], self.engine.tokenizer
-        if tokenizer is not None:
-            shown = text.rstrip() if self.format.strips else text
-            ids = [*request.start, *ids_of_text(tokenizer, choice.token_ids, shown)]
-        text = request.start_text + text
-        turn_id = self.tree.next_id
-        first = request.context.turns[0].id if request.context.turns else turn_id
-        logprobs = [detail.logprob for detail in choice.logprobs]
-        turn = Turn(
-            id=turn_id,
-            parent=None if request.parent is None else request.parent.id,
-            user=request.user,
-            answer=text.strip() if self.format.strips else text,
-            answer_ids=ids,
-            seed=choice.seed,
-            draw=request.draw,
-            options=differing(replace(request.options, num_return_sequences=1)),
-            finish_reason=choice.finish_reason or "interrupted",
-            first=first,
-            continues=request.continues,
-            logprobs=list(zip(choice.token_ids, logprobs, strict=False)) or None,
-        )
+        turn = answered(request, choice, self.tree.next_id, self.engine.tokenizer, strips=self.format.strips)
         self.tree.add(turn)
         self._write(turn_event(turn))
         return turn

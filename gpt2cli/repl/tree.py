@@ -103,6 +103,10 @@ class Tree:
         """The turns with the same parent, itself included. Raises KeyError."""
         return self.children(self._turns[turn_id].parent)
 
+    def next_draw(self, turn: Turn) -> int:
+        """The number of the next draw of an answer to the same words at the same place."""
+        return 1 + max(other.draw for other in self.siblings(turn.id) if other.user == turn.user)
+
     def undo(self) -> Turn | None:
         """Step back; the turn that was left, None when there was none."""
         left = self.current

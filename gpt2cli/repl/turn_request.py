@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from gpt2cli.options import MAX_SEED, GenerateOptions
-from gpt2cli.repl.context import Context
+from gpt2cli.repl.context import Context, ids_of_text
+from gpt2cli.repl.options import differing
 from gpt2cli.repl.tree import Turn
 
 if TYPE_CHECKING:
-    from gpt2cli.core.results import Stats
+    from gpt2cli.core.results import Choice, Stats
+    from gpt2cli.text.tokenizer import Tokenizer
 
 DRAW_STRIDE = 0x9E3779B1
 """Between the seeds of two draws of the same turn (2**32 over the golden ratio, so that they spread)."""
@@ -74,4 +76,31 @@ def turn_stats(stats: Stats, request: TurnRequest) -> TurnStats:
         tokens_per_s=stats.tokens_per_s,
         context_tokens=stats.prompt_tokens + stats.completion_tokens // request.options.num_return_sequences,
         dropped_turns=request.context.newly_dropped,
+    )
+
+
+def answered(
+    request: TurnRequest, choice: Choice, turn_id: int, tokenizer: Tokenizer | None, *, strips: bool
+) -> Turn:
+    """The turn that the drawn ``choice`` makes; with ``strips`` the white space around its text is not part
+    of it.
+    """
+    text, ids = choice.text, [*request.start, *choice.token_ids]
+    if tokenizer is not None:
+        ids = [*request.start, *ids_of_text(tokenizer, choice.token_ids, text.rstrip() if strips else text)]
+    text = request.start_text + text
+    logprobs = [detail.logprob for detail in choice.logprobs]
+    return Turn(
+        id=turn_id,
+        parent=None if request.parent is None else request.parent.id,
+        user=request.user,
+        answer=text.strip() if strips else text,
+        answer_ids=ids,
+        seed=choice.seed,
+        draw=request.draw,
+        options=differing(replace(request.options, num_return_sequences=1)),
+        finish_reason=choice.finish_reason or "interrupted",
+        first=request.context.turns[0].id if request.context.turns else turn_id,
+        continues=request.continues,
+        logprobs=list(zip(choice.token_ids, logprobs, strict=False)) or None,
     )

@@ -29,11 +29,11 @@ COLOURS = (
     "#ea5f74",
 )
 INK = "#000000"
-"""Of the letters on a coloured background."""
+"""The colour of letters on a coloured background."""
 UNSCORED = "·"
 """Under a piece that nothing predicted."""
 UNSEEN = "\u25cc"
-"""For a piece that takes no room: a dotted circle."""
+"""A dotted circle: what is shown of a piece that takes no room."""
 
 _STYLES = tuple(Style(color=INK, bgcolor=colour) if colour else Style() for colour in COLOURS)
 

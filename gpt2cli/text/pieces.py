@@ -11,7 +11,7 @@ from gpt2cli.text.tokenizer import Tokenizer
 PIECE_BYTES = 2**14
 
 Read = Callable[[int], bytes]
-"""At most so many bytes, none at the end: ``file.read``."""
+"""Reads at most so many bytes, and none at the end, as ``file.read`` does."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -20,7 +20,7 @@ class Piece:
 
     text: str
     offset: int
-    """In bytes, of its beginning."""
+    """Where it begins in the text, in bytes."""
     bad: int
     """Bytes that were NUL or no UTF-8, replaced by U+FFFD."""
 

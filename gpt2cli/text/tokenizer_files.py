@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from gpt2cli.errors import Gpt2cliError, ModelFileError
+from gpt2cli.model_files import TOKENIZER_FILE, VOCABULARY_FILES
 from gpt2cli.options import shown
 from gpt2cli.untrusted import parse_json, read_capped
 
@@ -28,9 +29,9 @@ MAX_BRACKETS = 600_000
 MAX_COMPONENTS = 100
 MAX_TOKEN_ID = 1_000_000
 MAX_TRIE_BYTES = 2_000_000
-"""Of all added tokens, and of a Unigram vocabulary: the library takes up to 330 bytes for each byte."""
+"""The limit for all added tokens, and for a Unigram vocabulary: the library takes up to 330 bytes a byte."""
 MAX_TRIE_DEPTH = 1000
-"""Of one such token: the library frees a long one by recursion, and overflows its stack."""
+"""The limit for one such token: the library frees a long one by recursion, and overflows its stack."""
 MAX_REGEX_CHARS = 10_000
 
 _PARTS = ("normalizer", "pre_tokenizer", "post_processor", "decoder")
@@ -58,7 +59,7 @@ def has_tokenizer(directory: Path) -> bool:
 
 def _tokenizer_paths(directory: Path) -> tuple[Path, ...]:
     """``tokenizer.json`` alone, else ``vocab.json`` and ``merges.txt``; none where neither is there."""
-    whole, pair = directory / "tokenizer.json", (directory / "vocab.json", directory / "merges.txt")
+    whole, pair = directory / TOKENIZER_FILE, tuple(directory / name for name in VOCABULARY_FILES)
     if whole.is_file():
         return (whole,)
     return pair if all(path.is_file() for path in pair) else ()

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from gpt2cli.errors import UsageError
+from gpt2cli.model_files import TOKENIZER_FILE, VOCABULARY_FILES
 from gpt2cli.text.tokenizer import Tokenizer
 from gpt2cli.train.documents import DocumentPiece, Source, Survey, find_sources, read_pieces, survey
 from gpt2cli.train.options import DataOptions
@@ -16,7 +17,7 @@ from gpt2cli.train.split import Split, divide, make_split
 from gpt2cli.train.tokens import TokenFile, TokenSet, cached, write_tokens
 
 MIN_BYTES = 1000
-"""Of training text: with less there is nothing to learn."""
+"""The least training text: with less there is nothing to learn."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -147,5 +148,5 @@ def _tokenizer_recipe(files: bytes, end_of_text: int | None, vocab_size: int) ->
 
 def tokenizer_files(directory: Path) -> bytes:
     """The bytes that decide what the tokenizer of ``directory`` does."""
-    names = ("tokenizer.json", "vocab.json", "merges.txt")
+    names = (TOKENIZER_FILE, *VOCABULARY_FILES)
     return b"\0".join(p.read_bytes() for n in names if (p := directory / n).is_file())

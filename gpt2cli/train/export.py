@@ -14,20 +14,12 @@ from transformers import PreTrainedModel
 
 from gpt2cli.core.engine import Engine
 from gpt2cli.files import as_created
+from gpt2cli.model_files import CARD, TOKENIZER_FILES
 from gpt2cli.options import LoadOptions
 from gpt2cli.train.card import write_card
 from gpt2cli.train.facts import Facts, Sample
 from gpt2cli.train.options import ExportOptions
 
-TOKENIZER_FILES = (
-    "tokenizer.json",
-    "tokenizer_config.json",
-    "vocab.json",
-    "merges.txt",
-    "special_tokens_map.json",
-    "added_tokens.json",
-    "chat_template.jinja",
-)
 DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 
 
@@ -51,7 +43,7 @@ def export(model: PreTrainedModel, tokenizer: Path, facts: Facts, directory: Pat
             if (tokenizer / name).is_file():
                 shutil.copyfile(tokenizer / name, temporary / name)
         card = write_card(facts, draw_samples(temporary, options))
-        (temporary / "README.md").write_text(card, encoding="utf-8")
+        (temporary / CARD).write_text(card, encoding="utf-8")
         names = sorted((p.name for p in temporary.iterdir()), key=lambda name: name == "config.json")
         for name in names:
             as_created(temporary / name)

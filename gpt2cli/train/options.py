@@ -102,7 +102,7 @@ class DistillOptions:
     """
 
     layers: int | None = None
-    """Of the student; half the teacher's when not given."""
+    """The student's layers; half the teacher's when not given."""
     temperature: float = 2.0
     soft_weight: float = 5.0
     lm_weight: float = 2.0
@@ -150,15 +150,15 @@ class TrainOptions:
     optimizer: Optimizer = "adamw"
     """``muon`` for the matrices of the layers (Jordan et al. 2024), AdamW for the rest."""
     muon_scale: float = 1.0
-    """The matrices' learning rate under ``muon``, in terms of ``learning_rate``."""
+    """The matrices' learning rate under ``muon``, as a multiple of ``learning_rate``."""
     weight_decay: float = 0.1
     dropout: float | None = None
-    """Of embeddings, attention and residuals; the model's own when not given (0 from scratch)."""
+    """For embeddings, attention and residuals; the model's own when not given (0 for a new model)."""
     clip: float = 1.0
     """Gradients are scaled down to this norm; 0 is off."""
     seed: int = 0
     precision: TrainPrecision = "auto"
-    """Of the matrix products; the weights stay fp32. ``auto`` is bf16 where the hardware has it."""
+    """The precision of matrix products; the weights stay fp32. ``auto`` is bf16 where the hardware has it."""
     device: Device = "auto"
     threads: int | None = None
     evaluate_every: int | None = None

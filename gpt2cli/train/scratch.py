@@ -10,6 +10,7 @@ import torch
 from transformers import GPT2Config, GPT2LMHeadModel
 
 from gpt2cli.errors import UsageError
+from gpt2cli.model_files import TOKENIZER_FILE
 from gpt2cli.train.options import MIN_VOCAB, ShapeOptions
 
 END_OF_TEXT = "<|endoftext|>"
@@ -41,7 +42,7 @@ def train_tokenizer(texts: Iterator[str], vocab_size: int, directory: Path) -> N
         )
     backend.add_special_tokens([END_OF_TEXT])
     directory.mkdir(parents=True, exist_ok=True)
-    backend.save(str(directory / "tokenizer.json"))
+    backend.save(str(directory / TOKENIZER_FILE))
     config = {
         "tokenizer_class": "PreTrainedTokenizerFast",
         "bos_token": END_OF_TEXT,

@@ -13,7 +13,7 @@ from gpt2cli.errors import UsageError
 from gpt2cli.train.documents import DocumentPiece, Survey
 
 MIN_DOCUMENTS = 20
-"""Of different text; with fewer, the ends of documents are held back."""
+"""The fewest different documents that are divided whole; with fewer, the ends of documents are held back."""
 
 
 @dataclass(frozen=True, slots=True)

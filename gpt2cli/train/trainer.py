@@ -27,6 +27,7 @@ from transformers import (
 )
 
 from gpt2cli.errors import Gpt2cliError
+from gpt2cli.likelihood import MAX_MEAN, bits, perplexity
 from gpt2cli.train.optim import learning_rate_factor, make_optimizer
 from gpt2cli.train.options import TrainOptions
 from gpt2cli.train.record import Report
@@ -35,7 +36,6 @@ from gpt2cli.train.windows import Plan, WindowDataset, WindowSampler
 
 CHECKPOINT_MARKER = "complete"
 KEPT_CHECKPOINTS = 2
-LN2 = math.log(2)
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,12 +57,13 @@ class Score:
     @property
     def perplexity(self) -> float:
         """Per token."""
-        return math.exp(min(self.loss, 700.0))
+        found = perplexity(self.nats, self.tokens)
+        return math.exp(MAX_MEAN) if found is None else found
 
     @property
     def bits_per_byte(self) -> float:
         """End-of-text tokens count, the bytes are those of the text alone."""
-        return self.nats / LN2 / self.size
+        return bits(self.nats) / self.size
 
 
 @torch.no_grad()

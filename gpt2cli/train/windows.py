@@ -32,7 +32,7 @@ class Plan:
     short_steps: int
     """The first steps, which see as many tokens in windows of ``short_window``."""
     tokens: int
-    """In the training text."""
+    """Tokens in the training text."""
 
     @property
     def accumulation(self) -> int:
