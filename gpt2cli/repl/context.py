@@ -158,6 +158,14 @@ class Contexts:
             known = self._answers[turn.id] = self._checked(turn)
         return known
 
+    def begun_answer(self, turn: Turn) -> tuple[list[int], str]:
+        """The tokens and the text of an answer that is to be gone on with, in whole characters."""
+        ids, text = list(self.answer_ids(turn)), turn.answer
+        if self.engine.tokenizer is not None:
+            ids, start = whole_characters(self.engine.tokenizer, ids, text)
+            text = start.lstrip() if self.format.strips else start
+        return ids, text
+
     def _checked(self, turn: Turn) -> Sequence[int]:
         ids, vocabulary = turn.answer_ids, self.engine.config.vocab_size
         valid = all(0 <= token < vocabulary for token in ids)

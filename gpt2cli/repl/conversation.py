@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING, Any
 
 from gpt2cli.errors import Gpt2cliError, UsageError
 from gpt2cli.options import MAX_SEED, GenerateOptions
-from gpt2cli.repl.context import Context, Contexts, whole_characters
+from gpt2cli.repl.context import Context, Contexts
 from gpt2cli.repl.formats import Format, choose_format
-from gpt2cli.repl.options import OPTION_NAMES, option_name, parse_option, parse_overrides
+from gpt2cli.repl.options import OPTION_NAMES, as_json, option_name, parse_option, parse_overrides
 from gpt2cli.repl.sessions import Saved, Session, turn_event
 from gpt2cli.repl.tree import Tree, Turn
 from gpt2cli.repl.turn_request import TurnRequest, TurnStats, answered, turn_seed, turn_stats
@@ -118,15 +118,14 @@ class Conversation:
         draw = turn.draw if cut else self.tree.next_draw(turn)
         if cut:
             overrides = {"seed": turn.seed, **overrides}
-        ids, text = list(self._contexts.answer_ids(turn)), turn.answer
-        if self.engine.tokenizer is not None:
-            ids, start = whole_characters(self.engine.tokenizer, ids, text)
-            text = start.lstrip() if self.format.strips else start
+        ids, text = self._contexts.begun_answer(turn)
         options = self._settled_options(self._before(turn), draw, overrides)
         new = options.max_new_tokens or 0
         context = self._contexts.fit(self.tree, self._before(turn), turn.user, new, turn, ids)
-        request = TurnRequest(self._before(turn), turn.user, context, options, draw)
-        return self._draw(replace(request, start=tuple(ids), start_text=text, continues=turn.id))
+        request = TurnRequest(
+            self._before(turn), turn.user, context, options, draw, tuple(ids), text, turn.id
+        )
+        return self._draw(request)
 
     def branch(self, n: int, **overrides: Any) -> Generator[Chunk, None, None]:
         """Generate ``n`` other answers to the current turn's words in one batch; then `take` one.
@@ -146,15 +145,13 @@ class Conversation:
 
     def undo(self) -> Turn | None:
         """Step back before the current turn, which stays in the tree; the turn, or None."""
-        left = self.tree.undo()
-        if left is not None:
+        if (left := self.tree.undo()) is not None:
             self._moved()
         return left
 
     def redo(self) -> Turn | None:
         """Step to the turn that was left last; None where there is none."""
-        turn = self.tree.redo()
-        if turn is not None:
+        if (turn := self.tree.redo()) is not None:
             self._moved()
         return turn
 
@@ -191,7 +188,7 @@ class Conversation:
         """Replace all options that are ``given``. Raises `InvalidOption`."""
         self.engine.options(**given)
         self.given = dict(given)
-        self._changed("options", options=self._json_options())
+        self._changed("options", options=as_json(self.given))
 
     def set_seed(self, seed: int | None) -> int:
         """Set the session's seed, or draw one; the seed."""
@@ -317,9 +314,6 @@ class Conversation:
         self._write(turn_event(turn))
         return turn
 
-    def _json_options(self) -> dict[str, Any]:
-        return {name: list(v) if isinstance(v, tuple) else v for name, v in self.given.items()}
-
     def save(self, name: str) -> None:
         """Give the session's file a name; from now on it is saved. Raises `UsageError`, `Gpt2cliError`."""
         if self.session is None:
@@ -371,7 +365,7 @@ class Conversation:
         if saved.system != self.system:
             self._changed("system", system=self.system)
         if saved.options != self.given:
-            self._changed("options", options=self._json_options())
+            self._changed("options", options=as_json(self.given))
         if saved.seed != self.seed:
             self._changed("seed", seed=self.seed)
 
@@ -395,7 +389,7 @@ class Conversation:
             "revision": self.revision,
             "format": self.format.name,
             "system": self.system,
-            "options": self._json_options(),
+            "options": as_json(self.given),
             "seed": self.seed,
             "time": round(time.time(), 1),
         }

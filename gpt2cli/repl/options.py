@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import fields
 from typing import Any
 
@@ -84,3 +84,8 @@ def checked_options(found: Any) -> dict[str, Any]:
     values: dict[str, Any] = {n: tuple(v) if isinstance(v, list) else v for n, v in found.items()}
     GenerateOptions(**values)
     return values
+
+
+def as_json(given: Mapping[str, Any]) -> dict[str, Any]:
+    """Options as they stand in a session file, which has lists and no tuples."""
+    return {name: list(v) if isinstance(v, tuple) else v for name, v in given.items()}
