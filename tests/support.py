@@ -53,6 +53,20 @@ def text_logits(model: Any, *texts: Sequence[int]) -> list[Any]:
     return list(logits.split([len(text) for text in texts]))
 
 
+def tensors_of(directory: Path) -> dict[str, Any]:
+    """The tensors of a model's safetensors file as torch has them."""
+    from safetensors.torch import load_file
+
+    return load_file(directory / "model.safetensors")
+
+
+def replace_tensor(directory: Path, name: str, tensor: Any) -> None:
+    """Write one tensor of a model anew."""
+    from safetensors.torch import save_file
+
+    save_file({**tensors_of(directory), name: tensor}, directory / "model.safetensors")
+
+
 def backend_logits(backend: Any, *texts: Sequence[int]) -> list[Any]:
     """The logits [T, V] at every place of each text, all read in one batch by a `Backend`."""
     import torch

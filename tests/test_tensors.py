@@ -8,9 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from safetensors.torch import load_file, save_file
-from support import make_model, random_weights, write_json, write_weights
-from torch import Tensor
+from support import make_model, random_weights, replace_tensor, tensors_of, write_json, write_weights
 
 from gpt2cli.checkpoint import open_checkpoint
 from gpt2cli.core.tensors import Tensors, as_float32, is_finite, open_tensors
@@ -26,14 +24,6 @@ def _values(directory: Path) -> dict[str, list[float]]:
     checkpoint = open_checkpoint(directory)
     tensors = open_tensors(checkpoint)
     return {name: as_float32(*tensors.read_finite(name)).ravel().tolist() for name in checkpoint.tensors}
-
-
-def _state(directory: Path) -> dict[str, Tensor]:
-    return load_file(directory / "model.safetensors")
-
-
-def _replace(directory: Path, name: str, tensor: Tensor) -> None:
-    save_file({**_state(directory), name: tensor}, directory / "model.safetensors")
 
 
 @pytest.fixture
@@ -87,8 +77,8 @@ def test_any_alignment(tmp_path: Path, spaces: int, dtype: str) -> None:
 def test_legacy_buffers_are_passed_over(directory: Path) -> None:
     """Checkpoints of old carry the causal mask in each layer, in a type that weights never have."""
     expected = _values(directory)
-    _replace(directory, "transformer.h.0.attn.bias", torch.ones(1, 1, 64, 64, dtype=torch.bool).tril())
-    _replace(directory, "transformer.h.1.attn.masked_bias", torch.tensor(-1e4))
+    replace_tensor(directory, "transformer.h.0.attn.bias", torch.ones(1, 1, 64, 64, dtype=torch.bool).tril())
+    replace_tensor(directory, "transformer.h.1.attn.masked_bias", torch.tensor(-1e4))
     assert _values(directory) == expected
 
 
@@ -100,8 +90,8 @@ class TestHead:
     def test_tied_and_written_out(self, tmp_path: Path, dtype: torch.dtype) -> None:
         """Also in another type than the embeddings', if the numbers are the same."""
         directory = make_model(tmp_path / "model", dtype="bfloat16")
-        embeddings = _state(directory)["transformer.wte.weight"]
-        _replace(directory, "lm_head.weight", embeddings.to(dtype))
+        embeddings = tensors_of(directory)["transformer.wte.weight"]
+        replace_tensor(directory, "lm_head.weight", embeddings.to(dtype))
         if torch.equal(embeddings.to(dtype).float(), embeddings.float()):
             assert _open(directory).head_name() == "wte.weight"
         else:
@@ -109,15 +99,15 @@ class TestHead:
 
     def test_one_that_differs_is_used(self, directory: Path) -> None:
         """As transformers does, though the config says that it is tied."""
-        head = _state(directory)["transformer.wte.weight"].clone()
+        head = tensors_of(directory)["transformer.wte.weight"].clone()
         head[-1, -1] += 1
-        _replace(directory, "lm_head.weight", head)
+        replace_tensor(directory, "lm_head.weight", head)
         assert _open(directory).head_name() == "lm_head.weight"
 
     def test_untied(self, tmp_path: Path) -> None:
         """Even one that happens to be the same."""
         directory = make_model(tmp_path / "model", tie_word_embeddings=False)
-        _replace(directory, "lm_head.weight", _state(directory)["transformer.wte.weight"].clone())
+        replace_tensor(directory, "lm_head.weight", tensors_of(directory)["transformer.wte.weight"].clone())
         assert _open(directory).head_name() == "lm_head.weight"
 
 
@@ -127,9 +117,9 @@ class TestDamage:
     @pytest.mark.parametrize("name", ["wte.weight", "h.1.attn.c_attn.weight", "h.0.ln_2.bias"])
     def test_nan_and_infinity_are_refused(self, tmp_path: Path, name: str, dtype: str, bad: float) -> None:
         directory = make_model(tmp_path, dtype=dtype)
-        tensor = _state(directory)[f"transformer.{name}"]
+        tensor = tensors_of(directory)[f"transformer.{name}"]
         tensor.view(-1)[tensor.numel() // 2] = bad
-        _replace(directory, f"transformer.{name}", tensor)
+        replace_tensor(directory, f"transformer.{name}", tensor)
         with pytest.raises(ModelFileError, match=rf"{name} contains NaN or infinity"):
             _values(directory)
 

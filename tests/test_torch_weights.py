@@ -7,8 +7,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from safetensors.torch import load_file, save_file
-from support import load_torch, make_model, text_logits
+from safetensors.torch import save_file
+from support import load_torch, make_model, replace_tensor, tensors_of, text_logits
 from torch import Tensor
 
 from gpt2cli.analysis.logprobs import score_ids
@@ -25,14 +25,6 @@ LARGEST_ERROR = {"fp32": 0, "fp16": 2e-3, "bf16": 0.04, "int8": 0.04, "int4": 0.
 def _logits(directory: Path, precision: str = "fp32") -> Tensor:
     found: Tensor = text_logits(load_torch(directory, precision), IDS)[0]
     return found
-
-
-def _state(directory: Path) -> dict[str, Tensor]:
-    return load_file(directory / "model.safetensors")
-
-
-def _replace(directory: Path, name: str, tensor: Tensor) -> None:
-    save_file({**_state(directory), name: tensor}, directory / "model.safetensors")
 
 
 @pytest.fixture
@@ -58,7 +50,7 @@ def test_near_fp32(wide: Path, precision: str) -> None:
 def test_each_weight_is_what_was_asked_for(tmp_path: Path, shape: dict[str, int], precision: str) -> None:
     """The numbers of a matrix, in fp32, are those of the type or of the quantiser; the rest stays."""
     directory = make_model(tmp_path, dtype="float32", **shape)
-    state, weights = _state(directory), load_torch(directory, precision).weights
+    state, weights = tensors_of(directory), load_torch(directory, precision).weights
     exact = state["transformer.h.1.mlp.c_proj.weight"].t()
     block = weights.blocks[1]
     for found, expected, bits in (
@@ -82,7 +74,7 @@ def test_types_on_disk(tmp_path: Path, dtype: str, precision: str) -> None:
     """The same values give the same result, whatever type they come in."""
     half = make_model(tmp_path / "half", dtype=dtype)
     whole = make_model(tmp_path / "whole")
-    save_file({k: v.float() for k, v in _state(half).items()}, whole / "model.safetensors")
+    save_file({k: v.float() for k, v in tensors_of(half).items()}, whole / "model.safetensors")
     assert torch.equal(_logits(half, precision), _logits(whole, precision))
 
 
@@ -108,9 +100,9 @@ def test_the_kernels_are_named(wide: Path) -> None:
 def test_what_fp16_cannot_hold_stays_in_fp32(directory: Path) -> None:
     """fp16 ends at 65,504: such a weight would become infinity, or be cut."""
     name = "transformer.h.0.mlp.c_fc.weight"
-    weight = _state(directory)[name]
+    weight = tensors_of(directory)[name]
     weight[0, 0] = 1e5
-    _replace(directory, name, weight)
+    replace_tensor(directory, name, weight)
     torch.testing.assert_close(_logits(directory, "fp16"), _logits(directory), rtol=0, atol=0.05)
     kernels = load_torch(directory, "fp16").info.kernels
     assert "torch fp32" in kernels and len(kernels) == 2
@@ -119,7 +111,7 @@ def test_what_fp16_cannot_hold_stays_in_fp32(directory: Path) -> None:
 def test_a_head_that_differs_is_used(directory: Path) -> None:
     """As transformers does, though the config says that it is tied."""
     expected = -_logits(directory)
-    _replace(directory, "lm_head.weight", -_state(directory)["transformer.wte.weight"])
+    replace_tensor(directory, "lm_head.weight", -tensors_of(directory)["transformer.wte.weight"])
     torch.testing.assert_close(_logits(directory), expected)
 
 
@@ -129,18 +121,18 @@ def test_a_head_that_differs_is_used(directory: Path) -> None:
     "name", ["wte.weight", "wpe.weight", "h.1.attn.c_attn.weight", "h.0.ln_2.bias", "ln_f.weight"]
 )
 def test_nan_and_infinity_are_refused(directory: Path, name: str, precision: str, bad: float) -> None:
-    tensor = _state(directory)[f"transformer.{name}"]
+    tensor = tensors_of(directory)[f"transformer.{name}"]
     tensor.view(-1)[tensor.numel() // 2] = bad
-    _replace(directory, f"transformer.{name}", tensor)
+    replace_tensor(directory, f"transformer.{name}", tensor)
     with pytest.raises(ModelFileError, match=rf"{name} contains NaN or infinity"):
         load_torch(directory, precision)
 
 
 def test_nan_in_a_head_of_its_own(tmp_path: Path) -> None:
     directory = make_model(tmp_path, tie_word_embeddings=False, dtype="bfloat16")
-    head = _state(directory)["lm_head.weight"]
+    head = tensors_of(directory)["lm_head.weight"]
     head[3, 3] = float("nan")
-    _replace(directory, "lm_head.weight", head)
+    replace_tensor(directory, "lm_head.weight", head)
     with pytest.raises(ModelFileError, match=r"lm_head\.weight contains NaN"):
         load_torch(directory)
 
@@ -148,7 +140,7 @@ def test_nan_in_a_head_of_its_own(tmp_path: Path) -> None:
 def test_finite_weights_that_overflow(directory: Path) -> None:
     """No check of the weights can see it; the first score does."""
     for name in ("transformer.wte.weight", "transformer.ln_f.weight"):
-        _replace(directory, name, _state(directory)[name] * 1e30)
+        replace_tensor(directory, name, tensors_of(directory)[name] * 1e30)
     with pytest.raises(ModelFileError, match="NaN or infinity"):
         score_ids(load_torch(directory), IDS)
 

@@ -252,6 +252,7 @@ def write_packed(path: Path, matrices: Iterable[Converted], size: int) -> bool:
 
 
 def _umask() -> int:
+    # As in `files`, which is none of the core's business.
     current = os.umask(0o077)
     os.umask(current)
     return current
