@@ -17,8 +17,8 @@ from native_models import Copy, Free, New, Pass, Script, Step
 from support import REPOSITORY
 
 from gpt2cli.checkpoint import Checkpoint, expected_shapes
-from gpt2cli.core.native.backend import _in_place
-from gpt2cli.core.native.library import ACTIVATIONS, F16, F32, TYPES
+from gpt2cli.core.native.backend import _in_place, cache_type
+from gpt2cli.core.native.library import ACTIVATIONS, TYPES
 from gpt2cli.core.native.packed import KINDS, Source, check_finite, kind_of, sources
 from gpt2cli.core.quantise import Kind
 from gpt2cli.core.tensors import Tensors, as_float32, open_tensors
@@ -106,7 +106,7 @@ class _Model:
             self.file,
             *(config.vocab_size, config.n_positions, config.n_embd, config.n_layer, config.n_head),
             *(config.n_inner, ACTIVATIONS.index(config.activation_function)),
-            F32 if self.precision == "fp32" else F16,
+            cache_type(config, self.precision),
             *(TYPES[dtype] for _, dtype in tables),
         )
         self._floats(config.layer_norm_epsilon)

@@ -24,7 +24,7 @@ from gpt2cli.core.quantise import Kind
 needs_native = pytest.mark.skipif(not native_available(), reason="the native library is not available")
 
 PRECISIONS: tuple[Kind, ...] = ("fp32", "fp16", "bf16", "int8", "int4")
-HEAD_WIDTHS = (1, 3, 7, 24, 40, 65, 130)
+HEAD_WIDTHS = (1, 3, 7, 24, 64, 65, 130)
 CONTEXTS = (600, 70, 300, 129, 40)
 """Sums run over blocks of 256 places, and keys lie in blocks of 64."""
 VOCABULARIES = (5, 63, 130, 257, 701)

@@ -10,13 +10,14 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from gpt2cli.checkpoint import Checkpoint, expected_shapes
+from gpt2cli.checkpoint import Checkpoint, ModelConfig, expected_shapes
 from gpt2cli.core.backend import Batch, EngineInfo, Floats
 from gpt2cli.core.native.library import (
     ABI,
     ACTIVATIONS,
     F16,
     F32,
+    I8,
     MAX_TOKENS,
     OUTPUTS,
     PANEL,
@@ -59,6 +60,21 @@ KERNELS = {
 }
 
 
+CACHE_BYTES = {F32: 4, F16: 2, I8: 1}
+"""What a number of the keys and values takes."""
+
+
+def cache_type(config: ModelConfig, precision: str) -> int:
+    """How keys and values are kept: at the precision of the activations.
+
+    In int8 and int4 a token's key and value in each head are rounded to 8 bits, each with a scale of its own,
+    where heads are 64 wide, as GPT-2's are.
+    """
+    if precision in ("int8", "int4") and config.n_embd == PANEL * config.n_head:
+        return I8
+    return F32 if precision == "fp32" else F16
+
+
 class NativeBackend:
     """`Backend` on a CPU, by the library. Its logits are the same to the last bit however tokens are
     batched."""
@@ -75,7 +91,6 @@ class NativeBackend:
         self._library = library()
         name = instruction_set()
         self._info = EngineInfo("cpu", precision, (f"native {name}, {KERNELS[precision]}",), threads)
-        self._cache_bytes = 4 if precision == "fp32" else 2
         loaded = _Loaded(checkpoint, precision, threads, converted, progress)
         handle = self._library.gpt2_open(ctypes.byref(loaded.model), threads, name.encode())
         if not handle:
@@ -92,7 +107,9 @@ class NativeBackend:
     @property
     def bytes_per_token(self) -> int:
         """What a token takes in a slot."""
-        return 2 * self.config.n_layer * self.config.n_embd * self._cache_bytes
+        config, kind = self.config, cache_type(self.config, self._info.precision)
+        scales = 4 * config.n_head if kind == I8 else 0
+        return 2 * config.n_layer * (config.n_embd * CACHE_BYTES[kind] + scales)
 
     def new_slot(self) -> int:
         """An empty slot. Raises `Gpt2cliError` without memory."""
@@ -174,7 +191,7 @@ class _Loaded:
             heads=config.n_head,
             inner=config.n_inner,
             activation=ACTIVATIONS.index(config.activation_function),
-            cache_type=F32 if precision == "fp32" else F16,
+            cache_type=cache_type(config, precision),
             wte_type=wte_type,
             wpe_type=wpe_type,
             epsilon=config.layer_norm_epsilon,

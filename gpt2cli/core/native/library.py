@@ -11,7 +11,7 @@ from pathlib import Path
 
 from gpt2cli.errors import UsageError
 
-ABI = 1
+ABI = 2
 MAX_TOKENS = 1024
 """Of one forward pass."""
 PANEL = 64
@@ -19,7 +19,7 @@ PANEL = 64
 GROUP = 64
 """Inputs that share a scale in int8 and int4."""
 
-F32, F16, BF16, Q8, Q4 = range(5)
+F32, F16, BF16, Q8, Q4, I8 = range(6)
 PANELS, INPUTS, OUTPUTS = range(3)
 ACTIVATIONS = ("gelu_new", "gelu", "relu", "silu", "tanh")
 """In the order of ``gpt2_activation``."""

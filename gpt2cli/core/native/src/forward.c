@@ -61,7 +61,7 @@ struct gpt2 {
     place places[MAX_TOKENS + SPARE_ROWS], *asked; /* of all tokens; of those whose logits are wanted */
     query_tile tiles[MAX_TOKENS], asked_tiles[MAX_TOKENS];
     int32_t tile_count, asked_tile_count;
-    size_t head_width, padded_head, keys_size, head_size, slot_size;
+    size_t head_width, padded_head, keys_size, values_size, head_size, slot_size;
     slot slots[MAX_SLOTS];
 };
 
@@ -84,11 +84,12 @@ static void release(char *memory, size_t size) {
 #endif
 }
 
-/* A head's keys stand before its values. */
+/* A head's keys stand before its values, and in I8 the scales of both behind them. */
 static head_cache cache_of(const gpt2 *g, int slot_number, int layer, int head) {
     size_t number = (size_t)layer * (size_t)g->model.heads + (size_t)head;
     char *keys = g->slots[slot_number].memory + number * g->head_size;
-    return (head_cache){keys, keys + g->keys_size};
+    const float *scales = (const float *)(keys + g->keys_size + g->values_size);
+    return (head_cache){keys, keys + g->keys_size, scales, scales + round_up((size_t)g->model.positions, PANEL)};
 }
 
 int32_t gpt2_new_slot(gpt2 *g) {
@@ -119,6 +120,9 @@ void gpt2_copy_slot(gpt2 *g, int32_t from, int32_t to, int32_t tokens) {
             head_cache a = cache_of(g, from, layer, head), b = cache_of(g, to, layer, head);
             memcpy((char *)b.keys, a.keys, keys);
             memcpy((char *)b.values, a.values, values);
+            if (g->model.cache_type != GPT2_I8) continue;
+            memcpy((float *)b.key_scales, a.key_scales, sizeof(float) * (size_t)tokens);
+            memcpy((float *)b.value_scales, a.value_scales, sizeof(float) * (size_t)tokens);
         }
 }
 
@@ -133,19 +137,27 @@ static void store_attention(gpt2 *g, int layer, int row, int column, const float
             memcpy(g->q + (size_t)row * g->width + within, from, sizeof(float) * (size_t)run);
         } else {
             head_cache cache = cache_of(g, at.slot, layer, head);
+            int type = g->model.cache_type;
             uint16_t half[PANEL];
-            int narrow = g->model.cache_type == GPT2_F16;
-            if (narrow) g->kernels->narrow(from, half, run);
+            int8_t byte[PANEL];
+            if (type == GPT2_F16) {
+                g->kernels->narrow(from, half, run);
+            } else if (type == GPT2_I8) { /* a head is a panel: all of it is here */
+                float *scales = (float *)(section == 1 ? cache.key_scales : cache.value_scales);
+                scales[at.position] = g->kernels->narrow_head(from, byte);
+            }
             if (section == 1) {
                 size_t block = (size_t)(at.position / PANEL) * g->head_width * PANEL, offset = (size_t)(at.position % PANEL);
                 for (int i = 0; i < run; i++) {
                     size_t to = block + (size_t)(d + i) * PANEL + offset;
-                    if (narrow) ((uint16_t *)cache.keys)[to] = half[i];
+                    if (type == GPT2_F16) ((uint16_t *)cache.keys)[to] = half[i];
+                    else if (type == GPT2_I8) ((int8_t *)cache.keys)[to] = byte[i];
                     else ((float *)cache.keys)[to] = from[i];
                 }
             } else {
                 size_t to = (size_t)at.position * g->padded_head + (size_t)d;
-                if (narrow) memcpy((uint16_t *)cache.values + to, half, 2 * (size_t)run);
+                if (type == GPT2_F16) memcpy((uint16_t *)cache.values + to, half, 2 * (size_t)run);
+                else if (type == GPT2_I8) memcpy((int8_t *)cache.values + to, byte, (size_t)run);
                 else memcpy((float *)cache.values + to, from, sizeof(float) * (size_t)run);
             }
         }
@@ -438,6 +450,7 @@ static int open_memory(gpt2 *g) {
 gpt2 *gpt2_open(const gpt2_model *model, int32_t threads, const char *name) {
     if (model->abi != GPT2_ABI || model->size != (int32_t)sizeof *model || model->layer_size != (int32_t)sizeof(gpt2_layer))
         return 0;
+    if (model->cache_type == GPT2_I8 && model->width != PANEL * model->heads) return 0;
     static const program work = {pieces_of, compute, write};
     gpt2 *g = (gpt2 *)calloc(1, sizeof *g);
     if (!g) return 0;
@@ -449,7 +462,8 @@ gpt2 *gpt2_open(const gpt2_model *model, int32_t threads, const char *name) {
     g->width = round_up((size_t)model->width, PANEL), g->inner_width = round_up((size_t)model->inner, PANEL);
     g->head_width = (size_t)(model->width / model->heads), g->padded_head = round_up(g->head_width, 16);
     g->keys_size = blocks * g->head_width * element;
-    g->head_size = g->keys_size + blocks * g->padded_head * element;
+    g->values_size = blocks * g->padded_head * element;
+    g->head_size = g->keys_size + g->values_size + (model->cache_type == GPT2_I8 ? 2 * blocks * sizeof(float) : 0);
     g->slot_size = (size_t)model->layers * (size_t)model->heads * g->head_size;
     if (g->kernels && g->layer && open_memory(g)) g->pool = pool_new(threads, &work, g);
     if (g->pool) return g;

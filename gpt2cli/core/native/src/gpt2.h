@@ -11,12 +11,12 @@
 #define GPT2_API __attribute__((visibility("default")))
 #endif
 
-#define GPT2_ABI 1
+#define GPT2_ABI 2
 #define PANEL 64      /* outputs that a matrix keeps together */
 #define GROUP 64      /* inputs that share a scale in int8 and int4 */
 #define MAX_TOKENS 1024 /* of one forward pass */
 
-enum gpt2_type { GPT2_F32, GPT2_F16, GPT2_BF16, GPT2_Q8, GPT2_Q4 };
+enum gpt2_type { GPT2_F32, GPT2_F16, GPT2_BF16, GPT2_Q8, GPT2_Q4, GPT2_I8 };
 
 /* How a matrix [in, out] lies in memory.
  * PANELS: 64 outputs after the other; within a panel, for each input, 64 values of F32, F16 or BF16. In Q8 and
@@ -42,7 +42,7 @@ typedef struct {
 typedef struct {
     int32_t abi, size; /* GPT2_ABI, sizeof(gpt2_model) */
     int32_t layer_size, vocab, positions, width, layers, heads, inner, activation;
-    int32_t cache_type;           /* of keys and values: F32 or F16 */
+    int32_t cache_type;           /* of keys and values: F32 or F16; I8 only with heads of 64 */
     int32_t wte_type, wpe_type;   /* F32, F16 or BF16 */
     float epsilon;
     const void *wte, *wpe;        /* [vocab, width], [positions, width] */

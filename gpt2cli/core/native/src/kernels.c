@@ -4,7 +4,9 @@
  *  - a product sums x[i] * w[i] by fused multiply-add over i in ascending order, `BLOCK` terms from zero, and
  *    then adds these sums in ascending order; each output has a lane of its own;
  *  - in int8 and int4 the sum of a group is an exact integer, and the groups are added in ascending order;
- *  - attention is two such products, over the width of a head and over positions from 0;
+ *  - attention is two such products, over the width of a head and over positions from 0; where keys and values
+ *    are kept in 8 bits, a score is multiplied by its key's scale after the first, and a probability by its
+ *    value's scale before the second;
  *  - a sum over a row (norms, softmax) runs over 16 lanes in ascending order, which are added as a fixed tree.
  */
 #include "kernels.h"
@@ -60,6 +62,7 @@ INLINE void tile_body(const int R, const int C, load_function load, size_t eleme
     switch (type) {                                                                                           \
     case GPT2_F32: tile_body(R, C, load_f32, 4, c, c_stride, first, x, x_stride, w, w_stride, n, ahead); break;      \
     case GPT2_F16: tile_body(R, C, v_load_f16, 2, c, c_stride, first, x, x_stride, w, w_stride, n, ahead); break;    \
+    case GPT2_I8: tile_body(R, C, v_load_i8, 1, c, c_stride, first, x, x_stride, w, w_stride, n, ahead); break;      \
     default: tile_body(R, C, v_load_bf16, 2, c, c_stride, first, x, x_stride, w, w_stride, n, ahead);                \
     }
 #define TILE_ARGUMENTS                                                                                        \
@@ -119,7 +122,12 @@ static float widened(int type, const void *p) {
 }
 
 static void load_any(int type, const void *p, float *y) {
-    v_store(y, type == GPT2_F32 ? load_f32(p) : type == GPT2_F16 ? v_load_f16(p) : v_load_bf16(p));
+    switch (type) {
+    case GPT2_F32: v_store(y, load_f32(p)); break;
+    case GPT2_F16: v_store(y, v_load_f16(p)); break;
+    case GPT2_I8: v_store(y, v_load_i8(p)); break;
+    default: v_store(y, v_load_bf16(p));
+    }
 }
 
 /* Inputs i..i+n of four outputs of a matrix [out, in], of which some may not be there, into four columns of a block. */
@@ -472,6 +480,20 @@ static float softmax(float *scores, int n, float scale) {
     return v_sum(total);
 }
 
+/* x[i] *= scales[i] for i < n, and up to the next multiple of 16, where there is memory and scales are finite. */
+static void scale_each(float *x, const float *scales, int n) {
+    for (int i = 0; i < n; i += LANES) v_store(x + i, v_mul(v_load(x + i), v_load(scales + i)));
+}
+
+/* The same for probabilities; those that are next to nothing become 0, for below the normal numbers processors
+ * are slow. */
+static void scale_probabilities(float *x, const float *scales, int n) {
+    for (int i = 0; i < n; i += LANES) {
+        vf p = v_mul(v_load(x + i), v_load(scales + i));
+        v_store(x + i, v_where_greater(p, v_set1(1e-30f), p, v_set1(0)));
+    }
+}
+
 static void attend(int cache_type, head_cache cache, const float *q, size_t stride, int rows, int position, int width,
                    float scale, size_t score_stride, scratch *s) {
     size_t element = bytes_of(cache_type), padded = round_up((size_t)width, LANES);
@@ -484,7 +506,7 @@ static void attend(int cache_type, head_cache cache, const float *q, size_t stri
             type = cache_type;
             if (rows > WIDE_ROWS && cache_type != GPT2_F32) {
                 for (int k = 0; k < n * PANEL / LANES; k++)
-                    v_store(s->block + k * LANES, v_load_f16(block + (size_t)k * LANES * element));
+                    load_any(cache_type, block + (size_t)k * LANES * element, s->block + k * LANES);
                 block = (char *)s->block, type = GPT2_F32;
             }
             /* Queries before this block of positions do not look at it. */
@@ -496,7 +518,9 @@ static void attend(int cache_type, head_cache cache, const float *q, size_t stri
     float sums[QUERY_ROWS];
     for (int r = 0; r < rows; r++) {
         float *row = s->scores + (size_t)r * score_stride;
+        if (cache_type == GPT2_I8) scale_each(row, cache.key_scales, position + r + 1);
         sums[r] = softmax(row, position + r + 1, scale);
+        if (cache_type == GPT2_I8) scale_probabilities(row, cache.value_scales, position + r + 1);
         for (size_t i = round_up((size_t)(position + r + 1), PANEL); i < round_up((size_t)seen, PANEL); i += LANES)
             v_store(row + i, v_set1(0));
     }
@@ -509,8 +533,8 @@ static void attend(int cache_type, head_cache cache, const float *q, size_t stri
             if (rows > WIDE_ROWS && cache_type != GPT2_F32) {
                 for (int k = 0; k < n; k++)
                     for (size_t j = 0; j < vectors; j++)
-                        v_store(s->block + ((size_t)k * vectors + j) * LANES,
-                                v_load_f16(block + (size_t)k * w_stride + j * LANES * element));
+                        load_any(cache_type, block + (size_t)k * w_stride + j * LANES * element,
+                                 s->block + ((size_t)k * vectors + j) * LANES);
                 block = (char *)s->block, type = GPT2_F32, w_stride = vectors * LANES * 4;
             }
             multiply_block(rows, (int)vectors, type, s->context + column, padded, at == 0, s->scores + at,
@@ -552,6 +576,21 @@ static void narrow(const float *x, void *y, int n) {
     }
 }
 
+static float narrow_head(const float *x, int8_t *y) {
+    vf value[PANEL / LANES], most = v_set1(0);
+    for (int i = 0; i < PANEL / LANES; i++) {
+        /* As in `narrow`. */
+        value[i] = v_min(v_set1(65504), v_max(v_set1(-65504), v_load(x + i * LANES)));
+        most = v_max(v_abs(value[i]), most);
+    }
+    float largest = v_most(most), inverse = largest > 1e-30f ? 127.0f / largest : 0.0f;
+    for (int i = 0; i < PANEL / LANES; i++) {
+        vf scaled = v_mul(value[i], v_set1(inverse));
+        v_store_i8(y + i * LANES, v_min(v_max(scaled, v_set1(-127)), v_set1(127)));
+    }
+    return inverse > 0 ? largest / 127.0f : 0.0f;
+}
+
 const kernels JOIN(gpt2_kernels_, GPT2_ISA) = {
-    TEXT(GPT2_ISA), multiply, normalise, quantise, activate, attend, widen, narrow,
+    TEXT(GPT2_ISA), multiply, normalise, quantise, activate, attend, widen, narrow, narrow_head,
 };

@@ -16,7 +16,7 @@
 #define Q4_GROUP_BYTES (GROUP * PANEL / 2 + 2 * PANEL)
 
 static inline size_t round_up(size_t n, size_t to) { return (n + to - 1) / to * to; }
-static inline size_t bytes_of(int type) { return type == GPT2_F32 ? 4 : 2; }
+static inline size_t bytes_of(int type) { return type == GPT2_F32 ? 4 : type == GPT2_I8 ? 1 : 2; }
 
 /* Activations rounded to 8 bits, group by group of 64 inputs. */
 typedef struct {
@@ -26,9 +26,10 @@ typedef struct {
 } quantised;
 
 /* The keys and values of one head: keys in blocks of 64 positions, [width, 64] each; values [position, padded
- * width], the padding being zeros. */
+ * width], the padding being zeros. In I8 each key and each value has a scale, at its position. */
 typedef struct {
     const void *keys, *values;
+    const float *key_scales, *value_scales;
 } head_cache;
 
 /* Memory of one thread. */
@@ -58,6 +59,8 @@ typedef struct {
     void (*widen)(int type, const void *row, int width, float *y, int add);
     /* n values to fp16, those that do not fit to the nearest that does */
     void (*narrow)(const float *x, void *y, int n);
+    /* 64 values to 8 bits; their scale */
+    float (*narrow_head)(const float *x, int8_t *y);
 } kernels;
 
 #if defined(__x86_64__) || defined(_M_X64)

@@ -50,6 +50,9 @@ INLINE vf v_load_bf16(const void *p) {
     __m512i wide = _mm512_cvtepu16_epi32(_mm256_loadu_si256((const __m256i *)p));
     return _mm512_castsi512_ps(_mm512_slli_epi32(wide, 16));
 }
+INLINE vf v_load_i8(const void *p) {
+    return _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_loadu_si128((const __m128i *)p)));
+}
 INLINE vf v_set1(float x) { return _mm512_set1_ps(x); }
 INLINE vf v_add(vf a, vf b) { return _mm512_add_ps(a, b); }
 INLINE vf v_sub(vf a, vf b) { return _mm512_sub_ps(a, b); }
@@ -107,6 +110,10 @@ INLINE __m256 bf16_half(const void *p) {
     return _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_cvtepu16_epi32(_mm_loadu_si128((const __m128i *)p)), 16));
 }
 INLINE vf v_load_bf16(const void *p) { return EACH2(vf, bf16_half(p), bf16_half((const __m128i *)p + 1)); }
+INLINE __m256 i8_half(const void *p) {
+    return _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(_mm_loadl_epi64((const __m128i *)p)));
+}
+INLINE vf v_load_i8(const void *p) { return EACH2(vf, i8_half(p), i8_half((const char *)p + 8)); }
 INLINE vf v_set1(float x) { return EACH2(vf, _mm256_set1_ps(x), _mm256_set1_ps(x)); }
 INLINE vf v_add(vf x, vf y) { return EACH2(vf, _mm256_add_ps(x.a, y.a), _mm256_add_ps(x.b, y.b)); }
 INLINE vf v_sub(vf x, vf y) { return EACH2(vf, _mm256_sub_ps(x.a, y.a), _mm256_sub_ps(x.b, y.b)); }
@@ -211,6 +218,12 @@ INLINE void v_store_f16(void *p, vf x) {
 #define E(i) vreinterpretq_f32_u32(vshll_n_u16(vld1_u16((const uint16_t *)p + 4 * i), 16))
 INLINE vf v_load_bf16(const void *p) { return EACH4(vf, E); }
 #undef E
+INLINE vf v_load_i8(const void *p) {
+    int8x16_t bytes = vld1q_s8((const int8_t *)p);
+    int16x8_t low = vmovl_s8(vget_low_s8(bytes)), high = vmovl_s8(vget_high_s8(bytes));
+    return (vf){{vcvtq_f32_s32(vmovl_s16(vget_low_s16(low))), vcvtq_f32_s32(vmovl_s16(vget_high_s16(low))),
+                 vcvtq_f32_s32(vmovl_s16(vget_low_s16(high))), vcvtq_f32_s32(vmovl_s16(vget_high_s16(high)))}};
+}
 #define E(i) vdupq_n_f32(x)
 INLINE vf v_set1(float x) { return EACH4(vf, E); }
 #undef E
@@ -329,6 +342,11 @@ INLINE void v_store_f16(void *p, vf x) {
 INLINE vf v_load_bf16(const void *p) {
     uint16_t half[LANES]; vf x; memcpy(half, p, sizeof half);
     EACH(i) x.v[i] = f32_of_bits((uint32_t)half[i] << 16);
+    return x;
+}
+INLINE vf v_load_i8(const void *p) {
+    const int8_t *byte = p; vf x;
+    EACH(i) x.v[i] = (float)byte[i];
     return x;
 }
 INLINE vf v_set1(float x) { vf y; EACH(i) y.v[i] = x; return y; }
