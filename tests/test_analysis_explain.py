@@ -135,6 +135,7 @@ def test_greedy_leaves_one(engine: Engine) -> None:
     assert [effect.option for effect in found.effects] == ["repetition_penalty", "temperature"]
     assert (found.left, found.effects[-1].removed, found.noise) == (1, 256, None)
     assert found.drawn is not None and found.drawn.after == 1.0
+    assert f"{found.effects[-1].entropy:.2f}" == "0.00"
 
 
 def test_nothing_active(engine: Engine) -> None:

@@ -186,7 +186,8 @@ def _probabilities(scores: Floats) -> NDArray[np.float64]:
 
 def _entropy(probabilities: NDArray[np.float64]) -> float:
     some = probabilities[probabilities > 0]
-    return float(-(some * np.log(some)).sum())
+    # Not -0 for a single token.
+    return float((some * -np.log(some)).sum()) + 0.0
 
 
 def _likeliest(before: Floats, after: Floats, top: int) -> list[int]:

@@ -11,7 +11,8 @@ import typer
 
 from gpt2cli.cli import params
 from gpt2cli.cli.environment import users_environment
-from gpt2cli.cli.loading import find_model, start
+from gpt2cli.cli.flags import ModelFlags, read_settings
+from gpt2cli.cli.loading import model_to_measure
 from gpt2cli.errors import UsageError
 from gpt2cli.options import Precision
 from gpt2cli.terminal.jsonout import json_line
@@ -107,7 +108,7 @@ def bench(
     Nothing else should run meanwhile; when something did, it is said.
     """
     terminal: Terminal = ctx.obj
-    settings = start(terminal, ctx.params)
+    settings = read_settings(terminal, quiet)
     terminal.check_stdout()
     precisions = _precisions(precision)
     _check_together(json=json, markdown=markdown, processes=processes, settled=settled, busy=busy)
@@ -124,7 +125,16 @@ def bench(
     if Peer.TRANSFORMERS in wanted:
         check_transformers()
     llama = find_llama(gguf or ()) if Peer.LLAMA in wanted else None
-    found = find_model(terminal, settings, {**ctx.params, "precision": None})
+    flags = ModelFlags(
+        model=model,
+        revision=revision,
+        offline=offline,
+        allow_pickle=allow_pickle,
+        device=device,
+        precision=None,
+        threads=threads,
+    )
+    found = model_to_measure(terminal, settings, flags)
     plan = Plan(
         found.checkpoint,
         found.load,

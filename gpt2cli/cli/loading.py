@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from gpt2cli.checkpoint import Checkpoint, open_checkpoint
-from gpt2cli.cli.flags import ModelFlags, load_options, read_flags, read_settings
+from gpt2cli.cli.flags import ModelFlags, load_options
 from gpt2cli.cli.pulling import resolve_or_pull
 from gpt2cli.errors import ModelFileError, UsageError
 from gpt2cli.hub.converted import converted_stem
@@ -67,16 +66,6 @@ def model_to_measure(terminal: Terminal, settings: Settings, flags: ModelFlags) 
     if load.precision == "auto":
         load = replace(load, precision="fp32")
     return check_model(resolve_model(terminal, settings, flags, load), load)
-
-
-def start(terminal: Terminal, flags: Mapping[str, Any]) -> Settings:
-    """`read_settings` for a command that reads its parameters untyped."""
-    return read_settings(terminal, flags["quiet"])
-
-
-def find_model(terminal: Terminal, settings: Settings, flags: Mapping[str, Any]) -> FoundModel:
-    """`model_to_measure` for a command that reads its parameters untyped."""
-    return model_to_measure(terminal, settings, read_flags(ModelFlags, flags))
 
 
 def import_engine(terminal: Terminal) -> type[Engine]:
