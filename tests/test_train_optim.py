@@ -210,3 +210,26 @@ def test_frozen_weights_stay(optimizer: Any) -> None:
     step(model, made, 1)
     changed = {name for name, value in weights(model).items() if not torch.equal(value, before[name])}
     assert changed == {name for name in before if name.endswith("c_attn.weight")}
+
+
+def test_muon_is_torchs_up_to_rounding() -> None:
+    """torch's rounds the iteration to bf16; momentum, learning rate and weight decay are the same."""
+    from torch.optim import Muon
+
+    model, reference = model_of(), model_of()
+    options = TrainOptions(optimizer="muon", learning_rate=1e-2, weight_decay=0.3)
+    made = make_optimizer(model, options)
+    layers = [
+        p for name, p in reference.named_parameters() if p.ndim == 2 and name.startswith("transformer.h.")
+    ]
+    theirs = Muon(layers, lr=1e-2, weight_decay=0.3, adjust_lr_fn="match_rms_adamw")
+    for seed in range(3):
+        generator = torch.Generator().manual_seed(seed)
+        for mine, other in zip(model.parameters(), reference.parameters(), strict=True):
+            mine.grad = torch.randn(mine.shape, generator=generator)
+            other.grad = mine.grad.clone()
+        made.step()
+        theirs.step()
+    for name, parameter in model.named_parameters():
+        if any(parameter.shape == p.shape for p in layers) and name.startswith("transformer.h."):
+            torch.testing.assert_close(parameter, dict(reference.named_parameters())[name], rtol=0, atol=5e-3)
