@@ -21,6 +21,9 @@ Device = Literal["auto", "cpu", "cuda", "mps"]
 Precision = Literal["auto", "fp32", "fp16", "bf16", "int8", "int4"]
 BackendName = Literal["auto", "native", "torch"]
 
+DRAFTS = ("auto", "off", "lookup")
+"""The drafters that need no model."""
+
 MAX_SEED = 2**32 - 1
 DEFAULT_MAX_NEW_TOKENS = 128
 MIN_TEMPERATURE = 1e-3
@@ -133,6 +136,10 @@ class GenerateOptions(SamplingOptions):
     """What happens when the context is full: see `gpt2cli generate --help`."""
     logprobs: int | None = None
     """Report log-probabilities before filtering: of the token, and of this many likeliest ones."""
+    draft: str = "auto"
+    """Where the drafts come from that a pass verifies together; the text does not depend on it. ``lookup``: from
+    the text itself; ``auto``: likewise, where it pays; ``off``; else the name of the model that
+    `Engine.draft_with` was given."""
 
     def __post_init__(self) -> None:
         SamplingOptions.__post_init__(self)
@@ -157,6 +164,8 @@ class GenerateOptions(SamplingOptions):
             raise InvalidOption("stop", "a stop is a text of at least one character")
         if self.logprobs is not None:
             check_whole("logprobs", self.logprobs, 0, None, "0 or a positive whole number")
+        if not isinstance(self.draft, str) or not self.draft:
+            raise InvalidOption("draft", f"{', '.join(DRAFTS)}, or the name of a model")
 
     def settled(self) -> GenerateOptions:
         """These options with nothing left open: a seed is drawn, and the default length stands."""

@@ -81,6 +81,11 @@ class Backend(Protocol):
         ...
 
     @property
+    def batch_invariant(self) -> bool:
+        """Whether logits are the same to the last bit however tokens are spread over batches."""
+        ...
+
+    @property
     def bytes_per_token(self) -> int:
         """What a token takes in a slot."""
         ...
@@ -100,10 +105,9 @@ class Backend(Protocol):
     def forward(self, batch: Batch) -> Floats:
         """The logits [M, V] after the wanted tokens; the caller may keep and change them.
 
-        The keys and values of the batch join their slots. Where rows do not depend on each other the
-        result is the same, to the last bit, however tokens are spread over batches (the native backend),
-        or up to rounding (torch). Positions must be within ``config.n_positions``, and ids within the
-        vocabulary: the caller has checked them.
+        The keys and values of the batch join their slots. However tokens are spread over batches the result
+        is the same: to the last bit where ``batch_invariant``, else up to rounding. Positions must be within
+        ``config.n_positions``, and ids within the vocabulary: the caller has checked them.
         """
         ...
 

@@ -10,12 +10,13 @@ from typing import TYPE_CHECKING, Any, cast, overload
 from gpt2cli.checkpoint import Checkpoint, open_checkpoint
 from gpt2cli.core.backend import Backend, EngineInfo
 from gpt2cli.core.choose import Progress, open_backend
+from gpt2cli.core.draft_model import DraftModel
 from gpt2cli.core.memory import check_cache_memory
 from gpt2cli.core.results import Chunk, Result, Stats, new_choices
 from gpt2cli.core.scheduler import ROWS, Scheduler
 from gpt2cli.core.sequence import Group
 from gpt2cli.errors import InvalidOption, ModelFileError, PromptTooLong, UsageError
-from gpt2cli.options import GenerateOptions, LoadOptions
+from gpt2cli.options import DRAFTS, GenerateOptions, LoadOptions, shown
 from gpt2cli.text.tokenizer import Tokenizer
 
 if TYPE_CHECKING:
@@ -84,6 +85,26 @@ class Engine:
             info = self.info
             self._model = load_model(self.checkpoint, info.precision, info.device, info.threads)  # type: ignore[arg-type]
         return self._model
+
+    def draft_with(self, small: Engine | None) -> None:
+        """Have requests whose ``draft`` names a model drafted for by this one; None for none.
+
+        It must give each id the same token. Its backend serves this engine from now on, and is closed when
+        another takes its place. Raises `UsageError`.
+        """
+        if small is not None:
+            one, other = self.tokenizer, small.tokenizer
+            alike = one is None or other is None or one.same_vocabulary(other)
+            if not alike or small.config.vocab_size != self.config.vocab_size:
+                raise UsageError(
+                    f"{small.checkpoint.directory.name} cannot draft for {self.checkpoint.directory.name}: "
+                    "it has another vocabulary",
+                    hint="a draft model has the same tokenizer and is smaller, as distilgpt2 for gpt2-xl",
+                )
+        self._close_stream()
+        if self._scheduler.speculation.draft_model is not None:
+            self._scheduler.speculation.draft_model.close()
+        self._scheduler.speculation.draft_model = DraftModel(small.backend) if small else None
 
     def options(self, **given: Any) -> GenerateOptions:
         """`GenerateOptions` with the model's own sampling defaults under what is ``given``."""
@@ -163,6 +184,8 @@ class Engine:
             ids = self.encode(prompt, special_tokens=options.special_tokens)
         else:
             ids = list(prompt)
+        if options.draft not in DRAFTS and self._scheduler.speculation.draft_model is None:
+            raise InvalidOption("draft", f"there is no draft model {shown(options.draft)} here")
         kept, max_new_tokens = self._fit(ids, options)
         return ids[len(ids) - kept :], len(ids) - kept, max_new_tokens
 

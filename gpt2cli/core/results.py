@@ -31,6 +31,12 @@ class Stats:
     """From the first token to the end."""
     tokens_per_s: float | None
     """Tokens after the first of each sequence, over ``decode_s``; None when there are none."""
+    steps: int
+    """Passes of the model after the prompt was read."""
+    drafted: int
+    """Tokens that were guessed ahead (`GenerateOptions.draft`) and verified."""
+    accepted: int
+    """Those of them that were right, and so came without a pass of their own."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,6 +54,8 @@ class Chunk:
     logprobs: TokenLogprobs | None = None
     finish_reason: str | None = None
     stats: Stats | None = None
+    drafted: bool = False
+    """Whether the token was guessed ahead, and right."""
 
     @property
     def logprob(self) -> float | None:

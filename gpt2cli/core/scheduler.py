@@ -8,6 +8,7 @@ from collections.abc import Iterable, Iterator
 from typing import NamedTuple
 
 from gpt2cli.core.backend import Backend, Batch, Floats
+from gpt2cli.core.drafts import Speculation
 from gpt2cli.core.results import Chunk
 from gpt2cli.core.sampling import token_logprobs
 from gpt2cli.core.sequence import Group, Joint, Sequence
@@ -25,6 +26,42 @@ class Step(NamedTuple):
     chunks: list[Chunk]
 
 
+class Portion(NamedTuple):
+    """What a sequence feeds in one pass: so many tokens of its text, and drafts after them."""
+
+    sequence: Sequence
+    slot: int
+    tokens: int
+    drafts: list[int]
+
+    def ids(self) -> list[int]:
+        """The tokens of the pass."""
+        return self.sequence.next_ids(self.tokens) + self.drafts
+
+    @property
+    def whole(self) -> bool:
+        """Whether nothing of the text is left to feed: then there is something to draw from."""
+        return self.tokens == self.sequence.unread
+
+    @property
+    def decodes(self) -> bool:
+        """Whether it is the token drawn last, and no part of a prompt or of a window read again."""
+        return self.sequence.unread == 1 and self.sequence.new_tokens > 0
+
+    @property
+    def logits(self) -> int:
+        """How many rows of logits [V] are wanted: after the text, and after each draft."""
+        return 1 + len(self.drafts) if self.whole else 0
+
+
+class Ready(NamedTuple):
+    """Logits [1 + D, V] of a sequence to draw from, and the token where it is drawn already."""
+
+    sequence: Sequence
+    logits: Floats
+    token: int | None
+
+
 class Scheduler:
     """Admits groups of sequences, composes flat batches, draws, and retires what has ended.
 
@@ -35,10 +72,11 @@ class Scheduler:
 
     def __init__(self, backend: Backend) -> None:
         self._backend = backend
+        self.speculation = Speculation(backend)
         self._context = backend.config.n_positions
         self._waiting: deque[Sequence] = deque()
         self._rows: list[Sequence] = []
-        self._ready: deque[tuple[Sequence, Floats, int | None]] = deque()
+        self._ready: deque[Ready] = deque()
 
     def admit(self, groups: list[Group]) -> None:
         """Take in the groups of one request; they begin as soon as there is room for them."""
@@ -53,7 +91,7 @@ class Scheduler:
         for group in groups:
             members = {group.reader, *group.sequences}
             self._waiting = deque(each for each in self._waiting if each not in members)
-            self._ready = deque(entry for entry in self._ready if entry[0] not in members)
+            self._ready = deque(entry for entry in self._ready if entry.sequence not in members)
             for sequence in members:
                 self._leave(sequence)
             group.logits = None
@@ -97,20 +135,31 @@ class Scheduler:
     def _forward(self) -> bool:
         """One pass over all rows; whether a prompt, or a window again, was read in it."""
         fed = self._portions()
-        parts = [(slot, row.present, row.next_ids(count)) for row, slot, count in fed]
-        whole = [count == row.unread for row, _, count in fed]
-        ends = itertools.accumulate(count for *_, count in fed)
-        wanted = [end - 1 for end, complete in zip(ends, whole, strict=True) if complete]
-        reading = any(row.unread > 1 or row.new_tokens == 0 for row, *_ in fed)
-        logits = iter(self._backend.forward(Batch.of(parts, wanted)))
-        for (row, _, count), complete in zip(fed, whole, strict=True):
-            row.present += count
-            if complete:
-                self._read(row, next(logits))
+        parts = [(each.slot, each.sequence.present, each.ids()) for each in fed]
+        ends = itertools.accumulate(len(ids) for *_, ids in parts)
+        wanted = [n for each, end in zip(fed, ends, strict=True) for n in range(end - each.logits, end)]
+        reading = not all(each.decodes for each in fed)
+        batch = Batch.of(parts, wanted)
+        if reading:
+            logits = self._backend.forward(batch)
+        else:
+            with self.speculation.times.measured(len(batch)):
+                logits = self._backend.forward(batch)
+        for group in {each.sequence.group for each in fed if each.decodes}:
+            group.steps += 1
+        at = 0
+        for each in fed:
+            row, rows = each.sequence, each.logits
+            row.present += each.tokens
+            row.drafts = each.drafts
+            row.group.drafted += len(each.drafts)
+            if rows:
+                self._read(row, logits[at : at + rows])
+            at += rows
         return reading
 
-    def _portions(self) -> list[tuple[Sequence, int, int]]:
-        """Each row that has something to feed, its slot, and how many tokens it feeds in this pass."""
+    def _portions(self) -> list[Portion]:
+        """What each row that has something to feed feeds in this pass."""
         fed, budget = [], PREFILL_CHUNK
         for row in self._rows:
             row.make_room(self._context)
@@ -120,11 +169,14 @@ class Scheduler:
                 budget -= count
             if count:
                 assert row.slot is not None
-                fed.append((row, row.slot, count))
-        return fed
+                fed.append(Portion(row, row.slot, count, []))
+        if not all(each.decodes for each in fed):
+            return fed
+        drafts = self.speculation.propose([each.sequence for each in fed])
+        return [each._replace(drafts=drafts.get(each.sequence, [])) for each in fed]
 
     def _read(self, sequence: Sequence, logits: Floats) -> None:
-        """All of a sequence is in its slot, and these are the logits [V] after it."""
+        """All of a sequence is in its slot, and these are the logits [1 + D, V] after it and its D drafts."""
         group = sequence.group
         group.prefilled()
         if sequence.index >= 0:
@@ -135,30 +187,37 @@ class Scheduler:
         self._waiting.extendleft(reversed(group.sequences))
 
     def _receive(self, sequence: Sequence, logits: Floats) -> None:
-        """Have a token drawn from logits [V]."""
+        """Have a token drawn from logits [1 + D, V], and as many more as drafts turn out to be right."""
         joint = sequence.group.joint
         if joint is None:
-            self._ready.append((sequence, logits, None))
+            self._ready.append(Ready(sequence, logits, None))
         else:
-            self._ready.extend(joint.hold(sequence, logits))
+            held = joint.hold(sequence, logits[0])
+            self._ready.extend(Ready(each, row[None], token) for each, row, token in held)
 
     def _draw(self) -> Step:
-        sequence, logits, token = self._ready.popleft()
-        group = sequence.group
+        sequence, rows, token = self._ready.popleft()
+        group, logits = sequence.group, rows[0]
         if token is None:
             token = group.sampler(logits, sequence.ids, sequence.seed, sequence.position)
         top, logprobs = group.options.logprobs, None
         if top is not None and token not in group.eos_ids:
             logprobs = token_logprobs(logits, token, top)
+        drafts, right = len(sequence.drafts), group.accepted
         chunks = sequence.take(token, logprobs, self._context)
+        if drafts:
+            self.speculation.learn(sequence, right=group.accepted > right)
         if sequence.finish_reason is not None:
             self._leave(sequence)
+        elif group.accepted > right:
+            self._ready.appendleft(Ready(sequence, rows[1:], None))
         return Step(sequence, chunks)
 
     def _leave(self, sequence: Sequence) -> None:
         """A sequence ends, or a reader is not needed any more: its row and its slot are free."""
         if sequence in self._rows:
             self._rows.remove(sequence)
+        self.speculation.forget(sequence)
         lent = sequence.group.lent and sequence is sequence.group.reader
         if sequence.slot is not None and not lent:
             slot, sequence.slot = sequence.slot, None

@@ -15,15 +15,28 @@ class Sequence:
     """One text: its tokens, which of them the backend holds, and how it ended.
 
     ``ids`` are the prompt (what was kept of it) and what was generated. ``ids[window:]`` is what the
-    context holds when all of it is read, and of these the first ``present`` are in ``slot``.
+    context holds when all of it is read, and of these the first ``present`` are in ``slot``. Behind them
+    stand ``drafts``, which may turn out to be the next tokens.
     """
 
-    __slots__ = ("finish_reason", "group", "ids", "index", "present", "seed", "slot", "text", "window")
+    __slots__ = (
+        "drafts",
+        "finish_reason",
+        "group",
+        "ids",
+        "index",
+        "present",
+        "seed",
+        "slot",
+        "text",
+        "window",
+    )
 
     def __init__(self, group: Group, index: int, seed: int, tokenizer: Tokenizer | None) -> None:
         self.group, self.index, self.seed = group, index, seed
         self.ids = list(group.prompt)
         self.window = self.present = 0
+        self.drafts: list[int] = []
         self.slot: int | None = None
         self.text = TextOf(tokenizer, group.options.stop)
         self.finish_reason: str | None = None
@@ -48,6 +61,11 @@ class Sequence:
         begin = self.window + self.present
         return self.ids[begin : begin + count]
 
+    def room(self, context: int) -> int:
+        """The most drafts that the text, and the window, have room for after a token that is drawn."""
+        left = self.group.max_new_tokens - self.new_tokens - 1
+        return max(0, min(left, context - (len(self.ids) - self.window)))
+
     def make_room(self, context: int) -> None:
         """Move a window that is full on by a quarter of the context.
 
@@ -62,10 +80,16 @@ class Sequence:
         """Add a token: its chunk, and that of the end where this is the end."""
         group = self.group
         group.drawn()
+        right = bool(self.drafts) and self.drafts.pop(0) == token
+        if right:
+            group.accepted += 1
+        else:
+            self.drafts = []
         if token in group.eos_ids:
             return [self.end("eos")]
         self.ids.append(token)
-        chunk = Chunk(self.index, self.text.push(token), token, logprobs)
+        self.present += right
+        chunk = Chunk(self.index, self.text.push(token), token, logprobs, drafted=right)
         if self.text.stopped:
             return [chunk, self.end("stop")]
         if self.new_tokens >= group.max_new_tokens:
@@ -108,6 +132,7 @@ class Group:
         self.logits: Floats | None = None
         self.lent = False
         """Whether the reader's slot is the caller's, who keeps it."""
+        self.steps = self.drafted = self.accepted = 0
         self.joint: Joint | None = None
         self._cached = 0
         self._started = time.perf_counter() if started is None else started
@@ -146,6 +171,9 @@ class Group:
             first_token_s=first - self._started,
             decode_s=decode_s,
             tokens_per_s=later / decode_s if later and decode_s > 0 else None,
+            steps=self.steps,
+            drafted=self.drafted,
+            accepted=self.accepted,
         )
 
 

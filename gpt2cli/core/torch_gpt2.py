@@ -262,6 +262,8 @@ def _attention_weights(q: Tensor, keys: Tensor, scale: float) -> Tensor:
 class TorchBackend:
     """`core/backend.py`'s protocol over a `TorchGPT2`."""
 
+    batch_invariant = False
+
     def __init__(self, model: TorchGPT2) -> None:
         self.config, self.info = model.config, model.info
         self._model: TorchGPT2 | None = model

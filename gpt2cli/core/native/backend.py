@@ -76,8 +76,9 @@ def cache_type(config: ModelConfig, precision: str) -> int:
 
 
 class NativeBackend:
-    """`Backend` on a CPU, by the library. Its logits are the same to the last bit however tokens are
-    batched."""
+    """`Backend` on a CPU, by the library."""
+
+    batch_invariant = True
 
     def __init__(
         self,

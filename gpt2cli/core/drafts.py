@@ -1,0 +1,182 @@
+"""Speculative decoding: tokens are guessed, and verified together in one pass (Leviathan et al. 2023,
+arXiv 2211.17192).
+
+A pass over a few tokens costs little more than one over a single token, since the weights are read once. A draft
+is right if the model itself draws it, with its own noise, from its own logits: then the logits after it are
+there already. So the text is the same with any drafter, to the last bit where logits do not depend on the
+batch. What a drafter changes is the time.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from gpt2cli.core.backend import Backend
+from gpt2cli.core.draft_model import DraftModel
+from gpt2cli.core.lookup import Lookup
+from gpt2cli.core.pass_times import PassTimes
+from gpt2cli.core.sequence import Sequence
+from gpt2cli.options import DRAFTS
+
+Sequences = list[Sequence]
+
+MAX_DRAFTS = 16
+"""The most tokens that are guessed ahead of a text."""
+WORTH = 1.03
+"""How much faster a pass must promise to be for another draft to be added."""
+HOPE = 0.05
+"""What is less likely than this is not proposed."""
+
+
+def worth_verifying(odds: list[list[float]], seconds: Callable[[int], float]) -> list[int]:
+    """How many drafts of each text make the most tokens a second.
+
+    ``odds`` has for each text the falling chances that a draft and all before it are right; ``seconds`` tells
+    how long a pass over that many tokens takes.
+    """
+    counts = [0] * len(odds)
+    ranked = sorted(((chance, row) for row, own in enumerate(odds) for chance in own), reverse=True)
+    expected = float(len(odds))
+    best, chosen = expected / seconds(len(odds)), 0
+    for n, (chance, _) in enumerate(ranked, 1):
+        expected += chance
+        rate = expected / seconds(len(odds) + n)
+        if rate > best * WORTH:
+            best, chosen = rate, n
+    for _, row in ranked[:chosen]:
+        counts[row] += 1
+    return counts
+
+
+class LookupDrafts:
+    """Drafts from the texts themselves, for requests with ``draft`` ``auto`` or ``lookup``."""
+
+    def __init__(self, times: PassTimes) -> None:
+        self._times = times
+        self._lookups: dict[Sequence, Lookup] = {}
+
+    def propose(self, rows: Sequences, limits: list[int], beside: int) -> list[list[int]]:
+        """Up to ``limits`` tokens after each text; ``beside`` other tokens are in the pass.
+
+        ``lookup`` takes what it finds. ``auto`` takes as much as promises to pay.
+        """
+        found = [self._look_up(row, limit) for row, limit in zip(rows, limits, strict=True)]
+        odds = [[chance for chance in own if chance >= HOPE] for _, own in found]
+        pays = [own if row.group.options.draft == "auto" else [] for row, own in zip(rows, odds, strict=True)]
+        counts = [0] * len(rows)
+        if any(pays) and self._times.known(beside + len(rows)):
+            counts = worth_verifying(pays, lambda tokens: self._times.of(beside + tokens))
+        return [
+            drafts[: count if row.group.options.draft == "auto" else len(own)]
+            for row, (drafts, _), own, count in zip(rows, found, odds, counts, strict=True)
+        ]
+
+    def forget(self, sequence: Sequence) -> None:
+        """The text has ended."""
+        self._lookups.pop(sequence, None)
+
+    def _look_up(self, sequence: Sequence, limit: int) -> tuple[list[int], list[float]]:
+        lookup = self._lookups.setdefault(sequence, Lookup())
+        lookup.update(sequence.ids, len(sequence.group.prompt))
+        return lookup.propose(sequence.ids, limit)
+
+
+class ModelDrafts:
+    """Drafts by a smaller model, as many as have paid so far; none for a while where none did."""
+
+    FIRST_TRUST, NEWS = 0.6, 0.05
+    """How often a draft is right before any was seen; the weight of the latest one."""
+    PATIENCE, MOST_PATIENCE = 16, 512
+    """Passes without drafts after which one is tried again; twice as many each time, up to the second."""
+
+    def __init__(self, model: DraftModel, times: PassTimes) -> None:
+        self.model, self._times = model, times
+        self._trust = self.FIRST_TRUST
+        self._idle, self._patience = 0, self.PATIENCE
+
+    def propose(self, rows: Sequences, limits: list[int], beside: int) -> list[list[int]]:
+        """Up to ``limits`` tokens after each text; ``beside`` other tokens are in the pass."""
+        count = self._count(len(rows), beside)
+        return self.model.propose([(row, min(count, limit)) for row, limit in zip(rows, limits, strict=True)])
+
+    def learn(self, right: bool) -> None:
+        """A draft, all before it being right, was right or not."""
+        self._trust += self.NEWS * (right - self._trust)
+
+    def forget(self, sequence: Sequence) -> None:
+        """The text has ended."""
+        self.model.forget(sequence)
+
+    def _count(self, rows: int, beside: int) -> int:
+        """How many drafts a text should have in the next pass."""
+        if not self._times.known(beside + rows):
+            return 0
+        if not self.model.times.known(rows):
+            return 2
+        expected, chance, each = float(beside + rows), 1.0, self.model.times.of(rows)
+        best, count = expected / self._times.of(beside + rows), 0
+        for n in range(1, MAX_DRAFTS + 1):
+            chance *= self._trust
+            expected += rows * chance
+            rate = expected / (self._times.of(beside + rows * (n + 1)) + n * each)
+            if rate > best * WORTH:
+                best, count = rate, n
+        if count:
+            self._idle, self._patience = 0, self.PATIENCE
+            return count
+        self._idle += 1
+        if self._idle <= self._patience:
+            return 0
+        self._idle, self._patience = 0, min(2 * self._patience, self.MOST_PATIENCE)
+        return 1
+
+
+class Speculation:
+    """What is guessed for the texts of a scheduler, each as its request wants it."""
+
+    def __init__(self, backend: Backend) -> None:
+        self.times = PassTimes()
+        self._context = backend.config.n_positions
+        self._unasked = backend.batch_invariant
+        self._lookup = LookupDrafts(self.times)
+        self._model: ModelDrafts | None = None
+
+    @property
+    def draft_model(self) -> DraftModel | None:
+        """The smaller model, for requests that want one."""
+        return self._model.model if self._model else None
+
+    @draft_model.setter
+    def draft_model(self, model: DraftModel | None) -> None:
+        self._model = ModelDrafts(model, self.times) if model else None
+
+    def propose(self, rows: Sequences) -> dict[Sequence, list[int]]:
+        """What to verify in a pass over ``rows``, which have one token each to read."""
+        drafts: dict[Sequence, list[int]] = {}
+        for drafter, own in ((self._lookup, self._of(rows, False)), (self._model, self._of(rows, True))):
+            if own and drafter is not None:
+                limits = [min(MAX_DRAFTS, row.room(self._context)) for row in own]
+                beside = len(rows) - len(own) + sum(map(len, drafts.values()))
+                drafts |= zip(own, drafter.propose(own, limits, beside), strict=True)
+        return drafts
+
+    def learn(self, sequence: Sequence, *, right: bool) -> None:
+        """A draft for the text, all before it being right, was right or not."""
+        if self._model is not None and sequence.group.options.draft not in DRAFTS:
+            self._model.learn(right)
+
+    def forget(self, sequence: Sequence) -> None:
+        """The text has ended."""
+        self._lookup.forget(sequence)
+        if self._model is not None:
+            self._model.forget(sequence)
+
+    def _of(self, rows: Sequences, by_model: bool) -> list[Sequence]:
+        """Those that want drafts, by the model or from themselves."""
+        return [
+            row for row in rows if self._wants(row) and (row.group.options.draft not in DRAFTS) == by_model
+        ]
+
+    def _wants(self, row: Sequence) -> bool:
+        kind = row.group.options.draft
+        return kind != "off" and row.group.joint is None and (kind != "auto" or self._unasked)
