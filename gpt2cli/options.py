@@ -137,8 +137,8 @@ class GenerateOptions(SamplingOptions):
     logprobs: int | None = None
     """Report log-probabilities before filtering: of the token, and of this many likeliest ones."""
     draft: str = "auto"
-    """Where the drafts come from that a pass verifies together; the text does not depend on it. ``lookup``: from
-    the text itself; ``auto``: likewise, where it pays; ``off``; else the name of the model that
+    """Where the drafts come from that a pass verifies together; the text does not depend on it. ``lookup``:
+    from the text itself; ``auto``: likewise, where it pays; ``off``; else the name of the model that
     `Engine.draft_with` was given."""
 
     def __post_init__(self) -> None:

@@ -1,9 +1,9 @@
 """Speculative decoding: tokens are guessed, and verified together in one pass (Leviathan et al. 2023,
 arXiv 2211.17192).
 
-A pass over a few tokens costs little more than one over a single token, since the weights are read once. A draft
-is right if the model itself draws it, with its own noise, from its own logits: then the logits after it are
-there already. So the text is the same with any drafter, to the last bit where logits do not depend on the
+A pass over a few tokens costs little more than one over a single token, since the weights are read once. A
+draft is right if the model itself draws it, with its own noise, from its own logits: then the logits after it
+are there already. So the text is the same with any drafter, to the last bit where logits do not depend on the
 batch. What a drafter changes is the time.
 """
 
