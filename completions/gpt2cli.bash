@@ -4,8 +4,8 @@
 _gpt2cli_command() {
     case $1 in
     '') commands=(generate chat score inspect compare features pull list show rm verify import export gc train finetune distill bench completions config) flags=(--version -V --help -h) ;;
-    generate) commands=() flags=(--prompt -p --file -f --model -m --revision --offline --allow-pickle --max-new-tokens --max-length --stop --ignore-eos --overflow --temperature --temp --top-k --top-p --min-p --typical-p --repetition-penalty --no-repeat-ngram-size --greedy --num-return-sequences -n --seed --rng --special-tokens --strict --sanitize --json --jsonl --echo --logprobs --output -o --no-stream --quiet -q --device --precision --threads --debug --help -h) ;;
-    chat) commands=() flags=(--model -m --revision --offline --allow-pickle --format --system --resume --last --save --no-save --max-new-tokens --stop --ignore-eos --temperature --temp --top-k --top-p --min-p --typical-p --repetition-penalty --no-repeat-ngram-size --greedy --seed --strict --sanitize --json --quiet -q --device --precision --threads --debug --help -h) ;;
+    generate) commands=() flags=(--prompt -p --file -f --model -m --revision --offline --allow-pickle --max-new-tokens --max-length --stop --ignore-eos --overflow --temperature --temp --top-k --top-p --min-p --typical-p --repetition-penalty --no-repeat-ngram-size --greedy --num-return-sequences -n --seed --rng --special-tokens --strict --sanitize --json --jsonl --echo --logprobs --output -o --no-stream --quiet -q --device --precision --threads --draft --debug --help -h) ;;
+    chat) commands=() flags=(--model -m --revision --offline --allow-pickle --format --system --resume --last --save --no-save --max-new-tokens --stop --ignore-eos --temperature --temp --top-k --top-p --min-p --typical-p --repetition-penalty --no-repeat-ngram-size --greedy --seed --strict --sanitize --json --quiet -q --device --precision --threads --draft --debug --help -h) ;;
     score) commands=() flags=(--prompt -p --file -f --model -m --revision --offline --allow-pickle --lines --from-jsonl --field --stride --window --bos --eos --keep-newline --drop-newline --special-tokens --strict --choices --choice --normalize --task --limit --tokens --top --plot --json --jsonl --output -o --no-resume --quiet -q --device --precision --threads --batch-tokens --debug --help -h) ;;
     inspect) commands=() flags=(--prompt -p --file -f --by --top --stride --marks --no-marks --explain --at --model -m --revision --offline --allow-pickle --temperature --temp --top-k --top-p --min-p --typical-p --repetition-penalty --no-repeat-ngram-size --greedy --seed --bos --special-tokens --strict --json --jsonl --csv --svg --html --theme --output -o --quiet -q --device --precision --threads --debug --help -h) ;;
     compare) commands=() flags=(--prompt -p --file -f --lines --vary --next --words --model -m --offline --allow-pickle --max-new-tokens --stop --ignore-eos --temperature --top-k --top-p --min-p --typical-p --repetition-penalty --no-repeat-ngram-size --seed --greedy --special-tokens --strict --json --jsonl --csv --svg --html --theme --output -o --quiet -q --device --precision --threads --debug --help -h) ;;
@@ -58,6 +58,7 @@ _gpt2cli_flag() {
     'generate --device') kind=words words=(auto cpu cuda mps) ;;
     'generate --precision') kind=words words=(auto fp32 fp16 bf16 int8 int4) ;;
     'generate --threads') kind=text words=() ;;
+    'generate --draft') kind=model words=(auto off lookup) ;;
     'chat --model'|'chat -m') kind=model words=() ;;
     'chat --revision') kind=text words=() ;;
     'chat --format') kind=words words=(story transcript dialogpt template raw) ;;
@@ -76,6 +77,7 @@ _gpt2cli_flag() {
     'chat --device') kind=words words=(auto cpu cuda mps) ;;
     'chat --precision') kind=words words=(auto fp32 fp16 bf16 int8 int4) ;;
     'chat --threads') kind=text words=() ;;
+    'chat --draft') kind=model words=(auto off lookup) ;;
     'score --prompt'|'score -p') kind=text words=() ;;
     'score --file'|'score -f') kind=file words=() ;;
     'score --model'|'score -m') kind=model words=() ;;
@@ -329,10 +331,10 @@ _gpt2cli_argument() {
     'finetune '[0-9]*) kind=file words=() ;;
     'distill '[0-9]*) kind=file words=() ;;
     'completions '0) kind=words words=(bash zsh fish powershell) ;;
-    'config get '0) kind=words words=(model max_new_tokens temperature top_k top_p min_p typical_p repetition_penalty no_repeat_ngram_size rng overflow device precision threads offline editing_mode send_token quiet) ;;
-    'config set '0) kind=words words=(model max_new_tokens temperature top_k top_p min_p typical_p repetition_penalty no_repeat_ngram_size rng overflow device precision threads offline editing_mode send_token quiet) ;;
+    'config get '0) kind=words words=(model max_new_tokens temperature top_k top_p min_p typical_p repetition_penalty no_repeat_ngram_size rng overflow draft device precision threads offline editing_mode send_token quiet) ;;
+    'config set '0) kind=words words=(model max_new_tokens temperature top_k top_p min_p typical_p repetition_penalty no_repeat_ngram_size rng overflow draft device precision threads offline editing_mode send_token quiet) ;;
     'config set '1) kind=text words=() ;;
-    'config unset '0) kind=words words=(model max_new_tokens temperature top_k top_p min_p typical_p repetition_penalty no_repeat_ngram_size rng overflow device precision threads offline editing_mode send_token quiet) ;;
+    'config unset '0) kind=words words=(model max_new_tokens temperature top_k top_p min_p typical_p repetition_penalty no_repeat_ngram_size rng overflow draft device precision threads offline editing_mode send_token quiet) ;;
     esac
 }
 
@@ -496,6 +498,7 @@ _gpt2cli_add_value() {
     words) _gpt2cli_add ${words[@]+"${words[@]}"} ;;
     file | directory) _gpt2cli_add_paths "$1" ;;
     model)
+        _gpt2cli_add ${words[@]+"${words[@]}"}
         while IFS= read -r name; do
             _gpt2cli_add "$name"
         done < <(command gpt2cli completions --models 2>/dev/null </dev/null)

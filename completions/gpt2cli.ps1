@@ -72,6 +72,7 @@ Register-ArgumentCompleter -Native -CommandName gpt2cli -ScriptBlock {
         @{Of = 'generate'; What = 'flag'; Name = '--device'; Help = 'The device to run on'; Kind = 'words'; Words = @('auto', 'cpu', 'cuda', 'mps')}
         @{Of = 'generate'; What = 'flag'; Name = '--precision'; Help = 'The precision of the weights; auto is lossless in practice'; Kind = 'words'; Words = @('auto', 'fp32', 'fp16', 'bf16', 'int8', 'int4')}
         @{Of = 'generate'; What = 'flag'; Name = '--threads'; Help = 'The number of CPU threads'; Kind = 'text'; Words = @()}
+        @{Of = 'generate'; What = 'flag'; Name = '--draft'; Help = 'Guess tokens ahead and check several at once: the same text, sooner'; Kind = 'model'; Words = @('auto', 'off', 'lookup')}
         @{Of = 'generate'; What = 'flag'; Name = '--debug'; Help = 'Show a traceback if there is an error'; Kind = ''; Words = @()}
         @{Of = 'generate'; What = 'flag'; Name = '--help'; Help = 'Show this message and exit'; Kind = ''; Words = @()}
         @{Of = 'generate'; What = 'flag'; Name = '-h'; Help = 'Show this message and exit'; Kind = ''; Words = @()}
@@ -108,6 +109,7 @@ Register-ArgumentCompleter -Native -CommandName gpt2cli -ScriptBlock {
         @{Of = 'chat'; What = 'flag'; Name = '--device'; Help = 'The device to run on'; Kind = 'words'; Words = @('auto', 'cpu', 'cuda', 'mps')}
         @{Of = 'chat'; What = 'flag'; Name = '--precision'; Help = 'The precision of the weights; auto is lossless in practice'; Kind = 'words'; Words = @('auto', 'fp32', 'fp16', 'bf16', 'int8', 'int4')}
         @{Of = 'chat'; What = 'flag'; Name = '--threads'; Help = 'The number of CPU threads'; Kind = 'text'; Words = @()}
+        @{Of = 'chat'; What = 'flag'; Name = '--draft'; Help = 'Guess tokens ahead and check several at once: the same text, sooner'; Kind = 'model'; Words = @('auto', 'off', 'lookup')}
         @{Of = 'chat'; What = 'flag'; Name = '--debug'; Help = 'Show a traceback if there is an error'; Kind = ''; Words = @()}
         @{Of = 'chat'; What = 'flag'; Name = '--help'; Help = 'Show this message and exit'; Kind = ''; Words = @()}
         @{Of = 'chat'; What = 'flag'; Name = '-h'; Help = 'Show this message and exit'; Kind = ''; Words = @()}
@@ -552,14 +554,14 @@ Register-ArgumentCompleter -Native -CommandName gpt2cli -ScriptBlock {
         @{Of = 'config list'; What = 'flag'; Name = '-h'; Help = 'Show this message and exit'; Kind = ''; Words = @()}
         @{Of = 'config get'; What = 'flag'; Name = '--help'; Help = 'Show this message and exit'; Kind = ''; Words = @()}
         @{Of = 'config get'; What = 'flag'; Name = '-h'; Help = 'Show this message and exit'; Kind = ''; Words = @()}
-        @{Of = 'config get'; What = '0'; Name = 'KEY'; Help = 'KEY'; Kind = 'words'; Words = @('model', 'max_new_tokens', 'temperature', 'top_k', 'top_p', 'min_p', 'typical_p', 'repetition_penalty', 'no_repeat_ngram_size', 'rng', 'overflow', 'device', 'precision', 'threads', 'offline', 'editing_mode', 'send_token', 'quiet')}
+        @{Of = 'config get'; What = '0'; Name = 'KEY'; Help = 'KEY'; Kind = 'words'; Words = @('model', 'max_new_tokens', 'temperature', 'top_k', 'top_p', 'min_p', 'typical_p', 'repetition_penalty', 'no_repeat_ngram_size', 'rng', 'overflow', 'draft', 'device', 'precision', 'threads', 'offline', 'editing_mode', 'send_token', 'quiet')}
         @{Of = 'config set'; What = 'flag'; Name = '--help'; Help = 'Show this message and exit'; Kind = ''; Words = @()}
         @{Of = 'config set'; What = 'flag'; Name = '-h'; Help = 'Show this message and exit'; Kind = ''; Words = @()}
-        @{Of = 'config set'; What = '0'; Name = 'KEY'; Help = 'KEY'; Kind = 'words'; Words = @('model', 'max_new_tokens', 'temperature', 'top_k', 'top_p', 'min_p', 'typical_p', 'repetition_penalty', 'no_repeat_ngram_size', 'rng', 'overflow', 'device', 'precision', 'threads', 'offline', 'editing_mode', 'send_token', 'quiet')}
+        @{Of = 'config set'; What = '0'; Name = 'KEY'; Help = 'KEY'; Kind = 'words'; Words = @('model', 'max_new_tokens', 'temperature', 'top_k', 'top_p', 'min_p', 'typical_p', 'repetition_penalty', 'no_repeat_ngram_size', 'rng', 'overflow', 'draft', 'device', 'precision', 'threads', 'offline', 'editing_mode', 'send_token', 'quiet')}
         @{Of = 'config set'; What = '1'; Name = 'VALUE'; Help = 'VALUE'; Kind = 'text'; Words = @()}
         @{Of = 'config unset'; What = 'flag'; Name = '--help'; Help = 'Show this message and exit'; Kind = ''; Words = @()}
         @{Of = 'config unset'; What = 'flag'; Name = '-h'; Help = 'Show this message and exit'; Kind = ''; Words = @()}
-        @{Of = 'config unset'; What = '0'; Name = 'KEY'; Help = 'KEY'; Kind = 'words'; Words = @('model', 'max_new_tokens', 'temperature', 'top_k', 'top_p', 'min_p', 'typical_p', 'repetition_penalty', 'no_repeat_ngram_size', 'rng', 'overflow', 'device', 'precision', 'threads', 'offline', 'editing_mode', 'send_token', 'quiet')}
+        @{Of = 'config unset'; What = '0'; Name = 'KEY'; Help = 'KEY'; Kind = 'words'; Words = @('model', 'max_new_tokens', 'temperature', 'top_k', 'top_p', 'min_p', 'typical_p', 'repetition_penalty', 'no_repeat_ngram_size', 'rng', 'overflow', 'draft', 'device', 'precision', 'threads', 'offline', 'editing_mode', 'send_token', 'quiet')}
         @{Of = 'config path'; What = 'flag'; Name = '--help'; Help = 'Show this message and exit'; Kind = ''; Words = @()}
         @{Of = 'config path'; What = 'flag'; Name = '-h'; Help = 'Show this message and exit'; Kind = ''; Words = @()}
     )
@@ -627,7 +629,7 @@ Register-ArgumentCompleter -Native -CommandName gpt2cli -ScriptBlock {
     $paths = @()
     foreach ($entry in $found) {
         if ($entry.Kind -eq 'name') { $names += , @($entry.Name, $entry.Help) }
-        if ($entry.Kind -eq 'words') { $entry.Words | ForEach-Object { $names += , @($_, $_) } }
+        if ($entry.Kind -in 'words', 'model') { $entry.Words | ForEach-Object { $names += , @($_, $_) } }
         if ($entry.Kind -eq 'model') {
             gpt2cli completions --models 2>$null | ForEach-Object { $names += , @($_, 'Model') }
         }

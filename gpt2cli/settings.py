@@ -61,6 +61,7 @@ KEYS: dict[str, Key] = {
     "no_repeat_ngram_size": Key(int, "0 is off"),
     "rng": Key(str, "the random numbers", get_args(Rng)),
     "overflow": Key(str, "what happens when the context is full", get_args(Overflow)),
+    "draft": Key(str, "how tokens are guessed ahead: auto, off, lookup, or a smaller model"),
     "device": Key(str, "where the model runs", get_args(Device)),
     "precision": Key(str, "the precision of the weights", get_args(Precision)),
     "threads": Key(int, "CPU threads"),

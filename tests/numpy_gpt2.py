@@ -29,7 +29,9 @@ _ACTIVATIONS: dict[str, Callable[[Floats], Any]] = {
 
 
 class NumpyBackend:
-    """`Backend`; ``passes`` are the batches it has had."""
+    """`Backend`, token by token; ``passes`` are the batches it has had."""
+
+    batch_invariant = True
 
     def __init__(self, checkpoint: Checkpoint) -> None:
         self.config, self.info = checkpoint.config, EngineInfo("cpu", "fp32", ("numpy",), 1)

@@ -37,6 +37,7 @@ OPTIONS = _object(
     special_tokens=_switch,
     overflow={"enum": ["error", "truncate", "slide"]},
     logprobs=_maybe_count,
+    draft=_text,
 )
 _top = _object(token_id=_count, token=_text, logprob={"type": ["number", "null"], "maximum": 0})
 _logprobs = {"token": _text, "logprob": {"type": ["number", "null"], "maximum": 0}}
@@ -51,6 +52,7 @@ CHOICE = _object(
     finish_reason=FINISH,
 )
 USAGE = _object(prompt_tokens=_count, completion_tokens=_count, dropped_tokens=_count)
+SPECULATION = _object(steps=_count, drafted=_count, accepted=_count)
 TIMINGS = _object(
     import_s=_seconds,
     load_s=_seconds,
@@ -68,19 +70,19 @@ _head = {
     "rng": _rng,
     "options": OPTIONS,
 }
-_tail = {"usage": USAGE, "timings": TIMINGS, "engine": ENGINE}
+_tail = {"usage": USAGE, "speculation": SPECULATION, "timings": TIMINGS, "engine": ENGINE}
 
 DOCUMENT = _object(**_head, choices={"type": "array", "items": CHOICE, "minItems": 1}, **_tail)
 
 _token = {"index": _count, "token_id": _count, "text": _text}
+_drafted = {"drafted": {"const": True}}
 EVENTS = {
     "start": _object(event={"const": "start"}, **_head, engine=ENGINE),
     "token": {
         "anyOf": [
-            _object(event={"const": "token"}, **_token),
-            _object(
-                event={"const": "token"}, **_token, **_logprobs, top_logprobs={"type": "array", "items": _top}
-            ),
+            _object(event={"const": "token"}, **_token, **drafted, **logprobs)
+            for drafted in ({}, _drafted)
+            for logprobs in ({}, {**_logprobs, "top_logprobs": {"type": "array", "items": _top}})
         ]
     },
     "end": _object(event={"const": "end"}, index=_count, seed=_seed, text=_text, finish_reason=FINISH),

@@ -23,7 +23,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from support import REPOSITORY, make_model
 
-from gpt2cli.cli.chat import _chosen
+from gpt2cli.cli.chat_session import _chosen
 from gpt2cli.core.engine import Engine
 from gpt2cli.errors import Interrupted, UsageError
 from gpt2cli.repl.plain import OneLine, run_plain

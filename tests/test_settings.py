@@ -41,6 +41,7 @@ SAMPLES: dict[str, Value] = {
     "no_repeat_ngram_size": 3,
     "rng": "transformers",
     "overflow": "slide",
+    "draft": "lookup",
     "device": "cpu",
     "precision": "int8",
     "threads": 2,

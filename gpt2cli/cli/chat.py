@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import time
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
 from gpt2cli.cli import params
+from gpt2cli.cli.chat_session import open_session
 from gpt2cli.cli.flags import (
     LengthFlags,
     ModelFlags,
@@ -18,19 +18,18 @@ from gpt2cli.cli.flags import (
     read_flags,
     read_settings,
 )
-from gpt2cli.cli.loading import FoundModel, check_model, resolve_model
+from gpt2cli.cli.loading import FoundModel, check_model, find_draft_model, resolve_model
 from gpt2cli.cli.prompt import read_lines
-from gpt2cli.errors import Gpt2cliError, ModelNotFound, UsageError
+from gpt2cli.errors import Gpt2cliError, ModelNotFound
 from gpt2cli.hub.converted import converted_stem
 from gpt2cli.hub.resolve import ResolvedModel, resolve
 from gpt2cli.hub.usage import mark_used
 from gpt2cli.options import GenerateOptions, LoadOptions, shown
 from gpt2cli.repl.formats import choose_format
-from gpt2cli.repl.sessions import Saved, Session, last_session, list_sessions
+from gpt2cli.repl.sessions import Saved, Session
 from gpt2cli.settings import Settings
 from gpt2cli.terminal.progress import ConversionProgress
 from gpt2cli.terminal.streams import Terminal
-from gpt2cli.text.sanitize import one_line
 
 if TYPE_CHECKING:
     from gpt2cli.core.engine import Engine
@@ -54,7 +53,6 @@ EXAMPLES = """Examples:
 FormatName = Literal["story", "transcript", "dialogpt", "template", "raw"]
 
 _CHAT = "Conversation"
-MAX_CHOICES = 20
 OPTIONS = ("max_new_tokens", "stop", "ignore_eos")
 """What `GenerateOptions` has of a conversation besides its sampling; the seed is the session's."""
 
@@ -157,6 +155,7 @@ def chat(
     device: params.DeviceName = None,
     precision: params.PrecisionName = None,
     threads: params.Threads = None,
+    draft: params.Draft = None,
     debug: params.Debug = False,
 ) -> int:
     """Talk with a model, or take turns writing a story with it; sessions are saved as they go.
@@ -182,6 +181,7 @@ class ChatFlags(ModelFlags, SamplingFlags, LengthFlags):
     strict: bool
     sanitize: bool
     json: bool
+    draft: str | None
     quiet: bool | None
 
 
@@ -192,6 +192,8 @@ class ChatRequest:
     terminal: Terminal
     settings: Settings
     model: FoundModel
+    draft: str
+    draft_model: FoundModel | None
     format: str
     system: str
     given: dict[str, Any]
@@ -218,18 +220,20 @@ def _read_request(terminal: Terminal, flags: ChatFlags) -> ChatRequest:
     given = given_options(settings, flags, *OPTIONS)
     GenerateOptions(seed=flags.seed, **given)
     load = load_options(settings, flags)
-    session, saved = _session(terminal, flags, interactive)
+    session, saved = open_session(terminal, flags, interactive=interactive)
     try:
         model = check_model(_model(terminal, settings, flags, saved, load), load)
         if saved is not None:
             # Flags stand over what the session had, that over the settings.
             given = {**saved.options, **given_options(Settings({}), flags, *OPTIONS)}
-        model.checkpoint.generate_options(given)
+        draft = model.checkpoint.generate_options({**given, **settings.over({"draft": flags.draft})}).draft
         format = flags.format or (saved.format if saved and not flags.model else None)
         return ChatRequest(
             terminal=terminal,
             settings=settings,
             model=model,
+            draft=draft,
+            draft_model=find_draft_model(terminal, settings, flags, draft, model.load),
             format=choose_format(model.checkpoint, format, model.resolved.name).name,
             system=(saved.system if saved else "") if flags.system is None else flags.system,
             given=given,
@@ -260,49 +264,6 @@ def _model(
                 hint="go on with another model: -m NAME; or pull this one",
             ) from None
     return resolve_model(terminal, settings, flags, load)
-
-
-def _session(terminal: Terminal, flags: ChatFlags, interactive: bool) -> tuple[Session | None, Saved | None]:
-    """The session that the flags ask for, and what is in its file. Raises `UsageError`."""
-    name, resumes = flags.name, flags.resume or flags.last
-    if flags.resume and flags.last:
-        raise UsageError("--resume and --last do not go together")
-    if name is not None and not flags.resume:
-        raise UsageError(f"what is {name!r}?", hint="--resume NAME goes on with a session")
-    if flags.no_save and (resumes or flags.save):
-        raise UsageError("--no-save does not go with --save, --resume and --last")
-    if flags.save and resumes:
-        raise UsageError("--save is for a new session; /save renames this one")
-    if resumes:
-        return Session.open(name or (last_session() if flags.last else _chosen(terminal)))
-    if flags.save or (interactive and not flags.no_save):
-        return Session(flags.save), None
-    return None, None
-
-
-def _chosen(terminal: Terminal) -> str:
-    """The name of the session that the user chooses from a list. Raises `UsageError`."""
-    last_session()
-    sessions = list_sessions()[:MAX_CHOICES]
-    if not (terminal.stdin_is_terminal and terminal.stderr_is_terminal):
-        names = ", ".join(info.name for info in sessions[:5])
-        raise UsageError("which session?", hint=f"--resume NAME; the newest: {names}")
-    for number, info in enumerate(sessions, 1):
-        day = time.strftime("%Y-%m-%d %H:%M", time.localtime(info.modified))
-        title = " ".join(info.title.split())
-        terminal.write_stderr(_fitted(terminal, f"{number:3} {info.name}  {day}  {title}") + "\n")
-    answer = terminal.ask_text("which one? [1]")
-    if answer is None:
-        raise UsageError("no session was chosen", hint="--resume NAME, or --last for the newest")
-    answer = answer or "1"
-    if answer.isdecimal() and 1 <= int(answer[:6]) <= len(sessions):
-        return sessions[int(answer) - 1].name
-    return answer
-
-
-def _fitted(terminal: Terminal, line: str) -> str:
-    indent = line[: len(line) - len(line.lstrip())]
-    return (indent + one_line(line))[: terminal.width - 1]
 
 
 def _run(request: ChatRequest) -> int:
@@ -385,6 +346,9 @@ def _conversation(
         engine.encode("")
     if found.resolved.stored is not None:
         mark_used(found.resolved.stored)
+    small = request.draft_model
+    if small is not None:
+        engine.draft_with(Engine.from_checkpoint(small.checkpoint, small.load, progress))
     return Conversation(
         engine,
         choose_format(found.checkpoint, request.format, found.resolved.name),
@@ -396,4 +360,5 @@ def _conversation(
         session=request.session,
         saved=request.saved,
         warn=notes.append,
+        draft=request.draft,
     )

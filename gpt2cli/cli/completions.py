@@ -18,14 +18,15 @@ from gpt2cli.cli.shells import bash, fish, powershell, zsh
 from gpt2cli.cli.shells.command import Argument, Command, Flag, Value
 from gpt2cli.errors import UsageError
 from gpt2cli.hub.resolve import local_names
+from gpt2cli.options import DRAFTS
 from gpt2cli.settings import KEYS
 from gpt2cli.terminal.streams import Terminal
 
 Shell = Literal["bash", "zsh", "fish", "powershell"]
 
 # What the type of a parameter does not tell, its name does, in every command.
-_MODEL_PARAMETERS = frozenset({"model", "models"})
-_WORDS_OF_PARAMETER = {"key": tuple(KEYS)}
+_MODEL_PARAMETERS = frozenset({"model", "models", "draft"})
+_WORDS_OF_PARAMETER = {"key": tuple(KEYS), "draft": DRAFTS}
 
 SCRIPTS: dict[Shell, Callable[[Command], str]] = {
     "bash": bash.script,
@@ -104,7 +105,7 @@ def _value(parameter: Any) -> Value:
     descriptor = parameter.type_descriptor
     name = (parameter.metavar or parameter.name.upper()).removesuffix("...").strip("[]")
     if parameter.name in _MODEL_PARAMETERS:
-        return Value(name, "model")
+        return Value(name, "model", _WORDS_OF_PARAMETER.get(parameter.name, ()))
     if words := _WORDS_OF_PARAMETER.get(parameter.name):
         return Value(name, "words", words)
     if descriptor.is_choice:

@@ -24,7 +24,14 @@ from gpt2cli.cli.flags import (
     read_flags,
     read_settings,
 )
-from gpt2cli.cli.loading import FoundModel, check_model, import_engine, load_engine, resolve_model
+from gpt2cli.cli.loading import (
+    FoundModel,
+    check_model,
+    find_draft_model,
+    import_engine,
+    load_engine,
+    resolve_model,
+)
 from gpt2cli.cli.prompt import read_prompt
 from gpt2cli.cli.sinks import OutputOptions, Run, make_sink
 from gpt2cli.errors import UsageError
@@ -102,6 +109,7 @@ def generate(
     device: params.DeviceName = None,
     precision: params.PrecisionName = None,
     threads: params.Threads = None,
+    draft: params.Draft = None,
     debug: params.Debug = False,
 ) -> None:
     """Continue a text: print the model's continuation of a prompt, as it is generated."""
@@ -123,6 +131,7 @@ class GenerateFlags(ModelFlags, PromptFlags, SamplingFlags, LengthFlags):
     jsonl: bool
     echo: bool
     logprobs: int | None
+    draft: str | None
     output: Path | None
     no_stream: bool
     quiet: bool | None
@@ -134,6 +143,7 @@ class GenerateRequest:
 
     terminal: Terminal
     model: FoundModel
+    draft: FoundModel | None
     prompt: str
     options: GenerateOptions
     output: OutputOptions
@@ -152,7 +162,8 @@ def _read_request(terminal: Terminal, flags: GenerateFlags) -> GenerateRequest:
     if options.rng == "transformers" and load.precision == "auto":
         # The text is to be what transformers prints.
         model = replace(model, load=replace(model.load, precision="fp32"))
-    return GenerateRequest(terminal, model, prompt, options, output)
+    draft = find_draft_model(terminal, settings, flags, options.draft, model.load)
+    return GenerateRequest(terminal, model, draft, prompt, options, output)
 
 
 def _output_options(terminal: Terminal, flags: GenerateFlags) -> OutputOptions:
@@ -187,6 +198,8 @@ def _run(request: GenerateRequest) -> None:
 
     import_s = time.perf_counter() - started
     engine = load_engine(terminal, request.model)
+    if request.draft is not None:
+        engine.draft_with(load_engine(terminal, request.draft))
     age = process_age()
     chunks = engine.stream(request.prompt, options)
     # From here on there is something to end properly.
@@ -219,6 +232,7 @@ def _tail(engine: Engine, stats: Stats, import_s: float, age: float) -> dict[str
             "completion_tokens": stats.completion_tokens,
             "dropped_tokens": stats.dropped_tokens,
         },
+        "speculation": {"steps": stats.steps, "drafted": stats.drafted, "accepted": stats.accepted},
         "timings": {
             "import_s": round(import_s, 4),
             "load_s": round(engine.load_s, 4),

@@ -12,7 +12,7 @@ from gpt2cli.errors import ModelFileError, UsageError
 from gpt2cli.hub.converted import converted_stem
 from gpt2cli.hub.resolve import ResolvedModel
 from gpt2cli.hub.usage import mark_used
-from gpt2cli.options import LoadOptions
+from gpt2cli.options import DRAFTS, LoadOptions
 from gpt2cli.settings import Settings
 from gpt2cli.terminal.progress import ConversionProgress
 from gpt2cli.terminal.streams import Terminal
@@ -55,6 +55,20 @@ def check_model(resolved: ResolvedModel, load: LoadOptions) -> FoundModel:
     """A model whose files are in order, to be loaded as ``load`` says. Raises `Gpt2cliError`."""
     checkpoint = open_checkpoint(resolved.directory, allow_pickle=load.allow_pickle)
     return FoundModel(resolved, checkpoint, replace(load, converted=converted_stem(resolved)))
+
+
+def find_draft_model(
+    terminal: Terminal, settings: Settings, flags: ModelFlags, name: str, load: LoadOptions
+) -> FoundModel | None:
+    """The model that ``--draft`` names, to be loaded as the other one is; None where it names none.
+
+    Raises `Gpt2cliError`.
+    """
+    if name in DRAFTS:
+        return None
+    allowed = load.allow_pickle
+    resolved = resolve_or_pull(terminal, settings, name, None, offline=flags.offline, allow_pickle=allowed)
+    return check_model(resolved, load)
 
 
 def model_to_measure(terminal: Terminal, settings: Settings, flags: ModelFlags) -> FoundModel:

@@ -334,6 +334,17 @@ Threads = Annotated[
     int | None,
     _option(_ENGINE, "--threads", metavar="N", help="The number of CPU threads. Default: one per core."),
 ]
+Draft = Annotated[
+    str | None,
+    _option(
+        _ENGINE,
+        "--draft",
+        metavar="auto|off|lookup|MODEL",
+        help="Guess tokens ahead and check several at once: the same text, sooner. lookup: from the text "
+        "itself. auto: likewise, where it pays. MODEL: by a smaller model with the same vocabulary.",
+        default_of="draft",
+    ),
+]
 BatchTokens = Annotated[
     int | None, _option(_ENGINE, "--batch-tokens", metavar="N", help="How many tokens to compute at once.")
 ]

@@ -69,7 +69,7 @@ class Sink(Protocol):
         ...
 
     def finish(self, choices: Sequence[Choice], tail: Mapping[str, Any]) -> None:
-        """All choices, and the fields ``usage``, ``timings`` and ``engine``."""
+        """All choices, and the fields ``usage``, ``speculation``, ``timings`` and ``engine``."""
         ...
 
 
@@ -174,7 +174,14 @@ class JsonlSink(JsonSink):
 
     def chunk(self, chunk: Chunk) -> None:
         if chunk.token is not None:
-            event = {"event": "token", "index": chunk.sequence, "token_id": chunk.token, "text": chunk.text}
+            event: dict[str, Any] = {
+                "event": "token",
+                "index": chunk.sequence,
+                "token_id": chunk.token,
+                "text": chunk.text,
+            }
+            if chunk.drafted:
+                event["drafted"] = True
             if chunk.logprobs is not None:
                 event.update(logprobs_document(chunk.token, chunk.logprobs, self._tokenizer))
             self._write(json_line(event))

@@ -53,10 +53,6 @@ class DraftModel:
         text.settle()
         self._kept = text.slot, sequence.ids[text.window :][: text.present]
 
-    def close(self) -> None:
-        """Let go of the model."""
-        self._backend.close()
-
     def _follow(self, sequence: Sequence, count: int) -> _Followed:
         """The text in its slot, with room for ``count`` drafts; a last part of it is left to be read."""
         text = self._followed.get(sequence)

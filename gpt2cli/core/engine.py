@@ -89,22 +89,21 @@ class Engine:
     def draft_with(self, small: Engine | None) -> None:
         """Have requests whose ``draft`` names a model drafted for by this one; None for none.
 
-        It must give each id the same token. Its backend serves this engine from now on, and is closed when
-        another takes its place. Raises `UsageError`.
+        It must give each id the same token, and its backend serves this engine from now on. Raises
+        `UsageError`.
         """
         if small is not None:
             one, other = self.tokenizer, small.tokenizer
             alike = one is None or other is None or one.same_vocabulary(other)
             if not alike or small.config.vocab_size != self.config.vocab_size:
                 raise UsageError(
-                    f"{small.checkpoint.directory.name} cannot draft for {self.checkpoint.directory.name}: "
+                    f"{small.checkpoint.directory} cannot guess ahead for this model: "
                     "it has another vocabulary",
                     hint="a draft model has the same tokenizer and is smaller, as distilgpt2 for gpt2-xl",
                 )
         self._close_stream()
-        if self._scheduler.speculation.draft_model is not None:
-            self._scheduler.speculation.draft_model.close()
-        self._scheduler.speculation.draft_model = DraftModel(small.backend) if small else None
+        speculation = self._scheduler.speculation
+        speculation.draft_model = DraftModel(small.backend) if small else None
 
     def options(self, **given: Any) -> GenerateOptions:
         """`GenerateOptions` with the model's own sampling defaults under what is ``given``."""

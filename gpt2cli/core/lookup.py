@@ -57,7 +57,7 @@ class Lookup:
             places.append(place + 1)
 
     def propose(self, ids: Sequence[int], limit: int) -> tuple[list[int], list[float]]:
-        """Up to ``limit`` tokens that may follow ``ids``, and the chance that each and all before it are right.
+        """Up to ``limit`` tokens that may follow ``ids``, and the chance that it is right so far.
 
         Where the end of the text is reached, what was proposed is read on: so a period can go on.
         """

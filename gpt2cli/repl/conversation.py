@@ -9,13 +9,20 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from gpt2cli.errors import Gpt2cliError, UsageError
-from gpt2cli.options import MAX_SEED, GenerateOptions
+from gpt2cli.options import DRAFTS, MAX_SEED, GenerateOptions
 from gpt2cli.repl.context import Context, Contexts
 from gpt2cli.repl.formats import Format, choose_format
 from gpt2cli.repl.options import OPTION_NAMES, as_json, option_name, parse_option, parse_overrides
 from gpt2cli.repl.sessions import Saved, Session, turn_event
 from gpt2cli.repl.tree import Tree, Turn
-from gpt2cli.repl.turn_request import TurnRequest, TurnStats, answered, turn_seed, turn_stats
+from gpt2cli.repl.turn_request import (
+    TurnRequest,
+    TurnStats,
+    answer_options,
+    answered,
+    turn_seed,
+    turn_stats,
+)
 from gpt2cli.text.reading import cleaned
 
 if TYPE_CHECKING:
@@ -27,8 +34,9 @@ class Conversation:
     """Turns with an `Engine`, in a format, under a system text.
 
     ``given`` are options over the model's own defaults; ``seed`` the session's, drawn where None.
-    ``last`` tells of the last draw, ``branches`` are the turns of the last `branch`, ``warn`` is called with
-    what goes wrong beside the point: a session file that cannot be written.
+    ``draft`` is as in `GenerateOptions`; it changes no text, and no session keeps it. ``last`` tells of the
+    last draw, ``branches`` are the turns of the last `branch`, ``warn`` is called with what goes wrong beside
+    the point: a session file that cannot be written.
     """
 
     OPTION_NAMES = OPTION_NAMES
@@ -47,6 +55,7 @@ class Conversation:
         session: Session | None = None,
         saved: Saved | None = None,
         warn: Callable[[str], None] | None = None,
+        draft: str = "auto",
     ) -> None:
         self.model, self.revision = model, revision
         self.given = dict(given or {})
@@ -59,6 +68,7 @@ class Conversation:
         self.warn: Callable[[str], None] = warn or (lambda text: None)
         self._contexts = Contexts(engine, format, cleaned(system))
         self._described: list[Turn] = []
+        self.draft = draft
         engine.options(**self.given)
         if saved is not None:
             self._resumed(saved)
@@ -214,6 +224,9 @@ class Conversation:
         Raises `InvalidOption` when it cannot take the options; then nothing has changed.
         """
         engine.options(**self.given)
+        if self.draft not in DRAFTS:
+            self.draft = "auto"
+            self.warn("the model that guessed ahead was the other one's; draft is auto again")
         try:
             format = choose_format(engine.checkpoint, self.format.name, name)
         except Gpt2cliError:
@@ -244,17 +257,9 @@ class Conversation:
         self, parent: Turn | None, draw: int, overrides: Mapping[str, Any]
     ) -> GenerateOptions:
         given = {**self.given, **overrides}
-        given["stop"] = (*given.get("stop", ()), *self.format.stops)
-        if given.get("seed") is None:
-            several = given.get("num_return_sequences", 1)
-            depth = 0 if parent is None else parent.depth + 1
-            given["seed"] = min(turn_seed(self.seed, depth, draw), MAX_SEED - several + 1)
-        if self.want_logprobs:
-            given["logprobs"] = 0
-        unknown = given.keys() - {*OPTION_NAMES, "num_return_sequences", "logprobs"}
-        if unknown:
-            raise UsageError(f"{', '.join(sorted(unknown))}: not an option of a conversation")
-        return self.engine.options(**given).settled()
+        seed = turn_seed(self.seed, 0 if parent is None else parent.depth + 1, draw)
+        logprobs = 0 if self.want_logprobs else None
+        return answer_options(self.engine, given, seed, self.format.stops, logprobs, self.draft)
 
     def _request(
         self, parent: Turn | None, user: str, draw: int, overrides: Mapping[str, Any]

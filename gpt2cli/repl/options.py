@@ -72,8 +72,8 @@ def parse_overrides(words: Iterable[str]) -> dict[str, Any]:
 
 
 def differing(options: GenerateOptions) -> dict[str, Any]:
-    """What of ``options`` is not the default; the seed is left out."""
-    values = {name: getattr(options, name) for name in _DEFAULTS if name not in ("seed", "logprobs")}
+    """What of ``options`` is not the default; the seed, and what changes no text, is left out."""
+    values = {name: getattr(options, name) for name in _DEFAULTS if name not in ("seed", "logprobs", "draft")}
     return {name: value for name, value in values.items() if value != _DEFAULTS[name]}
 
 

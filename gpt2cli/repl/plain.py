@@ -164,6 +164,11 @@ def turn_document(conversation: Conversation, turn: Turn, *, sanitize: bool) -> 
             "completion_tokens": stats.completion_tokens,
             "dropped_turns": stats.dropped_turns,
         }
+        document["speculation"] = {
+            "steps": stats.steps,
+            "drafted": stats.drafted,
+            "accepted": stats.accepted,
+        }
         document["timings"] = {
             "prefill_s": round(stats.prefill_s, 4),
             "first_token_s": round(stats.first_token_s, 4),

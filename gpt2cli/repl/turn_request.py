@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
+from gpt2cli.errors import UsageError
 from gpt2cli.options import MAX_SEED, GenerateOptions
 from gpt2cli.repl.context import Context, ids_of_text
-from gpt2cli.repl.options import differing
+from gpt2cli.repl.options import OPTION_NAMES, differing
 from gpt2cli.repl.tree import Turn
 
 if TYPE_CHECKING:
+    from gpt2cli.core.engine import Engine
     from gpt2cli.core.results import Choice, Stats
     from gpt2cli.text.tokenizer import Tokenizer
 
@@ -34,6 +37,12 @@ class TurnStats:
     tokens_per_s: float | None
     context_tokens: int
     """Tokens of the context in use after the draw, of the model's ``n_positions``."""
+    steps: int
+    """Passes of the model after the prompt was read."""
+    drafted: int
+    """Tokens that were guessed ahead."""
+    accepted: int
+    """Those of them that were right."""
     dropped_turns: int
     """Oldest turns that this draw no longer saw, and the one before did."""
 
@@ -63,6 +72,28 @@ def turn_seed(seed: int, depth: int, draw: int) -> int:
     return (seed + depth + draw * DRAW_STRIDE) % (MAX_SEED + 1)
 
 
+def answer_options(
+    engine: Engine,
+    given: Mapping[str, Any],
+    seed: int,
+    stops: tuple[str, ...],
+    logprobs: int | None,
+    draft: str,
+) -> GenerateOptions:
+    """The options of an answer: what is ``given``, the format's ``stops``, and ``seed`` where none is given.
+
+    Raises `UsageError`, `InvalidOption`.
+    """
+    unknown = given.keys() - {*OPTION_NAMES, "num_return_sequences", "logprobs"}
+    if unknown:
+        raise UsageError(f"{', '.join(sorted(unknown))}: not an option of a conversation")
+    settled: dict[str, Any] = {"logprobs": logprobs, **given, "draft": draft}
+    settled["stop"] = (*given.get("stop", ()), *stops)
+    if given.get("seed") is None:
+        settled["seed"] = min(seed, MAX_SEED - given.get("num_return_sequences", 1) + 1)
+    return engine.options(**settled).settled()
+
+
 def turn_stats(stats: Stats, request: TurnRequest) -> TurnStats:
     """What `/stats` shows of a draw."""
     return TurnStats(
@@ -75,6 +106,9 @@ def turn_stats(stats: Stats, request: TurnRequest) -> TurnStats:
         decode_s=stats.decode_s,
         tokens_per_s=stats.tokens_per_s,
         context_tokens=stats.prompt_tokens + stats.completion_tokens // request.options.num_return_sequences,
+        steps=stats.steps,
+        drafted=stats.drafted,
+        accepted=stats.accepted,
         dropped_turns=request.context.newly_dropped,
     )
 

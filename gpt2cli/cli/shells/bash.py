@@ -214,6 +214,7 @@ _gpt2cli_add_value() {
     words) _gpt2cli_add ${words[@]+"${words[@]}"} ;;
     file | directory) _gpt2cli_add_paths "$1" ;;
     model)
+        _gpt2cli_add ${words[@]+"${words[@]}"}
         while IFS= read -r name; do
             _gpt2cli_add "$name"
         done < <(command gpt2cli completions --models 2>/dev/null </dev/null)

@@ -11,7 +11,10 @@ Kind = Literal["text", "words", "file", "directory", "model"]
 
 @dataclass(frozen=True, slots=True)
 class Value:
-    """What stands after a flag, or at a place of the command line; ``words`` are all that it can be."""
+    """What stands after a flag, or at a place of the command line.
+
+    ``words`` are all that it can be, or what it can be besides a model.
+    """
 
     name: str
     kind: Kind = "text"

@@ -52,7 +52,7 @@ def _value(value: Value) -> str:
         "words": f" -f -a {_quoted(words)}",
         "file": " -F",
         "directory": " -f -a '(__gpt2cli_directories)'",
-        "model": " -f -a '(__gpt2cli_models)'",
+        "model": f" -f -a {_quoted(' '.join(('(__gpt2cli_models)', *value.words)))}",
     }[value.kind]
 
 

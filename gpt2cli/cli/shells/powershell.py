@@ -114,7 +114,7 @@ Register-ArgumentCompleter -Native -CommandName gpt2cli -ScriptBlock {
     $paths = @()
     foreach ($entry in $found) {
         if ($entry.Kind -eq 'name') { $names += , @($entry.Name, $entry.Help) }
-        if ($entry.Kind -eq 'words') { $entry.Words | ForEach-Object { $names += , @($_, $_) } }
+        if ($entry.Kind -in 'words', 'model') { $entry.Words | ForEach-Object { $names += , @($_, $_) } }
         if ($entry.Kind -eq 'model') {
             gpt2cli completions --models 2>$null | ForEach-Object { $names += , @($_, 'Model') }
         }

@@ -88,7 +88,8 @@ def _value(value: Value) -> str:
         "words": f"({_escape(shlex.join(value.words))})",
         "file": "_files",
         "directory": "_path_files -/",
-        "model": "_gpt2cli_model",
+        # Without the space before it, arguments of compadd would come before the words.
+        "model": " ".join(("", "_gpt2cli_model", *value.words)),
     }[value.kind]
     return f"{message}:{action}"
 
@@ -106,7 +107,10 @@ _TEMPLATE = r"""#compdef gpt2cli
 _gpt2cli_model() {
   local -a names
   names=(${(f)"$(_call_program models gpt2cli completions --models 2>/dev/null)"})
-  _alternative 'models:model:compadd -a names' 'directories:directory:_path_files -/'
+  local -a words
+  words=("$@")
+  _alternative 'words:word:compadd -a words' 'models:model:compadd -a names' \
+    'directories:directory:_path_files -/'
 }
 
 @functions@

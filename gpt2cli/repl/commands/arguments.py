@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from gpt2cli.errors import UsageError
 from gpt2cli.hub.resolve import local_names
+from gpt2cli.options import DRAFTS
 from gpt2cli.repl.formats import FORMATS
 from gpt2cli.repl.options import OPTION_NAMES
 from gpt2cli.repl.sessions import list_sessions
@@ -72,8 +73,12 @@ def settings(chat: Chat, argument: str) -> Iterator[Item]:
     if argument.startswith("editing_mode="):
         yield from (Item(f"editing_mode={mode}") for mode in KEYS["editing_mode"].choices)
         return
+    if argument.startswith("draft="):
+        yield from (Item(f"draft={name}") for name in (*DRAFTS, *local_names()))
+        return
     yield from options(chat, argument)
-    yield Item("editing_mode=", KEYS["editing_mode"].help)
+    for name in ("draft", "editing_mode"):
+        yield Item(f"{name}=", KEYS[name].help)
 
 
 def branch(chat: Chat, argument: str) -> Iterator[Item]:

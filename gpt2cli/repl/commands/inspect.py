@@ -67,6 +67,7 @@ def stats(chat: Chat, argument: str) -> None:
             ("answer", f"{last.completion_tokens} tokens, in {last.decode_s:.2f} s"),
             ("first token", f"after {last.first_token_s * 1e3:.0f} ms"),
             ("speed", speed),
+            ("steps", f"{last.steps}; of {last.drafted} tokens guessed ahead {last.accepted} were right"),
             ("context", f"{last.context_tokens} of {conversation.engine.config.n_positions} tokens"),
             ("engine", f"{info.device}, {info.precision}, {info.threads} threads"),
         ]
@@ -84,6 +85,7 @@ def show(chat: Chat, argument: str) -> None:
             value = " ".join(map(repr, value)) or "none"
         origin = "" if name not in conversation.given else " (set)"
         rows.append((name, f"{value:g}{origin}" if isinstance(value, float) else f"{value}{origin}"))
+    rows.append(("draft", conversation.draft))
     rows.append(("editing_mode", chat.editing_mode))
     view.rows(rows)
     if conversation.session is not None and conversation.session.name is not None:

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 from gpt2cli.errors import UsageError
 from gpt2cli.hub.resolve import local_names
+from gpt2cli.options import DRAFTS
 from gpt2cli.repl.formats import FORMATS
 from gpt2cli.repl.loader import Loader
 from gpt2cli.repl.status import short_name
@@ -30,7 +31,25 @@ def set_option(chat: Chat, argument: str) -> None:
         chat.editing_mode = str(parse_value("editing_mode", value))
         chat.prompt.set_editing_mode(chat.editing_mode)
         return
+    if name.lower() == "draft":
+        _set_draft(chat, value)
+        return
     chat.conversation.set_option(name, value)
+
+
+def _set_draft(chat: Chat, value: str) -> None:
+    """``/set draft=VALUE``: a word, or a model that is loaded now."""
+    conversation = chat.conversation
+    value = "auto" if value.lower() == "default" else value
+    if value in DRAFTS:
+        conversation.engine.draft_with(None)
+        conversation.draft = value
+        return
+    loader = Loader(lambda: chat.start.load_engine(value))
+    what, otherwise = f"loading {one_line(value)[:40]}", f"draft {conversation.draft} stays"
+    engine, name, _ = chat.wait_for(loader, what, otherwise)
+    conversation.engine.draft_with(engine)
+    conversation.draft = name
 
 
 def seed(chat: Chat, argument: str) -> None:

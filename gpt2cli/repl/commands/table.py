@@ -140,7 +140,8 @@ _TABLE = (
         "change an option",
         settings.set_option,
         arguments.settings,
-        "VALUE default is the model's own. /show lists the options. editing_mode=vi is for this session; "
+        "VALUE default is the model's own. /show lists the options. draft=MODEL has a smaller model guess "
+        "ahead: the same text, sooner. editing_mode=vi is for this session; "
         "for all: gpt2cli config set editing_mode vi.",
     ),
     Command("show", "", "the options", inspect.show),
