@@ -358,6 +358,9 @@ def test_distill_halves_the_layers(base: Path, text: Path, tmp_path: Path) -> No
     )
     (end,) = events(made, "end")
     assert end["bits_per_byte"] < end["before"]
+    assert 0 < end["acceptance"] < 1
+    card = (tmp_path / "student" / "README.md").read_text("utf-8")
+    assert f"draws the teacher's token {end['acceptance']:.0%} of the time" in card
     assert json.loads((tmp_path / "student" / "config.json").read_text())["n_layer"] == 2
     assert call("generate", "-m", tmp_path / "student", "-q", "--max-new-tokens", "2", "the").code == 0
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -9,9 +10,13 @@ import pytest
 import torch
 from transformers import GPT2Config, GPT2LMHeadModel
 
+from gpt2cli.core.sampling import Sampler
 from gpt2cli.errors import InvalidOption
+from gpt2cli.options import SamplingOptions
+from gpt2cli.train.acceptance import acceptance
 from gpt2cli.train.distill import alternate_layers, distillation_loss, make_student, student_layers
 from gpt2cli.train.options import DistillOptions
+from gpt2cli.train.tokens import TokenFile
 
 
 def teacher_of(layers: int = 4, **config: Any) -> GPT2LMHeadModel:
@@ -132,3 +137,21 @@ def test_random_student() -> None:
     assert not torch.equal(weight, other.transformer.wte.weight)
     assert not torch.equal(weight, teacher.transformer.wte.weight)
     assert len(first.transformer.h) == 2
+
+
+@pytest.mark.parametrize("options", [SamplingOptions(temperature=0), SamplingOptions(top_k=20)])
+def test_acceptance_by_hand(tmp_path: Path, options: SamplingOptions) -> None:
+    """The share of tokens that both models draw alike, each given the text so far in its window."""
+    teacher, student = teacher_of(4), teacher_of(2)
+    ids = np.random.default_rng(1).integers(0, 50, 70).astype("<u2")
+    ids.tofile(tmp_path / "ids.bin")
+    file = TokenFile(tmp_path / "ids.bin", 70, 70, 1, "<u2")
+    alike = []
+    for place in range(70):
+        text = torch.from_numpy(ids[place // 16 * 16 : place + 1].astype(np.int64))
+        with torch.no_grad():
+            logits = [model.eval()(text[None]).logits[0, -1].numpy() for model in (teacher, student)]
+        one, other = (Sampler(options)(row, text.tolist(), 0, place + 1) for row in logits)
+        alike.append(one == other)
+    assert acceptance(teacher, student, file, 16, options) == pytest.approx(np.mean(alike))
+    assert acceptance(teacher, teacher, file, 16, options) == 1

@@ -109,6 +109,12 @@ class TrainingReport:
         )
         for test in facts.tests:
             self._terminal.note(f"{test.file}: {test.score.bits_per_byte:.4f} bits per byte")
+        if facts.acceptance is not None:
+            teacher = facts.recipe.base_name or facts.recipe.base
+            self._terminal.note(
+                f"it draws its teacher's token {facts.acceptance:.0%} of the time: "
+                f"gpt2cli generate -m {teacher} --draft {place}"
+            )
         self._terminal.note(f"try it: gpt2cli generate -m {place}")
         if not self._jsonl:
             self._terminal.write(f"{place}\n")

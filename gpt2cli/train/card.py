@@ -83,6 +83,12 @@ def _figures(facts: Facts) -> str:
         lines.append(_score_row("validation, before training", facts.start))
     lines.append(_score_row("validation", facts.final))
     lines += [_score_row(f"test: {_cell(test.file)}", test.score) for test in facts.tests]
+    if facts.acceptance is not None:
+        lines += [
+            "",
+            "It guesses ahead for its teacher (`--draft`): given the validation text so far, it draws the "
+            f"teacher's token {facts.acceptance:.0%} of the time, by the teacher's own sampling options.",
+        ]
     return "\n".join(lines)
 
 

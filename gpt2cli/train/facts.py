@@ -45,6 +45,9 @@ class Facts:
     """The events ``step`` and ``evaluation``, in order."""
     bf16: bool
     device: str
+    acceptance: float | None = None
+    """How often a student draws its teacher's token on the validation text, by the teacher's own sampling
+    options; None where there is no teacher."""
 
     @property
     def training_s(self) -> float:

@@ -22,9 +22,11 @@ from typing import Any
 import torch
 from transformers import GPT2LMHeadModel, PreTrainedModel
 
+from gpt2cli.checkpoint import open_checkpoint
 from gpt2cli.errors import Gpt2cliError, UsageError
 from gpt2cli.text.tokenizer import Tokenizer
 from gpt2cli.train import attention, hardware
+from gpt2cli.train.acceptance import acceptance
 from gpt2cli.train.corpus import Corpus, tokenizer_files
 from gpt2cli.train.distill import DistillationTrainer, make_student
 from gpt2cli.train.export import export, round_weights
@@ -284,7 +286,16 @@ class _Session:
             curve=self.record.curve(),
             bf16=self.bf16,
             device=str(self.device),
+            acceptance=self._acceptance(finished),
         )
+
+    def _acceptance(self, student: PreTrainedModel) -> float | None:
+        """How well the student guesses ahead for its teacher; None where there is none."""
+        if self.teacher is None or self.recipe.base is None:
+            return None
+        # An older base may have come from a pickle, which was allowed then.
+        options = open_checkpoint(self.recipe.base, allow_pickle=True).generate_options({})
+        return acceptance(self.teacher, student, self.tokens.validation, self.plan.window, options)
 
     def _start_event(self) -> dict[str, Any]:
         tokens, plan = self.tokens, self.plan
@@ -319,4 +330,5 @@ def _end_event(facts: Facts, directory: Path) -> dict[str, Any]:
         "bits_per_byte": facts.final.bits_per_byte,
         "before": facts.start.bits_per_byte if facts.start else None,
         "tests": [{"file": t.file, "bits_per_byte": t.score.bits_per_byte} for t in facts.tests],
+        "acceptance": facts.acceptance,
     }
