@@ -10,6 +10,7 @@ batch. What a drafter changes is the time.
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Protocol
 
 from gpt2cli.core.backend import Backend
 from gpt2cli.core.draft_model import DraftModel
@@ -48,6 +49,22 @@ def worth_verifying(odds: list[list[float]], seconds: Callable[[int], float]) ->
     return counts
 
 
+class Drafter(Protocol):
+    """Where drafts come from. It may propose what it likes: a text does not depend on it."""
+
+    def propose(self, rows: Sequences, limits: list[int], beside: int) -> list[list[int]]:
+        """Up to ``limits`` tokens that may follow each text; ``beside`` other tokens are in the pass."""
+        ...
+
+    def learn(self, *, right: bool) -> None:
+        """A draft, all before it being right, was right or not."""
+        ...
+
+    def forget(self, sequence: Sequence) -> None:
+        """The text has ended."""
+        ...
+
+
 class LookupDrafts:
     """Drafts from the texts themselves, for requests with ``draft`` ``auto`` or ``lookup``."""
 
@@ -56,20 +73,23 @@ class LookupDrafts:
         self._lookups: dict[Sequence, Lookup] = {}
 
     def propose(self, rows: Sequences, limits: list[int], beside: int) -> list[list[int]]:
-        """Up to ``limits`` tokens after each text; ``beside`` other tokens are in the pass.
-
-        ``lookup`` takes what it finds. ``auto`` takes as much as promises to pay.
-        """
+        """What followed earlier in a text: ``lookup`` takes what it finds, ``auto`` what promises to pay."""
         found = [self._look_up(row, limit) for row, limit in zip(rows, limits, strict=True)]
-        odds = [[chance for chance in own if chance >= HOPE] for _, own in found]
-        pays = [own if row.group.options.draft == "auto" else [] for row, own in zip(rows, odds, strict=True)]
-        counts = [0] * len(rows)
-        if any(pays) and self._times.known(beside + len(rows)):
-            counts = worth_verifying(pays, lambda tokens: self._times.of(beside + tokens))
-        return [
-            drafts[: count if row.group.options.draft == "auto" else len(own)]
-            for row, (drafts, _), own, count in zip(rows, found, odds, counts, strict=True)
-        ]
+        counts = [len(drafts) for drafts, _ in found]
+        careful = [n for n, row in enumerate(rows) if row.group.options.draft == "auto" and counts[n]]
+        if careful:
+            worth = [0] * len(careful)
+            if self._times.known(beside + len(rows)):
+                others = beside + len(rows) - len(careful) + sum(counts) - sum(counts[n] for n in careful)
+                worth = worth_verifying(
+                    [found[n][1] for n in careful], lambda tokens: self._times.of(others + tokens)
+                )
+            for n, count in zip(careful, worth, strict=True):
+                counts[n] = count
+        return [drafts[:count] for (drafts, _), count in zip(found, counts, strict=True)]
+
+    def learn(self, *, right: bool) -> None:
+        """Nothing: each lookup compares all that comes with what it would have proposed."""
 
     def forget(self, sequence: Sequence) -> None:
         """The text has ended."""
@@ -78,7 +98,7 @@ class LookupDrafts:
     def _look_up(self, sequence: Sequence, limit: int) -> tuple[list[int], list[float]]:
         lookup = self._lookups.setdefault(sequence, Lookup())
         lookup.update(sequence.ids, len(sequence.group.prompt))
-        return lookup.propose(sequence.ids, limit)
+        return lookup.propose(sequence.ids, limit, HOPE)
 
 
 class ModelDrafts:
@@ -90,30 +110,33 @@ class ModelDrafts:
     """Passes without drafts after which one is tried again; twice as many each time, up to the second."""
 
     def __init__(self, model: DraftModel, times: PassTimes) -> None:
-        self.model, self._times = model, times
+        self._model, self._times = model, times
         self._trust = self.FIRST_TRUST
         self._idle, self._patience = 0, self.PATIENCE
 
     def propose(self, rows: Sequences, limits: list[int], beside: int) -> list[list[int]]:
-        """Up to ``limits`` tokens after each text; ``beside`` other tokens are in the pass."""
+        """What the smaller model draws."""
         count = self._count(len(rows), beside)
-        return self.model.propose([(row, min(count, limit)) for row, limit in zip(rows, limits, strict=True)])
+        if not count:
+            return [[] for _ in rows]
+        counts = [min(count, limit) for limit in limits]
+        return self._model.propose([*zip(rows, counts, strict=True)])
 
-    def learn(self, right: bool) -> None:
+    def learn(self, *, right: bool) -> None:
         """A draft, all before it being right, was right or not."""
         self._trust += self.NEWS * (right - self._trust)
 
     def forget(self, sequence: Sequence) -> None:
         """The text has ended."""
-        self.model.forget(sequence)
+        self._model.forget(sequence)
 
     def _count(self, rows: int, beside: int) -> int:
         """How many drafts a text should have in the next pass."""
         if not self._times.known(beside + rows):
             return 0
-        if not self.model.times.known(rows):
+        if not self._model.times.known(rows):
             return 2
-        expected, chance, each = float(beside + rows), 1.0, self.model.times.of(rows)
+        expected, chance, each = float(beside + rows), 1.0, self._model.times.of(rows)
         best, count = expected / self._times.of(beside + rows), 0
         for n in range(1, MAX_DRAFTS + 1):
             chance *= self._trust
@@ -132,28 +155,27 @@ class ModelDrafts:
 
 
 class Speculation:
-    """What is guessed for the texts of a scheduler, each as its request wants it."""
+    """What is guessed for the texts of a scheduler, each as its request wants it.
+
+    ``model`` serves requests whose ``draft`` names a model, ``lookup`` the others.
+    """
 
     def __init__(self, backend: Backend) -> None:
         self.times = PassTimes()
+        self.lookup: Drafter = LookupDrafts(self.times)
+        self.model: Drafter | None = None
         self._context = backend.config.n_positions
         self._unasked = backend.batch_invariant
-        self._lookup = LookupDrafts(self.times)
-        self._model: ModelDrafts | None = None
 
-    @property
-    def draft_model(self) -> DraftModel | None:
-        """The smaller model, for requests that want one."""
-        return self._model.model if self._model else None
-
-    @draft_model.setter
-    def draft_model(self, model: DraftModel | None) -> None:
-        self._model = ModelDrafts(model, self.times) if model else None
+    def draft_with(self, model: DraftModel | None) -> None:
+        """Have this model guess, or none."""
+        self.model = ModelDrafts(model, self.times) if model else None
 
     def propose(self, rows: Sequences) -> dict[Sequence, list[int]]:
         """What to verify in a pass over ``rows``, which have one token each to read."""
         drafts: dict[Sequence, list[int]] = {}
-        for drafter, own in ((self._lookup, self._of(rows, False)), (self._model, self._of(rows, True))):
+        for drafter in (self.lookup, self.model):
+            own = [row for row in rows if drafter is not None and self._drafter_of(row) is drafter]
             if own and drafter is not None:
                 limits = [min(MAX_DRAFTS, row.room(self._context)) for row in own]
                 beside = len(rows) - len(own) + sum(map(len, drafts.values()))
@@ -162,21 +184,19 @@ class Speculation:
 
     def learn(self, sequence: Sequence, *, right: bool) -> None:
         """A draft for the text, all before it being right, was right or not."""
-        if self._model is not None and sequence.group.options.draft not in DRAFTS:
-            self._model.learn(right)
+        drafter = self._drafter_of(sequence)
+        if drafter is not None:
+            drafter.learn(right=right)
 
     def forget(self, sequence: Sequence) -> None:
         """The text has ended."""
-        self._lookup.forget(sequence)
-        if self._model is not None:
-            self._model.forget(sequence)
+        drafter = self._drafter_of(sequence)
+        if drafter is not None:
+            drafter.forget(sequence)
 
-    def _of(self, rows: Sequences, by_model: bool) -> list[Sequence]:
-        """Those that want drafts, by the model or from themselves."""
-        return [
-            row for row in rows if self._wants(row) and (row.group.options.draft not in DRAFTS) == by_model
-        ]
-
-    def _wants(self, row: Sequence) -> bool:
+    def _drafter_of(self, row: Sequence) -> Drafter | None:
+        """Unasked, texts are drafted for only where that changes nothing in them."""
         kind = row.group.options.draft
-        return kind != "off" and row.group.joint is None and (kind != "auto" or self._unasked)
+        if kind == "off" or row.group.joint is not None or (kind == "auto" and not self._unasked):
+            return None
+        return self.lookup if kind in DRAFTS else self.model

@@ -102,8 +102,7 @@ class Engine:
                     hint="a draft model has the same tokenizer and is smaller, as distilgpt2 for gpt2-xl",
                 )
         self._close_stream()
-        speculation = self._scheduler.speculation
-        speculation.draft_model = DraftModel(small.backend) if small else None
+        self._scheduler.speculation.draft_with(DraftModel(small.backend) if small else None)
 
     def options(self, **given: Any) -> GenerateOptions:
         """`GenerateOptions` with the model's own sampling defaults under what is ``given``."""
@@ -183,7 +182,7 @@ class Engine:
             ids = self.encode(prompt, special_tokens=options.special_tokens)
         else:
             ids = list(prompt)
-        if options.draft not in DRAFTS and self._scheduler.speculation.draft_model is None:
+        if options.draft not in DRAFTS and self._scheduler.speculation.model is None:
             raise InvalidOption("draft", f"there is no draft model {shown(options.draft)} here")
         kept, max_new_tokens = self._fit(ids, options)
         return ids[len(ids) - kept :], len(ids) - kept, max_new_tokens

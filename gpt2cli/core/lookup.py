@@ -56,10 +56,11 @@ class Lookup:
                 self._search(ids, places)
             places.append(place + 1)
 
-    def propose(self, ids: Sequence[int], limit: int) -> tuple[list[int], list[float]]:
-        """Up to ``limit`` tokens that may follow ``ids``, and the chance that it is right so far.
+    def propose(self, ids: Sequence[int], limit: int, least: float) -> tuple[list[int], list[float]]:
+        """Up to ``limit`` tokens that may follow ``ids``, each with the chance that it is right, and so all
+        before it; those below ``least`` are left out.
 
-        Where the end of the text is reached, what was proposed is read on: so a period can go on.
+        At the end of the text it reads on in what it proposes, so that a period can go on.
         """
         drafts: list[int] = []
         odds: list[float] = []
@@ -67,9 +68,11 @@ class Lookup:
             return drafts, odds
         chance = 1.0
         for n in range(limit):
+            chance *= self._odds[bisect_right(LENGTHS, self._match + n)]
+            if chance < least:
+                break
             place = self._next + n
             drafts.append(ids[place] if place < len(ids) else drafts[place - len(ids)])
-            chance *= self._odds[bisect_right(LENGTHS, self._match + n)]
             odds.append(chance)
         return drafts, odds
 
