@@ -285,6 +285,7 @@ def test_menus_for_commands_and_arguments(fresh: ChatScreen) -> None:
         ("/load ", "Once upon a time"),
         ("/export /usr/li", "/usr/lib/"),
         ("/set editing_mode=", "editing_mode=vi"),
+        ("/set draft=", "draft=lookup"),
     ):
         fresh.send(typed)
         fresh.wait(offered)
@@ -318,6 +319,17 @@ def test_history_search_and_suggestion(fresh: ChatScreen) -> None:
     fresh.wait("> The quick brown fox")
     fresh.send(ENTER + CTRL_U)
     fresh.settle()
+
+
+def test_drafts_are_a_setting_of_the_session(fresh: ChatScreen) -> None:
+    ask(fresh, "/set draft=lookup")
+    assert re.search(r"draft +lookup", ask(fresh, "/show"))
+    ask(fresh, "/set draft=tiny")
+    ask(fresh, "Once upon a time")
+    assert re.search(r"steps +\d+; of \d+ tokens guessed ahead \d+ were right", ask(fresh, "/stats"))
+    assert "not on this disk" in ask(fresh, "/set draft=no-such-model")
+    assert re.search(r"draft +tiny", ask(fresh, "/show"))
+    assert "draft is auto again" in ask(fresh, "/model tiny")
 
 
 @pytest.mark.slow

@@ -36,7 +36,8 @@ def test_document_follows_the_schema(tiny_model: Path) -> None:
 
 def test_events_are_complete_and_interleaved(tiny_model: Path) -> None:
     """The token events and the end of a choice together are its text."""
-    arguments = (*SAY, "-n", "3", "--ignore-eos", "ab")
+    # A text whose tokens were guessed has several of them at once.
+    arguments = (*SAY, "-n", "3", "--ignore-eos", "--draft", "off", "ab")
     events = generate(tiny_model, "--jsonl", *arguments).events
     for event in events:
         jsonschema.validate(event, EVENTS[event["event"]])
@@ -377,3 +378,45 @@ def test_no_text_at_all_is_wrong_input(tiny_model: Path, command: str, flag: str
     outcome = call(*command.split(), flag, "-m", tiny_model)
     assert (outcome.code, outcome.out) == (2, "")
     assert outcome.err == "error: standard input holds no text\n"
+
+
+REPEATS = ("--seed", "1", "--greedy", "--ignore-eos", "--max-new-tokens", "120", "It was a dark night and")
+"""Greedy texts of a small model go round in circles."""
+
+
+def test_drafts_change_figures_and_no_text() -> None:
+    """The built-in model, since a text of random weights may never repeat."""
+    off, lookup, model = (
+        call("generate", "--json", "--draft", draft, *REPEATS).document for draft in ("off", "lookup", "tiny")
+    )
+    assert off["choices"] == lookup["choices"] == model["choices"]
+    assert [document["options"]["draft"] for document in (off, lookup, model)] == ["off", "lookup", "tiny"]
+    assert off["speculation"] == {"steps": 119, "drafted": 0, "accepted": 0}
+    figures = lookup["speculation"]
+    assert 0 < figures["accepted"] <= figures["drafted"]
+    assert figures["steps"] + figures["accepted"] in (119, 120)
+
+
+def test_events_mark_what_was_guessed() -> None:
+    events = call("generate", "--jsonl", "--draft", "lookup", *REPEATS).events
+    for event in events:
+        jsonschema.validate(event, EVENTS[event["event"]])
+    assert sum(event.get("drafted", False) for event in events) == events[-1]["speculation"]["accepted"] > 0
+
+
+def test_a_draft_model_is_checked(tiny_model: Path) -> None:
+    cases = (
+        (tiny_model, 2, f"error: {tiny_model}: it cannot guess ahead for this model"),
+        ("nothing-here", 4, "error: nothing-here"),
+    )
+    for draft, code, says in cases:
+        done = call("generate", "--draft", str(draft), "Once")
+        assert done.code == code, done.err
+        assert says in done.err and "hint: " in done.err and done.out == ""
+
+
+def test_drafts_as_a_setting(tiny_model: Path) -> None:
+    done = generate(tiny_model, "--json", "ab", GPT2CLI_DRAFT="lookup")
+    assert done.document["options"]["draft"] == "lookup"
+    done = generate(tiny_model, "--json", "--draft", "off", "ab", GPT2CLI_DRAFT="nothing-here")
+    assert done.document["options"]["draft"] == "off"

@@ -97,8 +97,8 @@ class Engine:
             alike = one is None or other is None or one.same_vocabulary(other)
             if not alike or small.config.vocab_size != self.config.vocab_size:
                 raise UsageError(
-                    f"{small.checkpoint.directory} cannot guess ahead for this model: "
-                    "it has another vocabulary",
+                    f"{small.checkpoint.directory}: it cannot guess ahead for this model, which has another "
+                    "vocabulary",
                     hint="a draft model has the same tokenizer and is smaller, as distilgpt2 for gpt2-xl",
                 )
         self._close_stream()
