@@ -57,8 +57,10 @@ def bench(model: Path, *arguments: str, **environ: str) -> Any:
 
 def check_figures(engine: dict[str, Any], *measures: str) -> None:
     assert set(measures) <= set(engine["figures"])
-    for figure in engine["figures"].values():
-        assert 0 < figure["low"] <= figure["median"] <= figure["high"]
+    for measure, figure in engine["figures"].items():
+        # Of a random text nothing may have been guessed right.
+        assert figure["low"] > 0 or measure == "draft_share"
+        assert figure["low"] <= figure["median"] <= figure["high"]
 
 
 def test_whole_processes(model: Path) -> None:

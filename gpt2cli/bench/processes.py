@@ -222,7 +222,9 @@ class OurProcess:
 
     def _run(self, home: str, tokens: int, *, memory: bool = False) -> Finished:
         task = self._task
+        # A text that happens to repeat would be guessed, and its figures say nothing of others.
         command = [sys.executable, "-m", "gpt2cli", "generate", "--jsonl", "--offline", "--quiet"]
+        command += ["--draft", "off"]
         command += ["-m", str(task.checkpoint.directory.resolve()), "--precision", self._precision]
         command += ["--device", task.load.device, "--max-new-tokens", str(tokens), "--ignore-eos"]
         # As transformers and llama.cpp are asked to draw, whatever the model's own defaults are.

@@ -46,7 +46,10 @@ class Contender:
     first run ``first_run_private_bytes``.
 
     Of a loaded model: ``prefill_N``, ``decode_ROWS`` and ``decode_long`` in tokens per second;
-    ``step_ratio``, the time of a step at a long context over one at a short; ``busy_decode_ratio`` and
+    ``verify_N_ratio``, the time of a pass over N tokens of one text over that of one; ``draft_ratio``, the
+    rate of a greedy text that begins with repetitions with ``draft`` ``auto`` over ``off``, and
+    ``draft_share``, how much of it was guessed right; ``step_ratio``, the time of a step at a long context
+    over one at a short; ``busy_decode_ratio`` and
     ``busy_prefill_ratio``, the rate with one core kept busy over the quiet one.
     """
 

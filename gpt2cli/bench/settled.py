@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import statistics
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -18,6 +19,8 @@ from gpt2cli.options import GenerateOptions, LoadOptions, Precision
 
 ROWS = 8
 """Texts at once."""
+VERIFIED = (4, 8)
+"""Tokens of one text in a pass, as drafts are verified."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,7 +81,7 @@ class OurRunner:
         return taken
 
     def decode(self, rows: int, context: int) -> float:
-        options = GenerateOptions(seed=0, num_return_sequences=rows)
+        options = GenerateOptions(seed=0, num_return_sequences=rows, draft="off")
         ids = prompt_ids(self._backend.config, context)
         group = Group(ids, options, max_new_tokens=self._steps + 1)
         scheduler = Scheduler(self._backend)
@@ -89,6 +92,39 @@ class OurRunner:
             scheduler.drop([group])
         # The first token of each row comes with the prompt.
         return drawn[-1] - drawn[rows - 1]
+
+    def drafts(self) -> dict[str, float]:
+        """What drafts cost and bring: `Contender` has the measures."""
+        one, *several = (self._verify(tokens) for tokens in (1, *VERIFIED))
+        found = {f"verify_{n}_ratio": taken / one for n, taken in zip(VERIFIED, several, strict=True)}
+        (off, _), (auto, guessed) = (self._repeat(draft) for draft in ("off", "auto"))
+        return {**found, "draft_ratio": off / auto, "draft_share": guessed}
+
+    def _verify(self, tokens: int) -> float:
+        """Seconds of a pass over so many tokens of one text, with logits after each."""
+        ids = prompt_ids(self._backend.config, 8 + tokens)
+        slot, taken = self._backend.new_slot(), []
+        self._backend.forward(Batch.of([(slot, 0, ids[:8])]))
+        for _ in range(self._steps):
+            started = time.perf_counter()
+            self._backend.forward(Batch.of([(slot, 8, ids[8:])], range(tokens)))
+            taken.append(time.perf_counter() - started)
+        self._backend.free_slot(slot)
+        return statistics.median(taken)
+
+    def _repeat(self, draft: str) -> tuple[float, float]:
+        """Seconds for a greedy text after one that repeats, and the share of it that was guessed right."""
+        config = self._backend.config
+        ids = (prompt_ids(config, 16) * 4)[: max(1, config.n_positions // 2)]
+        new = max(2, min(4 * self._steps, config.n_positions - len(ids) - 1))
+        group = Group(ids, GenerateOptions(seed=0, temperature=0, draft=draft), max_new_tokens=new)
+        scheduler = Scheduler(self._backend)
+        scheduler.admit([group])
+        try:
+            drawn = [time.perf_counter() for step in scheduler.run() if step is not None]
+        finally:
+            scheduler.drop([group])
+        return drawn[-1] - drawn[0], group.stats.accepted / new
 
     def close(self) -> None:
         self._backend.close()
@@ -113,6 +149,8 @@ def measure_round(runner: Runner, sizes: Sizes, *, keep: bool) -> None:
         if long is not None and one is not None:
             found["decode_long"] = sizes.steps / long
             found["step_ratio"] = long / one
+    if isinstance(runner, OurRunner):
+        found |= runner.drafts()
     if keep:
         for measure, value in found.items():
             runner.contender.add(measure, value)

@@ -53,6 +53,15 @@ _PARTS = (
         },
     ),
     Part(
+        "settled: a pass over several tokens of a text over one of a single token; a text that repeats",
+        {
+            "verify_4_ratio": "4 / 1 tokens",
+            "verify_8_ratio": "8 / 1 tokens",
+            "draft_ratio": "draft auto / off",
+            "draft_share": "guessed right",
+        },
+    ),
+    Part(
         "settled: a step at a long context over one at 32; rates with one core kept busy over quiet ones",
         {
             "step_ratio": "step, long / 32",
@@ -131,6 +140,8 @@ def _shown(measure: str, value: float) -> str:
         return shown_bytes(value)
     if measure.endswith(("_s", "_ratio")):
         return f"{value:.2f}"
+    if measure.endswith("_share"):
+        return f"{value:.0%}"
     return f"{value:,.{0 if value >= 100 else 1}f}"
 
 
