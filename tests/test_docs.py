@@ -186,7 +186,7 @@ def blocks(page: Path, language: str) -> list[str]:
 )
 def test_python_examples_run(page: Path, tiny_model: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for example in blocks(page, "python"):
-        exec(compile(example, page.name, "exec"), {"model_directory": tiny_model})
+        exec(compile(example, page.name, "exec"), {"model_directory": tiny_model, "small_model_directory": tiny_model})
         assert capsys.readouterr().out.strip()
 
 
