@@ -185,8 +185,10 @@ def blocks(page: Path, language: str) -> list[str]:
     "page", [page for page in PAGES if blocks(page, "python")], ids=lambda page: page.name
 )
 def test_python_examples_run(page: Path, tiny_model: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """One after the other, as a reader types them."""
+    names = {"model_directory": tiny_model, "small_model_directory": tiny_model}
     for example in blocks(page, "python"):
-        exec(compile(example, page.name, "exec"), {"model_directory": tiny_model, "small_model_directory": tiny_model})
+        exec(compile(example, page.name, "exec"), names)
         assert capsys.readouterr().out.strip()
 
 
