@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import random
 import re
 import subprocess
 import sys
@@ -16,6 +17,7 @@ from cli import call, shell
 from support import REPOSITORY, shared
 
 from gpt2cli.checkpoint import open_checkpoint
+from gpt2cli.core.engine import Engine
 from gpt2cli.hub.manifest import FileRecord, Manifest, now, read_manifest
 from gpt2cli.hub.resolve import builtin_directory
 from gpt2cli.train.documents import document_key, find_sources, read_pieces
@@ -85,8 +87,9 @@ def test_a_setting_comes_before_it(tiny_model: Path) -> None:
     assert call("generate", "--json", "ab").document["model"] == "tiny"
 
 
-def test_it_starts_at_its_own_temperature() -> None:
-    assert call("generate", "--json", "Once").document["options"]["temperature"] == 0.7
+def test_it_starts_with_its_own_sampling() -> None:
+    options = call("generate", "--json", "Once").document["options"]
+    assert (options["temperature"], options["repetition_penalty"]) == (0.7, 1.08)
 
 
 def test_transformers_gives_the_same_greedy_text() -> None:
@@ -172,6 +175,26 @@ def test_the_figures_of_the_card_come_out_again(monkeypatch: pytest.MonkeyPatch)
             nats += torch.nn.functional.cross_entropy(logits, window[0, 1:], reduction="sum").item()
         measured = nats / torch.log(torch.tensor(2.0)).item() / size
         assert measured == pytest.approx(card_score(source.name), abs=2e-4)
+
+
+def repeated(texts: list[list[int]], size: int = 4) -> float:
+    """The share of n-grams that stood in their text before."""
+    grams = [[tuple(ids[n : n + size]) for n in range(len(ids) - size + 1)] for ids in texts]
+    return 1 - sum(len(set(own)) for own in grams) / sum(map(len, grams))
+
+
+@pytest.mark.slow
+def test_it_goes_round_in_circles_little_more_than_what_it_has_read() -> None:
+    """Of 200 unselected texts of 200 tokens at its defaults."""
+    engine = Engine.load(BUILTIN)
+    options = engine.options(seed=1, num_return_sequences=200, max_new_tokens=200, ignore_eos=True)
+    drawn = [choice.token_ids for choice in engine.generate("Once upon a time", options).choices]
+    pick, read = random.Random(0), []
+    texts = [path.read_text("utf-8") for path in sorted(shared("corpus", "train").glob("*.txt"))]
+    for text in pick.choices(texts, [len(text) for text in texts], k=400):
+        at = pick.randrange(len(text) - 1500)
+        read.append(engine.encode(text[at : at + 1500])[:200])
+    assert repeated(drawn) <= 1.3 * repeated(read)
 
 
 def test_the_wheel_carries_it(tmp_path: Path) -> None:

@@ -95,7 +95,8 @@ def test_the_card_says_what_happened(text: Path, tmp_path: Path) -> None:
     other.write_text(make_text(3, seed=9), "utf-8")
     made = train(
         *(text, "--steps", "8", "--seed", "5", "--output", tmp_path / "model", "--jsonl"),
-        *("--test-data", other, "--default-temperature", "0.7", "--samples", "2", "--title", "Birds"),
+        *("--test-data", other, "--samples", "2", "--title", "Birds"),
+        *("--default-temperature", "0.7", "--default-repetition-penalty", "1.1"),
     )
     (end,) = events(made, "end")
     card = (tmp_path / "model" / "README.md").read_text("utf-8")
@@ -103,6 +104,9 @@ def test_the_card_says_what_happened(text: Path, tmp_path: Path) -> None:
         assert hashlib.sha256(path.read_bytes()).hexdigest() in card
         assert f"{path.stat().st_size:,}" in card
     assert "# Birds" in card
+    assert "temperature 0.7, repetition penalty 1.1, top k 50, with the seeds 1 to 2" in card
+    settings = json.loads((tmp_path / "model" / "generation_config.json").read_text("utf-8"))
+    assert (settings["temperature"], settings["repetition_penalty"]) == (0.7, 1.1)
     assert "| seed | 5 |" in card
     assert f"| {end['bits_per_byte']:.4f} |" in card
     assert f"| {end['tests'][0]['bits_per_byte']:.4f} |" in card

@@ -15,7 +15,10 @@ MAX_RECIPE_BYTES = 2**20
 
 LORA_FLAGS = {"rank": "lora_rank", "alpha": "lora_alpha", "dropout": "lora_dropout"}
 DISTILL_FLAGS = {"layers": "student_layers", "temperature": "distill_temperature"}
-EXPORT_FLAGS = {"temperature": "default_temperature"}
+EXPORT_FLAGS = {
+    "temperature": "default_temperature",
+    "repetition_penalty": "default_repetition_penalty",
+}
 RUN_ONLY = frozenset({"config", "resume", "jsonl", "quiet", "debug", "plot"})
 """Flags that a recipe file cannot set."""
 

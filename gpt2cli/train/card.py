@@ -173,12 +173,13 @@ def _samples(facts: Facts, samples: Sequence[Sample]) -> str:
         return ""
     export = facts.recipe.export
     start = f"after the prompt {json.dumps(export.sample_prompt)}" if export.sample_prompt else "from nothing"
-    temperature = export.temperature or 1.0
+    drawn = {"temperature": 1.0, **export.sampling, "top_k": 50}
+    by = ", ".join(f"{name.replace('_', ' ')} {value:g}" for name, value in drawn.items())
     lines = [
         "## Samples",
         "",
-        f"Unselected: {len(samples)} texts of at most {export.sample_tokens} tokens {start}, temperature "
-        f"{temperature:g}, top-k 50, with the seeds 1 to {len(samples)} of `gpt2cli generate --seed`.",
+        f"Unselected: {len(samples)} texts of at most {export.sample_tokens} tokens {start}, {by}, with the "
+        f"seeds 1 to {len(samples)} of `gpt2cli generate --seed`.",
     ]
     for sample in samples:
         lines += ["", f"Seed {sample.seed}:", "", *_quoted(export.sample_prompt + sample.text)]

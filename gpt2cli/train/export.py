@@ -57,10 +57,10 @@ def _save(model: PreTrainedModel, options: ExportOptions, directory: Path) -> No
     model.set_attn_implementation("eager")
     any_model: Any = model
     any_model.to(DTYPES[options.save_precision]).save_pretrained(directory)
-    if options.temperature is not None:
+    if options.sampling:
         path = directory / "generation_config.json"
         settings = json.loads(path.read_text("utf-8"))
-        settings |= {"do_sample": True, "temperature": options.temperature}
+        settings |= {"do_sample": True, **options.sampling}
         path.write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")
 
 

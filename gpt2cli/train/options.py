@@ -11,6 +11,7 @@ from gpt2cli.errors import InvalidOption
 from gpt2cli.options import (
     MAX_SEED,
     Device,
+    SamplingOptions,
     check_choice,
     check_number,
     check_whole,
@@ -224,6 +225,8 @@ class ExportOptions:
     """What samples continue; empty: a text from its beginning."""
     temperature: float | None = None
     """The model's default temperature, in its generation_config.json."""
+    repetition_penalty: float | None = None
+    """Likewise its default repetition penalty."""
     title: str | None = None
     license: str | None = None
     description: str | None = None
@@ -235,6 +238,14 @@ class ExportOptions:
         check_whole("sample_tokens", self.sample_tokens, 1, MAX_POSITIONS, f"1 to {MAX_POSITIONS}")
         if self.temperature is not None:
             check_number("temperature", self.temperature, "0.001 and more", lambda v: v >= 1e-3)
+        if self.repetition_penalty is not None:
+            SamplingOptions(repetition_penalty=self.repetition_penalty)
+
+    @property
+    def sampling(self) -> dict[str, float]:
+        """What a text is drawn by unless its request says otherwise; nothing where that is left open."""
+        given = {"temperature": self.temperature, "repetition_penalty": self.repetition_penalty}
+        return {name: value for name, value in given.items() if value is not None}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
