@@ -10,7 +10,7 @@
 #define ROW_BLOCK 192 /* rows of a piece of a product */
 #define TILE_ROWS 6
 #define QUERY_ROWS 24 /* queries of a piece of attention */
-#define WIDE_ROWS 12  /* more rows than this share one conversion of a block of weights to fp32 */
+#define WIDE_ROWS_APART 12 /* more rows than this share one copy of weights that lie apart, to one place, as fp32 */
 
 #define Q8_GROUP_BYTES (GROUP * PANEL + 2 * PANEL)
 #define Q4_GROUP_BYTES (GROUP * PANEL / 2 + 2 * PANEL)
@@ -35,6 +35,7 @@ typedef struct {
 /* Memory of one thread. */
 typedef struct {
     float *tile;    /* [ROW_BLOCK, PANEL] */
+    float *part;    /* [ROW_BLOCK, PANEL] */
     float *block;   /* [BLOCK, PANEL], or [PANEL * PANEL] bytes per group of int4 */
     float *scores;  /* [QUERY_ROWS, positions rounded up to 64] */
     float *context; /* [QUERY_ROWS, head width rounded up to 16] */

@@ -34,7 +34,9 @@ INLINE void transpose4(const float *from, size_t from_stride, float *to, size_t 
 /* ---------------------------------------------------------------- AVX-512 with VNNI */
 #include <immintrin.h>
 
-#define TILE_COLUMNS 4 /* vectors of columns beside several rows of a tile */
+#define TILE_COLUMNS(rows) 4 /* vectors of columns of a tile of so many rows */
+#define WIDE_ROWS 12         /* more rows than this share one conversion of a block of weights to fp32 */
+#define DOT_COLUMNS 4
 #define DOT_ROWS 3
 
 typedef __m512 vf;
@@ -89,7 +91,9 @@ INLINE vf i_float(vi x) { return _mm512_cvtepi32_ps(x); }
 /* ---------------------------------------------------------------- AVX2, FMA, F16C; AVX-VNNI where it is */
 #include <immintrin.h>
 
-#define TILE_COLUMNS 1
+#define TILE_COLUMNS(rows) ((rows) == 1 ? 4 : (rows) == 2 ? 2 : 1)
+#define WIDE_ROWS ROW_BLOCK /* none: converting once for 6 rows is for free beside 12 multiplications */
+#define DOT_COLUMNS 1
 #define DOT_ROWS 2
 
 typedef struct { __m256 a, b; } vf;
@@ -198,7 +202,9 @@ INLINE vi i_dot4(vi acc, vi w, int32_t x) {
 /* ---------------------------------------------------------------- NEON with dot products */
 #include <arm_neon.h>
 
-#define TILE_COLUMNS 1
+#define TILE_COLUMNS(rows) ((rows) == 1 ? 4 : 1)
+#define WIDE_ROWS 12
+#define DOT_COLUMNS 1
 #define DOT_ROWS 3
 
 typedef struct { float32x4_t v[4]; } vf;
@@ -300,7 +306,9 @@ INLINE vf i_float(vi x) { return EACH4(vf, E); }
 
 #else
 /* ---------------------------------------------------------------- portable C */
-#define TILE_COLUMNS 1
+#define TILE_COLUMNS(rows) ((rows) == 1 ? 4 : 1)
+#define WIDE_ROWS 12
+#define DOT_COLUMNS 1
 #define DOT_ROWS 1
 
 typedef struct { float v[LANES]; } vf;
