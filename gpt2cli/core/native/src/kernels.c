@@ -34,7 +34,7 @@ typedef vf (*load_function)(const void *);
 INLINE vf load_f32(const void *p) { return v_load((const float *)p); }
 
 /* The sum of a block may be interrupted: it is then kept in `part`, and goes on from there. */
-enum { STARTS = 1, ENDS = 2, FIRST_BLOCK = 4 };
+enum { STARTS = 1, ENDS = 2, FIRST_BLOCK = 4, ASKS_NEAR = 8 };
 #define TILE_ARGUMENTS                                                                                        \
     int type, int flags, float *c, size_t c_stride, float *part, const float *x, size_t x_stride,             \
         const char *w, size_t w_stride, int n, const char *ask, int asks_not
@@ -54,7 +54,7 @@ INLINE void tile_body(const int R, const int C, load_function load, size_t eleme
         vf weight[4];
         if (ask && !(i & asks_not)) {
             for (size_t line = 0; line < PANEL * element; line += 64)
-                C == PANEL / LANES ? ask_for(ask + line) : ask_near(ask + line);
+                flags & ASKS_NEAR ? ask_near(ask + line) : ask_for(ask + line);
             ask += w_stride;
         }
 #pragma GCC unroll 4
@@ -108,9 +108,11 @@ static void multiply_block(int rows, int vectors, int type, float *c, size_t c_s
     }
     while (2 * asks_not + 2 <= passes) asks_not = 2 * asks_not + 1;
     int at_once = passes > 1 && ahead ? NEAR_BYTES / (PANEL * (int)element) : n;
+    /* Rows that lie apart fall on the same places of the nearest cache, and push each other out. */
+    int near = passes > 1 && w_stride == PANEL * element ? ASKS_NEAR : 0;
     for (int i = 0; i < n; i += at_once) {
         int some = n - i < at_once ? n - i : at_once, pass = 0;
-        int flags = (i == 0 ? STARTS : 0) | (i + some == n ? ENDS : 0) | (first ? FIRST_BLOCK : 0);
+        int flags = (i == 0 ? STARTS : 0) | (i + some == n ? ENDS : 0) | (first ? FIRST_BLOCK : 0) | near;
         const char *here = w + (size_t)i * w_stride;
         for (int r = 0, tall; r < rows; r += tall) {
             tall = tile_rows(rows - r);
@@ -214,52 +216,42 @@ static void multiply_floats(const gpt2_matrix *w, int panel, const float *x, siz
     }
 }
 
-/* One group of 64 inputs for R rows and C vectors of outputs: c += sx * sw * (sum of x * w). */
-INLINE void dot_body(const int R, const int C, const int four_bits, float *c, const uint8_t *w, const char *scales,
-                     int offset, const int8_t *x, size_t x_stride, const float *sx, const int32_t *sums,
-                     size_t groups, int n, size_t group_bytes, int first, size_t ahead) {
+/* Four inputs of all outputs of a panel lie together, in int4 eight: so many of these are gone through in one go. */
+#define STRETCH 8
+
+/* Groups of 64 inputs for R rows and C vectors of outputs: c += sx * sw * (sum of x * w), group after group. From `ask`
+ * on, `share` bytes are asked for in each stretch. */
+INLINE void dot_body(const int R, const int C, const int four_bits, const int offset, float *c, const uint8_t *w,
+                     const char *scales, size_t group_bytes, const int8_t *x, size_t x_stride, const float *sx,
+                     const int32_t *sums, size_t groups, int n, int first, const uint8_t *ask, int share) {
     vf sum[DOT_ROWS][4];
+    const int eight = offset == 128, x_bytes = eight ? QUAD_BYTES : 4, steps = GROUP / 4 / (four_bits ? 2 : 1);
 #pragma GCC unroll 4
     for (int r = 0; r < R; r++)
 #pragma GCC unroll 4
         for (int j = 0; j < C; j++) sum[r][j] = first ? v_set1(0) : v_load(c + r * PANEL + 16 * j);
-    for (int g = 0; g < n; g++, w += group_bytes, scales += group_bytes, x += GROUP) {
+    for (int g = 0; g < n; g++, w += group_bytes, scales += group_bytes, x += GROUP / 4 * x_bytes) {
         vi dot[DOT_ROWS][4];
 #pragma GCC unroll 4
         for (int r = 0; r < R; r++)
 #pragma GCC unroll 4
             for (int j = 0; j < C; j++) dot[r][j] = i_start(offset, sums[(size_t)r * groups + (size_t)g]);
-        for (int k = 0; k < GROUP / 4; k += four_bits ? 2 : 1) {
-            if (four_bits) { /* a byte holds inputs of quads k / 2 and k / 2 + 8 */
-                vi pair[4];
-#pragma GCC unroll 4
-                for (int j = 0; j < C; j++) {
-                    if (ahead) ask_for(w + ahead + (k / 2 * PANEL + 16 * j) * 4);
-                    pair[j] = i_load(w + (k / 2 * PANEL + 16 * j) * 4);
-                }
-#pragma GCC unroll 4
-                for (int r = 0; r < R; r++) {
-                    int32_t low, high;
-                    memcpy(&low, x + (size_t)r * x_stride + 2 * k, 4);
-                    memcpy(&high, x + (size_t)r * x_stride + 2 * k + 32, 4);
-#pragma GCC unroll 4
-                    for (int j = 0; j < C; j++)
-                        dot[r][j] = i_dot4(i_dot4(dot[r][j], i_low(pair[j]), low), i_high(pair[j]), high);
-                }
-            } else {
+        for (int some = 0; some < steps; some += STRETCH, ask += share) {
+            for (int line = 0; line < share; line += 64) C == PANEL / LANES ? ask_for(ask + line) : ask_near(ask + line);
+#pragma GCC unroll 1
+            for (int k = some; k < some + STRETCH; k++) {
                 vi byte[4];
 #pragma GCC unroll 4
-                for (int j = 0; j < C; j++) {
-                    if (ahead) ask_for(w + ahead + (k * PANEL + 16 * j) * 4);
-                    byte[j] = i_load(w + (k * PANEL + 16 * j) * 4);
-                }
+                for (int j = 0; j < C; j++) byte[j] = i_load(w + 4 * PANEL * k + 64 * j);
 #pragma GCC unroll 4
                 for (int r = 0; r < R; r++) {
-                    int32_t quad;
-                    memcpy(&quad, x + (size_t)r * x_stride + 4 * k, 4);
+                    const int8_t *quad = x + (size_t)r * x_stride + x_bytes * k;
 #pragma GCC unroll 4
                     for (int j = 0; j < C; j++)
-                        dot[r][j] = offset == 8 ? i_dot4(dot[r][j], byte[j], quad) : i_dot8(dot[r][j], byte[j], quad);
+                        if (four_bits) /* a byte holds inputs of quads k and k + 8 */
+                            dot[r][j] = i_dot4(i_dot4(dot[r][j], i_low(byte[j]), quad), i_high(byte[j]), quad + GROUP / 2);
+                        else
+                            dot[r][j] = eight ? i_dot8(dot[r][j], byte[j], quad) : i_dot4(dot[r][j], byte[j], quad);
                 }
             }
         }
@@ -281,35 +273,48 @@ INLINE void dot_body(const int R, const int C, const int four_bits, float *c, co
 
 enum { EIGHT, FOUR, FOUR_UNPACKED };
 #define DOT_ARGUMENTS                                                                                         \
-    int kind, float *c, const uint8_t *w, const char *scales, const int8_t *x, size_t x_stride,               \
-        const float *sx, const int32_t *sums, size_t groups, int n, size_t group_bytes, int first, size_t ahead
-#define DOT(R, C)                                                                                             \
-    if (kind == EIGHT)                                                                                        \
-        dot_body(R, C, 0, c, w, scales, 128, x, x_stride, sx, sums, groups, n, group_bytes, first, ahead);           \
-    else if (kind == FOUR)                                                                                    \
-        dot_body(R, C, 1, c, w, scales, 8, x, x_stride, sx, sums, groups, n, group_bytes, first, ahead);             \
-    else                                                                                                      \
-        dot_body(R, C, 0, c, w, scales, 8, x, x_stride, sx, sums, groups, n, group_bytes, first, ahead);
-static void dot_1(DOT_ARGUMENTS) { DOT(1, DOT_COLUMNS) }
+    int kind, float *c, const uint8_t *w, const char *scales, size_t group_bytes, const int8_t *x,            \
+        size_t x_stride, const float *sx, const int32_t *sums, size_t groups, int n, int first,               \
+        const uint8_t *ask, int share
+#define DOT_VALUES c, w, scales, group_bytes, x, x_stride, sx, sums, groups, n, first, ask, share
+#define DOT(R)                                                                                                \
+    static void dot_##R(DOT_ARGUMENTS) {                                                                      \
+        if (kind == EIGHT)                                                                                    \
+            dot_body(R, DOT_COLUMNS(R), 0, 128, DOT_VALUES);                                                  \
+        else if (kind == FOUR)                                                                                \
+            dot_body(R, DOT_COLUMNS(R), 1, 8, DOT_VALUES);                                                    \
+        else                                                                                                  \
+            dot_body(R, DOT_COLUMNS(R), 0, 8, DOT_VALUES);                                                    \
+    }
+DOT(1)
 #if DOT_ROWS > 1
-static void dot_2(DOT_ARGUMENTS) { DOT(2, DOT_COLUMNS) }
+DOT(2)
+#else
+#define dot_2 dot_1
 #endif
 #if DOT_ROWS > 2
-static void dot_3(DOT_ARGUMENTS) { DOT(3, DOT_COLUMNS) }
+DOT(3)
+#else
+#define dot_3 dot_2
 #endif
-
-/* Groups that several rows share while they are in the nearest cache. */
-#define GROUPS_AT_ONCE 4
+typedef void (*dot_function)(DOT_ARGUMENTS);
+static const dot_function DOTS[] = {0, dot_1, dot_2, dot_3};
 
 static void multiply_integers(const gpt2_matrix *w, int panel, const quantised *q, int row, int rows, scratch *s) {
     size_t inputs = round_up((size_t)w->in, GROUP), groups = inputs / GROUP;
     size_t group_bytes = w->type == GPT2_Q8 ? Q8_GROUP_BYTES : Q4_GROUP_BYTES;
     const uint8_t *data = (const uint8_t *)w->data + (size_t)panel * groups * group_bytes;
-    size_t at_once = rows > DOT_ROWS ? GROUPS_AT_ONCE : groups;
+    int passes = 0;
+    for (int r = 0, some; r < rows; r += some) {
+        some = rows - r < DOT_ROWS ? rows - r : DOT_ROWS;
+        passes += PANEL / LANES / DOT_COLUMNS(some);
+    }
+    int share = (int)round_up((size_t)(STRETCH * 4 * PANEL / passes), 64);
+    size_t at_once = passes > 1 ? GROUPS_AT_ONCE : MOST_GROUPS;
     for (size_t g = 0; g < groups; g += at_once) {
-        int n = (int)(groups - g < at_once ? groups - g : at_once);
+        int n = (int)(groups - g < at_once ? groups - g : at_once), pass = 0;
         int kind = w->type == GPT2_Q8 ? EIGHT : FOUR;
-        const uint8_t *values = data + g * group_bytes;
+        const uint8_t *here = data + g * group_bytes, *values = here;
         const char *scales = (const char *)values + group_bytes - 2 * PANEL;
         size_t step = group_bytes;
         if (kind == FOUR && rows > DOT_ROWS) { /* unpacked once for all rows, in the same layout as 8 bits */
@@ -319,7 +324,6 @@ static void multiply_integers(const gpt2_matrix *w, int panel, const quantised *
                 uint8_t *to = wide + (size_t)k * Q8_GROUP_BYTES;
                 for (int v = 0; v < GROUP * PANEL / 2 / 64; v++) {
                     vi pair = i_load(from + 64 * v);
-                    ask_for(from + (size_t)n * group_bytes + 64 * v);
                     i_store(to + 64 * v, i_low(pair));
                     i_store(to + GROUP * PANEL / 2 + 64 * v, i_high(pair));
                 }
@@ -328,24 +332,25 @@ static void multiply_integers(const gpt2_matrix *w, int panel, const quantised *
             kind = FOUR_UNPACKED, values = wide, step = Q8_GROUP_BYTES;
             scales = (const char *)wide + GROUP * PANEL;
         }
-        for (int r = 0; r < rows; r += DOT_ROWS) {
+        const int8_t *x = q->values + (size_t)row * inputs + g * GROUP;
+        size_t x_stride = inputs;
+#if QUAD_BYTES > 4
+        if (kind == EIGHT) {
+            x_stride = at_once * GROUP / 4 * QUAD_BYTES;
+            for (int r = 0; r < rows; r++)
+                for (int k = 0; k < n * GROUP; k += 32)
+                    i_widen(x + (size_t)r * inputs + k, s->inputs + (size_t)r * x_stride + k / 4 * QUAD_BYTES);
+            x = s->inputs;
+        }
+#endif
+        for (int r = 0, some; r < rows; r += some) {
+            some = rows - r < DOT_ROWS ? rows - r : DOT_ROWS;
             size_t at = (size_t)(row + r);
-            int some = rows - r < DOT_ROWS ? rows - r : DOT_ROWS;
-            for (int j = 0; j < PANEL / LANES; j += DOT_COLUMNS) {
-                float *c = s->tile + (size_t)r * PANEL + 16 * j;
-                const uint8_t *columns = values + 64 * j;
-                const int8_t *x = q->values + at * inputs + g * GROUP;
-                const float *sx = q->scales + at * groups + g;
-                const int32_t *sums = q->sums + at * groups + g;
-                const char *sw = scales + 32 * j;
-                size_t far = rows <= DOT_ROWS ? AHEAD_BYTES : r == 0 && kind == EIGHT ? (size_t)n * step : 0;
-                if (some == 1) dot_1(kind, c, columns, sw, x, inputs, sx, sums, groups, n, step, g == 0, far);
-#if DOT_ROWS > 1
-                if (some == 2) dot_2(kind, c, columns, sw, x, inputs, sx, sums, groups, n, step, g == 0, far);
-#endif
-#if DOT_ROWS > 2
-                if (some == 3) dot_3(kind, c, columns, sw, x, inputs, sx, sums, groups, n, step, g == 0, far);
-#endif
+            for (int j = 0; j < PANEL / LANES; j += DOT_COLUMNS(some), pass++) {
+                int ahead = passes > 1 ? n * (int)group_bytes * (passes + pass) / passes : AHEAD_BYTES;
+                DOTS[some](kind, s->tile + (size_t)r * PANEL + 16 * j, values + 64 * j, scales + 32 * j, step,
+                           x + (size_t)r * x_stride, x_stride, q->scales + at * groups + g,
+                           q->sums + at * groups + g, groups, n, g == 0, here + ahead, share);
             }
         }
     }
