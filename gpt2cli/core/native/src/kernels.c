@@ -109,10 +109,10 @@ static void multiply_block(int rows, int vectors, int type, float *c, size_t c_s
     while (2 * asks_not + 2 <= passes) asks_not = 2 * asks_not + 1;
     int at_once = passes > 1 && ahead ? NEAR_BYTES / (PANEL * (int)element) : n;
     /* Rows that lie apart fall on the same places of the nearest cache, and push each other out. */
-    int near = passes > 1 && w_stride == PANEL * element ? ASKS_NEAR : 0;
+    int nearest = passes > 1 && w_stride == PANEL * element ? ASKS_NEAR : 0;
     for (int i = 0; i < n; i += at_once) {
         int some = n - i < at_once ? n - i : at_once, pass = 0;
-        int flags = (i == 0 ? STARTS : 0) | (i + some == n ? ENDS : 0) | (first ? FIRST_BLOCK : 0) | near;
+        int flags = (i == 0 ? STARTS : 0) | (i + some == n ? ENDS : 0) | (first ? FIRST_BLOCK : 0) | nearest;
         const char *here = w + (size_t)i * w_stride;
         for (int r = 0, tall; r < rows; r += tall) {
             tall = tile_rows(rows - r);
@@ -201,7 +201,7 @@ static void multiply_floats(const gpt2_matrix *w, int panel, const float *x, siz
     size_t element = bytes_of(w->type), w_stride = (w->layout == GPT2_PANELS ? PANEL : (size_t)w->out) * element;
     const char *data = w->data;
     data += (w->layout == GPT2_PANELS ? (size_t)panel * (size_t)w->in : (size_t)panel) * PANEL * element;
-    if (w->layout == GPT2_PANELS ? rows > WIDE_ROWS && w->type != GPT2_F32 : rows > WIDE_ROWS_APART) direct = 0;
+    if (w->layout == GPT2_PANELS ? rows > WIDE_PANEL_ROWS && w->type != GPT2_F32 : rows > WIDE_ROWS) direct = 0;
     for (int i = 0; i < w->in; i += BLOCK) {
         int n = w->in - i < BLOCK ? w->in - i : BLOCK;
         if (direct) {
@@ -237,7 +237,8 @@ INLINE void dot_body(const int R, const int C, const int four_bits, const int of
 #pragma GCC unroll 4
             for (int j = 0; j < C; j++) dot[r][j] = i_start(offset, sums[(size_t)r * groups + (size_t)g]);
         for (int some = 0; some < steps; some += STRETCH, ask += share) {
-            for (int line = 0; line < share; line += 64) C == PANEL / LANES ? ask_for(ask + line) : ask_near(ask + line);
+            for (int line = 0; line < share; line += 64)
+                C == PANEL / LANES ? ask_for(ask + line) : ask_near(ask + line);
 #pragma GCC unroll 1
             for (int k = some; k < some + STRETCH; k++) {
                 vi byte[4];
@@ -249,7 +250,8 @@ INLINE void dot_body(const int R, const int C, const int four_bits, const int of
 #pragma GCC unroll 4
                     for (int j = 0; j < C; j++)
                         if (four_bits) /* a byte holds inputs of quads k and k + 8 */
-                            dot[r][j] = i_dot4(i_dot4(dot[r][j], i_low(byte[j]), quad), i_high(byte[j]), quad + GROUP / 2);
+                            dot[r][j] = i_dot4(i_dot4(dot[r][j], i_low(byte[j]), quad), i_high(byte[j]),
+                                               quad + GROUP / 2);
                         else
                             dot[r][j] = eight ? i_dot8(dot[r][j], byte[j], quad) : i_dot4(dot[r][j], byte[j], quad);
                 }

@@ -10,7 +10,7 @@
 #define ROW_BLOCK 192 /* rows of a piece of a product */
 #define TILE_ROWS 6
 #define QUERY_ROWS 24 /* queries of a piece of attention */
-#define WIDE_ROWS_APART 12 /* more rows than this share one copy of weights that lie apart, to one place, as fp32 */
+#define WIDE_ROWS 12  /* more rows than this share one conversion to fp32 of keys, values, and weights that lie apart */
 #define GROUPS_AT_ONCE 4 /* of int8 and int4, which several passes share while they are in the nearest cache */
 #define MOST_GROUPS 64   /* that one pass goes through in one go */
 
