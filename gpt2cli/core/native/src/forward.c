@@ -439,10 +439,12 @@ static int open_memory(gpt2 *g) {
     for (int thread = 0; thread < g->threads; thread++) {
         scratch *s = &g->workers[thread].memory;
         s->tile = (float *)reserve(sizeof(float) * ROW_BLOCK * PANEL);
+        s->part = (float *)reserve(sizeof(float) * ROW_BLOCK * PANEL);
+        s->inputs = (int8_t *)reserve(2 * ROW_BLOCK * GROUPS_AT_ONCE * GROUP);
         s->block = (float *)reserve(sizeof(float) * BLOCK * PANEL);
         s->scores = (float *)reserve(sizeof(float) * QUERY_ROWS * round_up((size_t)m->positions, PANEL));
         s->context = (float *)reserve(sizeof(float) * QUERY_ROWS * g->padded_head * (size_t)m->heads);
-        if (!s->tile || !s->block || !s->scores || !s->context) return 0;
+        if (!s->tile || !s->part || !s->inputs || !s->block || !s->scores || !s->context) return 0;
     }
     return 1;
 }
@@ -483,6 +485,8 @@ void gpt2_close(gpt2 *g) {
     for (int thread = 0; g->workers && thread < g->threads; thread++) {
         scratch *s = &g->workers[thread].memory;
         release((char *)s->tile, sizeof(float) * ROW_BLOCK * PANEL);
+        release((char *)s->part, sizeof(float) * ROW_BLOCK * PANEL);
+        release((char *)s->inputs, 2 * ROW_BLOCK * GROUPS_AT_ONCE * GROUP);
         release((char *)s->block, sizeof(float) * BLOCK * PANEL);
         release((char *)s->scores, sizeof(float) * QUERY_ROWS * round_up((size_t)g->model.positions, PANEL));
         release((char *)s->context, sizeof(float) * QUERY_ROWS * g->padded_head * (size_t)g->model.heads);

@@ -22,24 +22,41 @@
  * again of them in a second as its own prefetching brings. */
 #define AHEAD_BYTES 6144
 #define AHEAD_INPUTS 24
+/* Where one tile does not reach over all rows and columns, several passes read the same weights: so many bytes of a
+ * panel at a time, which stay in the nearest cache together with those that follow. Each pass asks for its share of
+ * what follows, so that memory is busy during all of them. (If the first pass waits for memory, and memory for the
+ * others, 4 rows take 1.8 times as long, and if what follows is brought into the second cache only, 1.3 times.) */
+#define NEAR_BYTES 8192
 INLINE void ask_for(const void *p) { __builtin_prefetch(p, 0, 2); }
+INLINE void ask_near(const void *p) { __builtin_prefetch(p, 0, 3); }
 
 typedef vf (*load_function)(const void *);
 INLINE vf load_f32(const void *p) { return v_load((const float *)p); }
 
-/* c[r, 16 j] = (+=) sum of x[r, i] * w[i, 16 j] over i < n <= BLOCK, for r < R rows and j < C vectors. */
-INLINE void tile_body(const int R, const int C, load_function load, size_t element, float *c, size_t c_stride,
-                      int first, const float *x, size_t x_stride, const char *w, size_t w_stride, int n,
-                      size_t ahead) {
+/* The sum of a block may be interrupted: it is then kept in `part`, and goes on from there. */
+enum { STARTS = 1, ENDS = 2, FIRST_BLOCK = 4, ASKS_NEAR = 8 };
+#define TILE_ARGUMENTS                                                                                        \
+    int type, int flags, float *c, size_t c_stride, float *part, const float *x, size_t x_stride,             \
+        const char *w, size_t w_stride, int n, const char *ask, int asks_not
+#define TILE_VALUES flags, c, c_stride, part, x, x_stride, w, w_stride, n, ask, asks_not
+
+/* c[r, 16 j] = (+=) sum of x[r, i] * w[i, 16 j] over i < n <= BLOCK, for r < R rows and j < C vectors. A row of
+ * weights after the other is asked for, from `ask` on, whenever i has none of the bits `asks_not`. */
+INLINE void tile_body(const int R, const int C, load_function load, size_t element, int flags, float *c,
+                      size_t c_stride, float *part, const float *x, size_t x_stride, const char *w, size_t w_stride,
+                      int n, const char *ask, int asks_not) {
     vf sum[TILE_ROWS][4];
 #pragma GCC unroll 8
     for (int r = 0; r < R; r++)
 #pragma GCC unroll 4
-        for (int j = 0; j < C; j++) sum[r][j] = v_set1(0);
+        for (int j = 0; j < C; j++) sum[r][j] = flags & STARTS ? v_set1(0) : v_load(part + r * PANEL + 16 * j);
     for (int i = 0; i < n; i++, w += w_stride) {
         vf weight[4];
-        if (ahead)
-            for (size_t line = 0; line < 16 * element * (size_t)C; line += 64) ask_for(w + ahead + line);
+        if (ask && !(i & asks_not)) {
+            for (size_t line = 0; line < PANEL * element; line += 64)
+                flags & ASKS_NEAR ? ask_near(ask + line) : ask_for(ask + line);
+            ask += w_stride;
+        }
 #pragma GCC unroll 4
         for (int j = 0; j < C; j++) weight[j] = load(w + 16 * element * (size_t)j);
 #pragma GCC unroll 8
@@ -53,58 +70,60 @@ INLINE void tile_body(const int R, const int C, load_function load, size_t eleme
     for (int r = 0; r < R; r++)
 #pragma GCC unroll 4
         for (int j = 0; j < C; j++) {
-            float *at = c + (size_t)r * c_stride + 16 * j;
-            v_store(at, first ? sum[r][j] : v_add(v_load(at), sum[r][j]));
+            float *at = flags & ENDS ? c + (size_t)r * c_stride + 16 * j : part + r * PANEL + 16 * j;
+            v_store(at, (flags & (ENDS | FIRST_BLOCK)) == ENDS ? v_add(v_load(at), sum[r][j]) : sum[r][j]);
         }
 }
 
 #define TILE(R, C)                                                                                            \
     switch (type) {                                                                                           \
-    case GPT2_F32: tile_body(R, C, load_f32, 4, c, c_stride, first, x, x_stride, w, w_stride, n, ahead); break;      \
-    case GPT2_F16: tile_body(R, C, v_load_f16, 2, c, c_stride, first, x, x_stride, w, w_stride, n, ahead); break;    \
-    case GPT2_I8: tile_body(R, C, v_load_i8, 1, c, c_stride, first, x, x_stride, w, w_stride, n, ahead); break;      \
-    default: tile_body(R, C, v_load_bf16, 2, c, c_stride, first, x, x_stride, w, w_stride, n, ahead);                \
+    case GPT2_F32: tile_body(R, C, load_f32, 4, TILE_VALUES); break;                                          \
+    case GPT2_F16: tile_body(R, C, v_load_f16, 2, TILE_VALUES); break;                                        \
+    case GPT2_I8: tile_body(R, C, v_load_i8, 1, TILE_VALUES); break;                                          \
+    default: tile_body(R, C, v_load_bf16, 2, TILE_VALUES);                                                    \
     }
-#define TILE_ARGUMENTS                                                                                        \
-    int type, float *c, size_t c_stride, int first, const float *x, size_t x_stride, const char *w,           \
-        size_t w_stride, int n, size_t ahead
-
-static void tile_1_4(TILE_ARGUMENTS) { TILE(1, 4) }
-static void tile_1_1(TILE_ARGUMENTS) { TILE(1, 1) }
-static void tile_2(TILE_ARGUMENTS) { TILE(2, TILE_COLUMNS) }
-static void tile_3(TILE_ARGUMENTS) { TILE(3, TILE_COLUMNS) }
-static void tile_4(TILE_ARGUMENTS) { TILE(4, TILE_COLUMNS) }
-static void tile_5(TILE_ARGUMENTS) { TILE(5, TILE_COLUMNS) }
-static void tile_6(TILE_ARGUMENTS) { TILE(6, TILE_COLUMNS) }
-#if TILE_COLUMNS > 1
-static void tile_2_1(TILE_ARGUMENTS) { TILE(2, 1) }
-static void tile_3_1(TILE_ARGUMENTS) { TILE(3, 1) }
-static void tile_4_1(TILE_ARGUMENTS) { TILE(4, 1) }
-static void tile_5_1(TILE_ARGUMENTS) { TILE(5, 1) }
-static void tile_6_1(TILE_ARGUMENTS) { TILE(6, 1) }
-#else
-#define tile_2_1 tile_2
-#define tile_3_1 tile_3
-#define tile_4_1 tile_4
-#define tile_5_1 tile_5
-#define tile_6_1 tile_6
-#endif
+#define TILES(R)                                                                                              \
+    static void wide_tile_##R(TILE_ARGUMENTS) { TILE(R, TILE_COLUMNS(R)) }                                    \
+    static void narrow_tile_##R(TILE_ARGUMENTS) { TILE(R, 1) }
+TILES(1) TILES(2) TILES(3) TILES(4) TILES(5) TILES(6)
 
 typedef void (*tile_function)(TILE_ARGUMENTS);
-static const tile_function WIDE_TILES[TILE_ROWS + 1] = {0, tile_1_4, tile_2, tile_3, tile_4, tile_5, tile_6};
-static const tile_function NARROW_TILES[TILE_ROWS + 1] = {0,        tile_1_1, tile_2_1, tile_3_1,
-                                                          tile_4_1, tile_5_1, tile_6_1};
+static const tile_function WIDE_TILES[TILE_ROWS + 1] = {0,           wide_tile_1, wide_tile_2, wide_tile_3,
+                                                        wide_tile_4, wide_tile_5, wide_tile_6};
+static const tile_function NARROW_TILES[TILE_ROWS + 1] = {0,             narrow_tile_1, narrow_tile_2, narrow_tile_3,
+                                                          narrow_tile_4, narrow_tile_5, narrow_tile_6};
 
-/* `tile_body` for any number of rows, and columns in vectors of 16. */
-static void multiply_block(int rows, int vectors, TILE_ARGUMENTS) {
+/* The rows of the next tile: one of a single row takes as long as one of two. */
+static int tile_rows(int rows) { return rows == TILE_ROWS + 1 ? TILE_ROWS - 1 : rows < TILE_ROWS ? rows : TILE_ROWS; }
+
+/* `tile_body` for any number of rows, and columns in vectors of 16. `ahead`: so many bytes ahead weights are asked
+ * for where one pass reads them; 0 if they are in a cache. */
+static void multiply_block(int rows, int vectors, int type, float *c, size_t c_stride, int first, float *part,
+                           const float *x, size_t x_stride, const char *w, size_t w_stride, int n, size_t ahead) {
     size_t element = bytes_of(type);
-    for (int r = 0; r < rows; r += TILE_ROWS) {
-        int some = rows - r < TILE_ROWS ? rows - r : TILE_ROWS, wide = some == 1 ? 4 : TILE_COLUMNS;
-        for (int j = 0; j < vectors;) {
-            tile_function tile = vectors - j >= wide ? WIDE_TILES[some] : NARROW_TILES[some];
-            tile(type, c + (size_t)r * c_stride + 16 * (size_t)j, c_stride, first, x + (size_t)r * x_stride, x_stride,
-                 w + 16 * element * (size_t)j, w_stride, n, ahead);
-            j += vectors - j >= wide ? wide : 1;
+    int passes = 0, asks_not = 0;
+    for (int r = 0, tall; r < rows; r += tall) {
+        tall = tile_rows(rows - r);
+        passes += (vectors + TILE_COLUMNS(tall) - 1) / TILE_COLUMNS(tall);
+    }
+    while (2 * asks_not + 2 <= passes) asks_not = 2 * asks_not + 1;
+    int at_once = passes > 1 && ahead ? NEAR_BYTES / (PANEL * (int)element) : n;
+    /* Rows that lie apart fall on the same places of the nearest cache, and push each other out. */
+    int nearest = passes > 1 && w_stride == PANEL * element ? ASKS_NEAR : 0;
+    for (int i = 0; i < n; i += at_once) {
+        int some = n - i < at_once ? n - i : at_once, pass = 0;
+        int flags = (i == 0 ? STARTS : 0) | (i + some == n ? ENDS : 0) | (first ? FIRST_BLOCK : 0) | nearest;
+        const char *here = w + (size_t)i * w_stride;
+        for (int r = 0, tall; r < rows; r += tall) {
+            tall = tile_rows(rows - r);
+            for (int j = 0, wide; j < vectors; j += wide, pass++) {
+                wide = vectors - j >= TILE_COLUMNS(tall) ? TILE_COLUMNS(tall) : 1;
+                tile_function tile = wide > 1 ? WIDE_TILES[tall] : NARROW_TILES[tall];
+                const char *ask = here + (passes > 1 ? (size_t)(some + some * pass / passes) * w_stride : ahead);
+                tile(type, flags, c + (size_t)r * c_stride + 16 * j, c_stride, part + r * PANEL + 16 * j,
+                     x + (size_t)r * x_stride + i, x_stride, here + 16 * element * (size_t)j, w_stride, some,
+                     ahead ? ask : 0, asks_not);
+            }
         }
     }
 }
@@ -182,66 +201,59 @@ static void multiply_floats(const gpt2_matrix *w, int panel, const float *x, siz
     size_t element = bytes_of(w->type), w_stride = (w->layout == GPT2_PANELS ? PANEL : (size_t)w->out) * element;
     const char *data = w->data;
     data += (w->layout == GPT2_PANELS ? (size_t)panel * (size_t)w->in : (size_t)panel) * PANEL * element;
-    if (rows > WIDE_ROWS && !(w->type == GPT2_F32 && w->layout == GPT2_PANELS)) direct = 0;
+    if (w->layout == GPT2_PANELS ? rows > WIDE_PANEL_ROWS && w->type != GPT2_F32 : rows > WIDE_ROWS) direct = 0;
     for (int i = 0; i < w->in; i += BLOCK) {
         int n = w->in - i < BLOCK ? w->in - i : BLOCK;
         if (direct) {
-            multiply_block(rows, PANEL / LANES, w->type, s->tile, PANEL, i == 0, x + i, stride,
-                           data + (size_t)i * w_stride, w_stride, n, w->layout == GPT2_PANELS ? AHEAD_BYTES : AHEAD_INPUTS * w_stride);
+            multiply_block(rows, PANEL / LANES, w->type, s->tile, PANEL, i == 0, s->part, x + i, stride,
+                           data + (size_t)i * w_stride, w_stride, n,
+                           w->layout == GPT2_PANELS ? AHEAD_BYTES : AHEAD_INPUTS * w_stride);
         } else {
             widen_block(w, panel, i, n, s->block);
-            multiply_block(rows, PANEL / LANES, GPT2_F32, s->tile, PANEL, i == 0, x + i, stride, (char *)s->block,
-                           4 * PANEL, n, 0);
+            multiply_block(rows, PANEL / LANES, GPT2_F32, s->tile, PANEL, i == 0, s->part, x + i, stride,
+                           (char *)s->block, 4 * PANEL, n, 0);
         }
     }
 }
 
-/* One group of 64 inputs for R rows and C vectors of outputs: c += sx * sw * (sum of x * w). */
-INLINE void dot_body(const int R, const int C, const int four_bits, float *c, const uint8_t *w, const char *scales,
-                     int offset, const int8_t *x, size_t x_stride, const float *sx, const int32_t *sums,
-                     size_t groups, int n, size_t group_bytes, int first, size_t ahead) {
+/* Four inputs of all outputs of a panel lie together, in int4 eight: so many of these are gone through in one go. */
+#define STRETCH 8
+
+/* Groups of 64 inputs for R rows and C vectors of outputs: c += sx * sw * (sum of x * w), group after group. From `ask`
+ * on, `share` bytes are asked for in each stretch. */
+INLINE void dot_body(const int R, const int C, const int four_bits, const int offset, float *c, const uint8_t *w,
+                     const char *scales, size_t group_bytes, const int8_t *x, size_t x_stride, const float *sx,
+                     const int32_t *sums, size_t groups, int n, int first, const uint8_t *ask, int share) {
     vf sum[DOT_ROWS][4];
+    const int eight = offset == 128, x_bytes = eight ? QUAD_BYTES : 4, steps = GROUP / 4 / (four_bits ? 2 : 1);
 #pragma GCC unroll 4
     for (int r = 0; r < R; r++)
 #pragma GCC unroll 4
         for (int j = 0; j < C; j++) sum[r][j] = first ? v_set1(0) : v_load(c + r * PANEL + 16 * j);
-    for (int g = 0; g < n; g++, w += group_bytes, scales += group_bytes, x += GROUP) {
+    for (int g = 0; g < n; g++, w += group_bytes, scales += group_bytes, x += GROUP / 4 * x_bytes) {
         vi dot[DOT_ROWS][4];
 #pragma GCC unroll 4
         for (int r = 0; r < R; r++)
 #pragma GCC unroll 4
             for (int j = 0; j < C; j++) dot[r][j] = i_start(offset, sums[(size_t)r * groups + (size_t)g]);
-        for (int k = 0; k < GROUP / 4; k += four_bits ? 2 : 1) {
-            if (four_bits) { /* a byte holds inputs of quads k / 2 and k / 2 + 8 */
-                vi pair[4];
-#pragma GCC unroll 4
-                for (int j = 0; j < C; j++) {
-                    if (ahead) ask_for(w + ahead + (k / 2 * PANEL + 16 * j) * 4);
-                    pair[j] = i_load(w + (k / 2 * PANEL + 16 * j) * 4);
-                }
-#pragma GCC unroll 4
-                for (int r = 0; r < R; r++) {
-                    int32_t low, high;
-                    memcpy(&low, x + (size_t)r * x_stride + 2 * k, 4);
-                    memcpy(&high, x + (size_t)r * x_stride + 2 * k + 32, 4);
-#pragma GCC unroll 4
-                    for (int j = 0; j < C; j++)
-                        dot[r][j] = i_dot4(i_dot4(dot[r][j], i_low(pair[j]), low), i_high(pair[j]), high);
-                }
-            } else {
+        for (int some = 0; some < steps; some += STRETCH, ask += share) {
+            for (int line = 0; line < share; line += 64)
+                C == PANEL / LANES ? ask_for(ask + line) : ask_near(ask + line);
+#pragma GCC unroll 1
+            for (int k = some; k < some + STRETCH; k++) {
                 vi byte[4];
 #pragma GCC unroll 4
-                for (int j = 0; j < C; j++) {
-                    if (ahead) ask_for(w + ahead + (k * PANEL + 16 * j) * 4);
-                    byte[j] = i_load(w + (k * PANEL + 16 * j) * 4);
-                }
+                for (int j = 0; j < C; j++) byte[j] = i_load(w + 4 * PANEL * k + 64 * j);
 #pragma GCC unroll 4
                 for (int r = 0; r < R; r++) {
-                    int32_t quad;
-                    memcpy(&quad, x + (size_t)r * x_stride + 4 * k, 4);
+                    const int8_t *quad = x + (size_t)r * x_stride + x_bytes * k;
 #pragma GCC unroll 4
                     for (int j = 0; j < C; j++)
-                        dot[r][j] = offset == 8 ? i_dot4(dot[r][j], byte[j], quad) : i_dot8(dot[r][j], byte[j], quad);
+                        if (four_bits) /* a byte holds inputs of quads k and k + 8 */
+                            dot[r][j] = i_dot4(i_dot4(dot[r][j], i_low(byte[j]), quad), i_high(byte[j]),
+                                               quad + GROUP / 2);
+                        else
+                            dot[r][j] = eight ? i_dot8(dot[r][j], byte[j], quad) : i_dot4(dot[r][j], byte[j], quad);
                 }
             }
         }
@@ -263,35 +275,48 @@ INLINE void dot_body(const int R, const int C, const int four_bits, float *c, co
 
 enum { EIGHT, FOUR, FOUR_UNPACKED };
 #define DOT_ARGUMENTS                                                                                         \
-    int kind, float *c, const uint8_t *w, const char *scales, const int8_t *x, size_t x_stride,               \
-        const float *sx, const int32_t *sums, size_t groups, int n, size_t group_bytes, int first, size_t ahead
-#define DOT(R, C)                                                                                             \
-    if (kind == EIGHT)                                                                                        \
-        dot_body(R, C, 0, c, w, scales, 128, x, x_stride, sx, sums, groups, n, group_bytes, first, ahead);           \
-    else if (kind == FOUR)                                                                                    \
-        dot_body(R, C, 1, c, w, scales, 8, x, x_stride, sx, sums, groups, n, group_bytes, first, ahead);             \
-    else                                                                                                      \
-        dot_body(R, C, 0, c, w, scales, 8, x, x_stride, sx, sums, groups, n, group_bytes, first, ahead);
-static void dot_1(DOT_ARGUMENTS) { DOT(1, TILE_COLUMNS) }
+    int kind, float *c, const uint8_t *w, const char *scales, size_t group_bytes, const int8_t *x,            \
+        size_t x_stride, const float *sx, const int32_t *sums, size_t groups, int n, int first,               \
+        const uint8_t *ask, int share
+#define DOT_VALUES c, w, scales, group_bytes, x, x_stride, sx, sums, groups, n, first, ask, share
+#define DOT(R)                                                                                                \
+    static void dot_##R(DOT_ARGUMENTS) {                                                                      \
+        if (kind == EIGHT)                                                                                    \
+            dot_body(R, DOT_COLUMNS(R), 0, 128, DOT_VALUES);                                                  \
+        else if (kind == FOUR)                                                                                \
+            dot_body(R, DOT_COLUMNS(R), 1, 8, DOT_VALUES);                                                    \
+        else                                                                                                  \
+            dot_body(R, DOT_COLUMNS(R), 0, 8, DOT_VALUES);                                                    \
+    }
+DOT(1)
 #if DOT_ROWS > 1
-static void dot_2(DOT_ARGUMENTS) { DOT(2, TILE_COLUMNS) }
+DOT(2)
+#else
+#define dot_2 dot_1
 #endif
 #if DOT_ROWS > 2
-static void dot_3(DOT_ARGUMENTS) { DOT(3, TILE_COLUMNS) }
+DOT(3)
+#else
+#define dot_3 dot_2
 #endif
-
-/* Groups that several rows share while they are in the nearest cache. */
-#define GROUPS_AT_ONCE 4
+typedef void (*dot_function)(DOT_ARGUMENTS);
+static const dot_function DOTS[] = {0, dot_1, dot_2, dot_3};
 
 static void multiply_integers(const gpt2_matrix *w, int panel, const quantised *q, int row, int rows, scratch *s) {
     size_t inputs = round_up((size_t)w->in, GROUP), groups = inputs / GROUP;
     size_t group_bytes = w->type == GPT2_Q8 ? Q8_GROUP_BYTES : Q4_GROUP_BYTES;
     const uint8_t *data = (const uint8_t *)w->data + (size_t)panel * groups * group_bytes;
-    size_t at_once = rows > DOT_ROWS ? GROUPS_AT_ONCE : groups;
+    int passes = 0;
+    for (int r = 0, some; r < rows; r += some) {
+        some = rows - r < DOT_ROWS ? rows - r : DOT_ROWS;
+        passes += PANEL / LANES / DOT_COLUMNS(some);
+    }
+    int share = (int)round_up((size_t)(STRETCH * 4 * PANEL / passes), 64);
+    size_t at_once = passes > 1 ? GROUPS_AT_ONCE : MOST_GROUPS;
     for (size_t g = 0; g < groups; g += at_once) {
-        int n = (int)(groups - g < at_once ? groups - g : at_once);
+        int n = (int)(groups - g < at_once ? groups - g : at_once), pass = 0;
         int kind = w->type == GPT2_Q8 ? EIGHT : FOUR;
-        const uint8_t *values = data + g * group_bytes;
+        const uint8_t *here = data + g * group_bytes, *values = here;
         const char *scales = (const char *)values + group_bytes - 2 * PANEL;
         size_t step = group_bytes;
         if (kind == FOUR && rows > DOT_ROWS) { /* unpacked once for all rows, in the same layout as 8 bits */
@@ -301,7 +326,6 @@ static void multiply_integers(const gpt2_matrix *w, int panel, const quantised *
                 uint8_t *to = wide + (size_t)k * Q8_GROUP_BYTES;
                 for (int v = 0; v < GROUP * PANEL / 2 / 64; v++) {
                     vi pair = i_load(from + 64 * v);
-                    ask_for(from + (size_t)n * group_bytes + 64 * v);
                     i_store(to + 64 * v, i_low(pair));
                     i_store(to + GROUP * PANEL / 2 + 64 * v, i_high(pair));
                 }
@@ -310,24 +334,25 @@ static void multiply_integers(const gpt2_matrix *w, int panel, const quantised *
             kind = FOUR_UNPACKED, values = wide, step = Q8_GROUP_BYTES;
             scales = (const char *)wide + GROUP * PANEL;
         }
-        for (int r = 0; r < rows; r += DOT_ROWS) {
+        const int8_t *x = q->values + (size_t)row * inputs + g * GROUP;
+        size_t x_stride = inputs;
+#if QUAD_BYTES > 4
+        if (kind == EIGHT) {
+            x_stride = at_once * GROUP / 4 * QUAD_BYTES;
+            for (int r = 0; r < rows; r++)
+                for (int k = 0; k < n * GROUP; k += 32)
+                    i_widen(x + (size_t)r * inputs + k, s->inputs + (size_t)r * x_stride + k / 4 * QUAD_BYTES);
+            x = s->inputs;
+        }
+#endif
+        for (int r = 0, some; r < rows; r += some) {
+            some = rows - r < DOT_ROWS ? rows - r : DOT_ROWS;
             size_t at = (size_t)(row + r);
-            int some = rows - r < DOT_ROWS ? rows - r : DOT_ROWS;
-            for (int j = 0; j < PANEL / LANES; j += TILE_COLUMNS) {
-                float *c = s->tile + (size_t)r * PANEL + 16 * j;
-                const uint8_t *columns = values + 64 * j;
-                const int8_t *x = q->values + at * inputs + g * GROUP;
-                const float *sx = q->scales + at * groups + g;
-                const int32_t *sums = q->sums + at * groups + g;
-                const char *sw = scales + 32 * j;
-                size_t far = rows <= DOT_ROWS ? AHEAD_BYTES : r == 0 && kind == EIGHT ? (size_t)n * step : 0;
-                if (some == 1) dot_1(kind, c, columns, sw, x, inputs, sx, sums, groups, n, step, g == 0, far);
-#if DOT_ROWS > 1
-                if (some == 2) dot_2(kind, c, columns, sw, x, inputs, sx, sums, groups, n, step, g == 0, far);
-#endif
-#if DOT_ROWS > 2
-                if (some == 3) dot_3(kind, c, columns, sw, x, inputs, sx, sums, groups, n, step, g == 0, far);
-#endif
+            for (int j = 0; j < PANEL / LANES; j += DOT_COLUMNS(some), pass++) {
+                int ahead = passes > 1 ? n * (int)group_bytes * (passes + pass) / passes : AHEAD_BYTES;
+                DOTS[some](kind, s->tile + (size_t)r * PANEL + 16 * j, values + 64 * j, scales + 32 * j, step,
+                           x + (size_t)r * x_stride, x_stride, q->scales + at * groups + g,
+                           q->sums + at * groups + g, groups, n, g == 0, here + ahead, share);
             }
         }
     }
@@ -512,7 +537,7 @@ static void attend(int cache_type, head_cache cache, const float *q, size_t stri
             /* Queries before this block of positions do not look at it. */
             int skipped = at > position ? (at - position) / TILE_ROWS * TILE_ROWS : 0;
             multiply_block(rows - skipped, PANEL / LANES, type, s->scores + (size_t)skipped * score_stride + at,
-                           score_stride, i == 0, q + (size_t)skipped * stride + i, stride, block,
+                           score_stride, i == 0, s->part, q + (size_t)skipped * stride + i, stride, block,
                            PANEL * bytes_of(type), n, type == cache_type ? AHEAD_BYTES : 0);
         }
     float sums[QUERY_ROWS];
@@ -537,7 +562,7 @@ static void attend(int cache_type, head_cache cache, const float *q, size_t stri
                                  s->block + ((size_t)k * vectors + j) * LANES);
                 block = (char *)s->block, type = GPT2_F32, w_stride = vectors * LANES * 4;
             }
-            multiply_block(rows, (int)vectors, type, s->context + column, padded, at == 0, s->scores + at,
+            multiply_block(rows, (int)vectors, type, s->context + column, padded, at == 0, s->part, s->scores + at,
                            score_stride, block, w_stride, n, type == cache_type ? AHEAD_BYTES : 0);
         }
     for (int r = 0; r < rows; r++)

@@ -10,7 +10,9 @@
 #define ROW_BLOCK 192 /* rows of a piece of a product */
 #define TILE_ROWS 6
 #define QUERY_ROWS 24 /* queries of a piece of attention */
-#define WIDE_ROWS 12  /* more rows than this share one conversion of a block of weights to fp32 */
+#define WIDE_ROWS 12  /* more rows than this share one conversion to fp32 of keys, values, and weights that lie apart */
+#define GROUPS_AT_ONCE 4 /* of int8 and int4, which several passes share while they are in the nearest cache */
+#define MOST_GROUPS 64   /* that one pass goes through in one go */
 
 #define Q8_GROUP_BYTES (GROUP * PANEL + 2 * PANEL)
 #define Q4_GROUP_BYTES (GROUP * PANEL / 2 + 2 * PANEL)
@@ -35,6 +37,8 @@ typedef struct {
 /* Memory of one thread. */
 typedef struct {
     float *tile;    /* [ROW_BLOCK, PANEL] */
+    float *part;    /* [ROW_BLOCK, PANEL] */
+    int8_t *inputs; /* [ROW_BLOCK, GROUPS_AT_ONCE * GROUP] in 16 bits, or one row of MOST_GROUPS */
     float *block;   /* [BLOCK, PANEL], or [PANEL * PANEL] bytes per group of int4 */
     float *scores;  /* [QUERY_ROWS, positions rounded up to 64] */
     float *context; /* [QUERY_ROWS, head width rounded up to 16] */

@@ -13,6 +13,8 @@
 #define LANES 16
 #define INLINE static inline __attribute__((always_inline))
 
+INLINE int32_t i_quad(const int8_t *x) { int32_t quad; memcpy(&quad, x, 4); return quad; }
+
 /* to[k, c] = from[c, k] for four rows and columns; the strides are in floats. */
 #if defined(__SSE__)
 #include <immintrin.h>
@@ -34,7 +36,10 @@ INLINE void transpose4(const float *from, size_t from_stride, float *to, size_t 
 /* ---------------------------------------------------------------- AVX-512 with VNNI */
 #include <immintrin.h>
 
-#define TILE_COLUMNS 4 /* vectors of columns beside several rows of a tile */
+#define TILE_COLUMNS(rows) 4 /* vectors of columns of a tile of so many rows */
+#define WIDE_PANEL_ROWS 12   /* more rows than this share one conversion to fp32 of a block of a panel */
+#define DOT_COLUMNS(rows) 4
+#define QUAD_BYTES 4 /* of four inputs, beside weights of 8 bits */
 #define DOT_ROWS 3
 
 typedef __m512 vf;
@@ -78,8 +83,8 @@ INLINE void v_store_i8(int8_t *p, vf x) { /* rounded to nearest even */
 /* Integer products: the weights are stored with an offset, as bytes without sign. */
 INLINE vi i_start(int32_t offset, int32_t sum) { return _mm512_set1_epi32(-offset * sum); }
 INLINE vi i_load(const uint8_t *p) { return _mm512_loadu_si512(p); }
-INLINE vi i_dot8(vi acc, vi w, int32_t x) { return _mm512_dpbusd_epi32(acc, w, _mm512_set1_epi32(x)); }
-INLINE vi i_dot4(vi acc, vi w, int32_t x) { return i_dot8(acc, w, x); }
+INLINE vi i_dot8(vi acc, vi w, const int8_t *x) { return _mm512_dpbusd_epi32(acc, w, _mm512_set1_epi32(i_quad(x))); }
+INLINE vi i_dot4(vi acc, vi w, const int8_t *x) { return i_dot8(acc, w, x); }
 INLINE vi i_low(vi w) { return _mm512_and_si512(w, _mm512_set1_epi8(15)); }
 INLINE vi i_high(vi w) { return _mm512_and_si512(_mm512_srli_epi16(w, 4), _mm512_set1_epi8(15)); }
 INLINE void i_store(uint8_t *p, vi x) { _mm512_storeu_si512(p, x); }
@@ -89,8 +94,10 @@ INLINE vf i_float(vi x) { return _mm512_cvtepi32_ps(x); }
 /* ---------------------------------------------------------------- AVX2, FMA, F16C; AVX-VNNI where it is */
 #include <immintrin.h>
 
-#define TILE_COLUMNS 1
-#define DOT_ROWS 2
+#define TILE_COLUMNS(rows) ((rows) == 1 ? 4 : (rows) == 2 ? 2 : 1)
+#define WIDE_PANEL_ROWS 96 /* converting for each tile, 24 rows take three quarters of the time */
+#define DOT_COLUMNS(rows) ((rows) == 1 ? 4 : 1)
+#define DOT_ROWS 3
 
 typedef struct { __m256 a, b; } vf;
 typedef struct { __m256i a, b; } vi;
@@ -168,28 +175,44 @@ INLINE vf i_float(vi x) { return EACH2(vf, _mm256_cvtepi32_ps(x.a), _mm256_cvtep
 INLINE vi i_start(int32_t offset, int32_t sum) {
     return EACH2(vi, _mm256_set1_epi32(-offset * sum), _mm256_set1_epi32(-offset * sum));
 }
-INLINE vi i_dot8(vi acc, vi w, int32_t x) {
-    __m256i wide = _mm256_set1_epi32(x);
+INLINE vi i_dot8(vi acc, vi w, const int8_t *x) {
+    __m256i wide = _mm256_set1_epi32(i_quad(x));
     return EACH2(vi, _mm256_dpbusd_avx_epi32(acc.a, w.a, wide), _mm256_dpbusd_avx_epi32(acc.b, w.b, wide));
 }
-INLINE vi i_dot4(vi acc, vi w, int32_t x) { return i_dot8(acc, w, x); }
+INLINE vi i_dot4(vi acc, vi w, const int8_t *x) { return i_dot8(acc, w, x); }
+#define QUAD_BYTES 4
 #else
 INLINE vi i_start(int32_t offset, int32_t sum) {
-    /* Bytes of 8-bit weights get their sign back (`i_dot8`); those of 4 bits keep their offset. */
-    __m256i start = _mm256_set1_epi32(offset == 128 ? 0 : -offset * sum);
-    return EACH2(vi, start, start);
+    return EACH2(vi, _mm256_set1_epi32(-offset * sum), _mm256_set1_epi32(-offset * sum));
 }
-INLINE __m256i dot_half(__m256i acc, __m256i positive, __m256i other) {
-    /* The sums of two products stay below 2^15: 127 * 127 * 2, and 15 * 127 * 2. */
-    return _mm256_add_epi32(acc, _mm256_madd_epi16(_mm256_maddubs_epi16(positive, other), _mm256_set1_epi16(1)));
+/* Beside weights of 8 bits, inputs are 16 bits wide: first the even ones of a quad, then the odd ones. */
+#define QUAD_BYTES 8
+INLINE void i_widen(const int8_t *x, int8_t *to) { /* 8 quads */
+    __m256i both = _mm256_loadu_si256((const __m256i *)x), odd = _mm256_srai_epi16(both, 8);
+    __m256i even = _mm256_srai_epi16(_mm256_slli_epi16(both, 8), 8);
+    __m256i a = _mm256_unpacklo_epi32(even, odd), b = _mm256_unpackhi_epi32(even, odd);
+    _mm256_storeu_si256((__m256i *)to, _mm256_permute2x128_si256(a, b, 0x20));
+    _mm256_storeu_si256((__m256i *)to + 1, _mm256_permute2x128_si256(a, b, 0x31));
 }
-INLINE vi i_dot8(vi acc, vi w, int32_t x) {
-    __m256i wide = _mm256_set1_epi32(x), positive = _mm256_abs_epi8(wide), flip = _mm256_set1_epi8(-128);
-    return EACH2(vi, dot_half(acc.a, positive, _mm256_sign_epi8(_mm256_xor_si256(w.a, flip), wide)),
-                 dot_half(acc.b, positive, _mm256_sign_epi8(_mm256_xor_si256(w.b, flip), wide)));
+/* Nothing happens to x. Without it gcc adds in another order, which needs more registers than there are. */
+INLINE __m256i in_order(__m256i x) {
+    __asm__("" : "+x"(x));
+    return x;
 }
-INLINE vi i_dot4(vi acc, vi w, int32_t x) {
-    __m256i wide = _mm256_set1_epi32(x);
+INLINE __m256i wide_half(__m256i acc, __m256i w, __m256i even, __m256i odd) {
+    acc = in_order(_mm256_add_epi32(acc, _mm256_madd_epi16(_mm256_and_si256(w, _mm256_set1_epi16(255)), even)));
+    return in_order(_mm256_add_epi32(acc, _mm256_madd_epi16(_mm256_srli_epi16(w, 8), odd)));
+}
+INLINE vi i_dot8(vi acc, vi w, const int8_t *x) {
+    __m256i even = _mm256_set1_epi32(i_quad(x)), odd = _mm256_set1_epi32(i_quad(x + 4));
+    return EACH2(vi, wide_half(acc.a, w.a, even, odd), wide_half(acc.b, w.b, even, odd));
+}
+INLINE __m256i dot_half(__m256i acc, __m256i w, __m256i x) {
+    /* The sums of two products stay below 2^15: 15 * 127 * 2. */
+    return _mm256_add_epi32(acc, _mm256_madd_epi16(_mm256_maddubs_epi16(w, x), _mm256_set1_epi16(1)));
+}
+INLINE vi i_dot4(vi acc, vi w, const int8_t *x) {
+    __m256i wide = _mm256_set1_epi32(i_quad(x));
     return EACH2(vi, dot_half(acc.a, w.a, wide), dot_half(acc.b, w.b, wide));
 }
 #endif
@@ -198,7 +221,10 @@ INLINE vi i_dot4(vi acc, vi w, int32_t x) {
 /* ---------------------------------------------------------------- NEON with dot products */
 #include <arm_neon.h>
 
-#define TILE_COLUMNS 1
+#define TILE_COLUMNS(rows) ((rows) == 1 ? 4 : 1)
+#define WIDE_PANEL_ROWS 12
+#define DOT_COLUMNS(rows) 1
+#define QUAD_BYTES 4 /* of four inputs, beside weights of 8 bits */
 #define DOT_ROWS 3
 
 typedef struct { float32x4_t v[4]; } vf;
@@ -277,14 +303,14 @@ INLINE void i_store(uint8_t *p, vi x) {
 }
 #define E(i)                                                                                                  \
     vdotq_s32(acc.v[i], veorq_s8(vreinterpretq_s8_s32(w.v[i]), vdupq_n_s8(-128)), wide)
-INLINE vi i_dot8(vi acc, vi w, int32_t x) {
-    int8x16_t wide = vreinterpretq_s8_s32(vdupq_n_s32(x));
+INLINE vi i_dot8(vi acc, vi w, const int8_t *x) {
+    int8x16_t wide = vreinterpretq_s8_s32(vdupq_n_s32(i_quad(x)));
     return EACH4(vi, E);
 }
 #undef E
 #define E(i) vdotq_s32(acc.v[i], vreinterpretq_s8_s32(w.v[i]), wide)
-INLINE vi i_dot4(vi acc, vi w, int32_t x) {
-    int8x16_t wide = vreinterpretq_s8_s32(vdupq_n_s32(x));
+INLINE vi i_dot4(vi acc, vi w, const int8_t *x) {
+    int8x16_t wide = vreinterpretq_s8_s32(vdupq_n_s32(i_quad(x)));
     return EACH4(vi, E);
 }
 #undef E
@@ -300,7 +326,10 @@ INLINE vf i_float(vi x) { return EACH4(vf, E); }
 
 #else
 /* ---------------------------------------------------------------- portable C */
-#define TILE_COLUMNS 1
+#define TILE_COLUMNS(rows) ((rows) == 1 ? 4 : 1)
+#define WIDE_PANEL_ROWS 12
+#define DOT_COLUMNS(rows) 1
+#define QUAD_BYTES 4 /* of four inputs, beside weights of 8 bits */
 #define DOT_ROWS 1
 
 typedef struct { float v[LANES]; } vf;
@@ -371,12 +400,11 @@ INLINE void v_store_i8(int8_t *p, vf x) { EACH(i) p[i] = (int8_t)rintf(x.v[i]); 
 INLINE vi i_start(int32_t offset, int32_t sum) { vi x; EACH(i) x.v[i] = -offset * sum; return x; }
 INLINE vi i_load(const uint8_t *p) { vi x; memcpy(&x, p, sizeof x); return x; }
 INLINE void i_store(uint8_t *p, vi x) { memcpy(p, &x, sizeof x); }
-INLINE vi i_dot8(vi acc, vi w, int32_t x) {
-    int8_t part[4]; memcpy(part, &x, 4);
-    EACH(i) for (int j = 0; j < 4; j++) acc.v[i] += (int32_t)w.b[4 * i + j] * part[j];
+INLINE vi i_dot8(vi acc, vi w, const int8_t *x) {
+    EACH(i) for (int j = 0; j < 4; j++) acc.v[i] += (int32_t)w.b[4 * i + j] * x[j];
     return acc;
 }
-INLINE vi i_dot4(vi acc, vi w, int32_t x) { return i_dot8(acc, w, x); }
+INLINE vi i_dot4(vi acc, vi w, const int8_t *x) { return i_dot8(acc, w, x); }
 INLINE vi i_low(vi w) { for (int i = 0; i < 4 * LANES; i++) w.b[i] &= 15; return w; }
 INLINE vi i_high(vi w) { for (int i = 0; i < 4 * LANES; i++) w.b[i] >>= 4; return w; }
 INLINE vf i_float(vi x) { vf y; EACH(i) y.v[i] = (float)x.v[i]; return y; }
