@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 import sys
 from collections import Counter
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import settings
@@ -56,6 +58,22 @@ THINNED = {
     "test_repl_sessions": 3,
 }
 
+LONGEST_FIRST = (
+    "test_native_elsewhere",
+    "test_native_texts",
+    "test_pull",
+    "test_cli_train",
+    "test_cli_chat",
+    "test_native_bits",
+    "test_parity",
+    "test_build",
+    "test_cli_score",
+)
+"""Of the files those whose single tests take long: begun last, they would leave the other cores idle."""
+
+PARTS = {"test_native_texts": re.compile(r"\[([^]]*?-\d+)[]-]")}
+"""What of an id names the part of its file that is not to be divided among processes; else it is the file."""
+
 KEPT = ("GPT2CLI_SHARED", "GPT2CLI_REQUIRE_SHARED")
 
 
@@ -91,9 +109,27 @@ def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:
     return min(os.cpu_count() or 1, MOST_WORKERS)
 
 
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    """``--dist loadfile`` as `PARTS` says, in the order of collection and not by the number of tests."""
+    if config.getoption("dist") != "loadfile":
+        return None
+    from xdist.scheduler import LoadFileScheduling
+
+    class ByPart(LoadFileScheduling):
+        def _split_scope(self, nodeid: str) -> str:
+            file = nodeid.partition("::")[0]
+            named = PARTS.get(Path(file).stem)
+            part = named.search(nodeid) if named else None
+            return f"{file}::{part[1]}" if part else file
+
+    config.option.loadscopereorder = False
+    return ByPart(config, log)
+
+
 @pytest.hookimpl(tryfirst=True)
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Leave what `THINNED` says to the slow run."""
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Leave what `THINNED` says to the slow run; processes that share the work begin with what takes long."""
     seen: Counter[tuple[str, str]] = Counter()
     for item in items:
         every = THINNED.get(item.path.stem, 1)
@@ -102,6 +138,9 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             if seen[series] % every:
                 item.add_marker(pytest.mark.slow)
             seen[series] += 1
+    if hasattr(config, "workerinput"):
+        rank = {stem: at for at, stem in enumerate(LONGEST_FIRST)}
+        items.sort(key=lambda item: rank.get(item.path.stem, len(rank)))
 
 
 @pytest.fixture

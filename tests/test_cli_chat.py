@@ -415,7 +415,8 @@ json.dump({"took": took, "memory": memory, "turns": len(chat.tree)}, sys.stdout)
 )
 def test_a_long_session_stays_as_it_was(model: Path, format: str, turns: int) -> None:
     """An eight-hour session: memory and the work of a turn do not grow with the turns before."""
-    environ = {**os.environ, "PYTHONPATH": f"{REPOSITORY}{os.pathsep}{REPOSITORY / 'tests'}"}
+    folders = [str(REPOSITORY / "tests"), *filter(None, [os.environ.get("PYTHONPATH")])]
+    environ = {**os.environ, "PYTHONPATH": os.pathsep.join(folders)}
     done = subprocess.run(
         [sys.executable, "-c", LONG, str(model), format, str(turns)],
         capture_output=True,

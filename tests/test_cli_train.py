@@ -557,7 +557,7 @@ def test_an_interrupt_leaves_a_checkpoint(text: Path, tmp_path: Path) -> None:
 @pytest.mark.slow
 def test_kill_at_ten_random_moments(text: Path, tmp_path: Path) -> None:
     """Every killed training goes on, and ends with the loss of the unbroken one."""
-    whole = run("train", *SMALL, *LONG, text, "--output", tmp_path / "whole", "--jsonl")
+    whole = call("train", *SMALL, *LONG, text, "--output", tmp_path / "whole", "--jsonl")
     expected = events(whole, "end")[0]["loss"]
     chance = random.Random(3)
     for attempt in range(10):
@@ -574,6 +574,6 @@ def test_kill_at_ten_random_moments(text: Path, tmp_path: Path) -> None:
         time.sleep(chance.uniform(0, 0.05))
         process.kill()
         process.communicate()
-        again = run("train", "--resume", "--output", output, "--jsonl")
+        again = call("train", "--resume", "--output", output, "--jsonl")
         final = events(again, "end")[0]["loss"]
         assert final == pytest.approx(expected, abs=1e-6), (attempt, last_step, time.monotonic() - began)

@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import itertools
 import random
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from functools import partial
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -93,13 +93,40 @@ def _make_case(number: int) -> Case:
 ALL_CASES = [_make_case(number) for number in range(CASES)]
 
 
+class Reference:
+    """A case in ``directory`` and in transformers; each answer is computed once, for both backends."""
+
+    def __init__(self, case: Case, directory: Path) -> None:
+        self.directory = directory
+        self._model = _write(case, directory)
+        self._answers: dict[str, torch.Tensor] = {}
+
+    def _once(self, question: object, answer: Callable[[], torch.Tensor]) -> torch.Tensor:
+        key = repr(question)
+        if key not in self._answers:
+            self._answers[key] = answer()
+        return self._answers[key]
+
+    def logits(self, *texts: list[int]) -> torch.Tensor:
+        """[B, T, V]"""
+        with torch.inference_mode():
+            return self._once(texts, lambda: self._model(torch.tensor(texts)).logits)
+
+    def generate(self, prompt: list[int], *, seed: int = 0, **options: Any) -> torch.Tensor:
+        def generated() -> torch.Tensor:
+            transformers.set_seed(seed)
+            return _generate(self._model, prompt, **options)
+
+        return self._once((prompt, seed, options), generated)
+
+
 @dataclass(frozen=True, slots=True)
 class Pair:
     """A case as both sides loaded it."""
 
     case: Case
     ours: Engine
-    theirs: GPT2LMHeadModel
+    theirs: Reference
 
     @property
     def pick(self) -> random.Random:
@@ -107,16 +134,26 @@ class Pair:
         return random.Random(f"prompts of {self.case.number}")
 
 
+@pytest.fixture(scope="module")
+def reference(tmp_path_factory: pytest.TempPathFactory) -> Callable[[int], Reference]:
+    """Gives the `Reference` of a case, which is kept until that of another one is asked for."""
+
+    @lru_cache(maxsize=1)
+    def kept(number: int) -> Reference:
+        return Reference(ALL_CASES[number], tmp_path_factory.mktemp("parity"))
+
+    return kept
+
+
 @pytest.fixture(
     scope="module",
     params=some_slow(itertools.product(ALL_CASES, OWN_BACKENDS), 60),
     ids=lambda param: f"{param[0]}-{param[1]}",
 )
-def pair(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Pair]:
+def pair(request: pytest.FixtureRequest, reference: Callable[[int], Reference]) -> Iterator[Pair]:
     case, backend = request.param
-    directory = tmp_path_factory.mktemp("parity")
-    theirs = _write(case, directory)
-    ours = load_on(backend, directory)
+    theirs = reference(case.number)
+    ours = load_on(backend, theirs.directory)
     yield Pair(case, ours, theirs)
     ours.backend.close()
 
@@ -203,8 +240,7 @@ def test_the_cases_cover_every_switch() -> None:
 
 def test_full_forward(pair: Pair) -> None:
     ids = _ids(pair.pick, pair.ours.config.vocab_size, CONTEXT)
-    with torch.inference_mode():
-        theirs = pair.theirs(torch.tensor([ids, ids[::-1]])).logits
+    theirs = pair.theirs.logits(ids, ids[::-1])
     ours = torch.stack(backend_logits(pair.ours.backend, ids, ids[::-1]))
     assert ours.dtype == torch.float32
     torch.testing.assert_close(ours, theirs, rtol=0, atol=TOLERANCE)
@@ -213,8 +249,7 @@ def test_full_forward(pair: Pair) -> None:
 def test_steps_equal_the_full_forward(pair: Pair) -> None:
     """A step that looks at the wrong keys, or at the wrong position, differs from the whole."""
     backend, ids = pair.ours.backend, _ids(pair.pick, pair.ours.config.vocab_size, CONTEXT)
-    with torch.inference_mode():
-        theirs = pair.theirs(torch.tensor([ids])).logits[0]
+    (theirs,) = pair.theirs.logits(ids)
     slot = backend.new_slot()
     edges = [0, 1, 2, 9, *range(10, CONTEXT + 1)]
     steps = [
@@ -229,8 +264,8 @@ def test_greedy(pair: Pair) -> None:
     pick, vocab_size = pair.pick, pair.ours.config.vocab_size
     prompt, options = _ids(pick, vocab_size, pick.randint(1, 12)), _repetition_options(pick, vocab_size)
     eos = pair.case.config["eos_token_id"]
-    rows = _generate(
-        pair.theirs, prompt, do_sample=False, max_new_tokens=NEW_TOKENS, eos_token_id=eos, **options
+    rows = pair.theirs.generate(
+        prompt, do_sample=False, max_new_tokens=NEW_TOKENS, eos_token_id=eos, **options
     )
     ours = pair.ours.generate(
         prompt, GenerateOptions(temperature=0, max_new_tokens=NEW_TOKENS, **options)
@@ -245,8 +280,7 @@ def test_sampled(pair: Pair, sequences: int) -> None:
     prompt, options = _ids(pick, vocab_size, pick.randint(1, 12)), _sampling_options(pick, vocab_size)
     seed, eos = pick.randrange(2**32), pair.case.config["eos_token_id"]
     counts = {"max_new_tokens": NEW_TOKENS, "num_return_sequences": sequences}
-    transformers.set_seed(seed)
-    rows = _generate(pair.theirs, prompt, do_sample=True, eos_token_id=eos, **counts, **options)
+    rows = pair.theirs.generate(prompt, seed=seed, do_sample=True, eos_token_id=eos, **counts, **options)
     ours = pair.ours.generate(prompt, GenerateOptions(rng="transformers", seed=seed, **counts, **options))
     assert [choice.token_ids for choice in ours.choices] == _continuations(rows, prompt, eos)
 
