@@ -7,6 +7,7 @@ arXiv 2408.07978).
 
 from __future__ import annotations
 
+import time
 from collections.abc import Sequence as Many
 from itertools import takewhile
 
@@ -36,10 +37,13 @@ class DraftModel:
         going = [n for n, count in enumerate(counts) if count]
         while going:
             parts = [(texts[n].slot, texts[n].present, texts[n].unread()) for n in going]
-            with self.times.measured(len(going)):
-                logits = self._backend.forward(Batch.of(parts))
-                for n, (_, _, read), row in zip(going, parts, logits, strict=True):
-                    texts[n].draw(row, len(read))
+            started = time.perf_counter()
+            logits = self._backend.forward(Batch.of(parts))
+            for n, (_, _, read), row in zip(going, parts, logits, strict=True):
+                texts[n].draw(row, len(read))
+            # A text whose drafts were all right has two tokens to read; more are a prompt.
+            if all(len(read) <= 2 for *_, read in parts):
+                self.times.record(len(going), time.perf_counter() - started)
             going = [n for n in going if len(texts[n].drafts) < counts[n] and not texts[n].ends]
         return [text.drafts for text in texts]
 

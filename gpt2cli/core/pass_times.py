@@ -2,10 +2,6 @@
 
 from __future__ import annotations
 
-import time
-from collections.abc import Iterator
-from contextlib import contextmanager
-
 
 class PassTimes:
     """Seconds of a pass by the number of its tokens, as measured lately.
@@ -22,20 +18,13 @@ class PassTimes:
         self._seconds: dict[int, tuple[float, int]] = {}
         self._passes = 0
 
-    @contextmanager
-    def measured(self, tokens: int) -> Iterator[None]:
-        """Take the time of a pass over so many tokens."""
-        started = time.perf_counter()
-        yield
-        self.record(tokens, time.perf_counter() - started)
-
     def record(self, tokens: int, seconds: float) -> None:
         """A pass took so long."""
         self._passes += 1
         if tokens in self._seconds:
             old = self._seconds[tokens][0]
             # One that was interrupted says little.
-            seconds = old + self.NEWS * (min(seconds, 2 * old) - old)
+            seconds = old + self.NEWS * (min(seconds, 1.5 * old) - old)
         self._seconds[tokens] = seconds, self._passes
 
     def known(self, tokens: int) -> bool:

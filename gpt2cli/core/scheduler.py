@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import time
 from collections import deque
 from collections.abc import Iterable, Iterator
 from typing import NamedTuple
@@ -140,11 +141,10 @@ class Scheduler:
         wanted = [n for each, end in zip(fed, ends, strict=True) for n in range(end - each.logits, end)]
         reading = not all(each.decodes for each in fed)
         batch = Batch.of(parts, wanted)
-        if reading:
-            logits = self._backend.forward(batch)
-        else:
-            with self.speculation.times.measured(len(batch)):
-                logits = self._backend.forward(batch)
+        started = time.perf_counter()
+        logits = self._backend.forward(batch)
+        if not reading:
+            self.speculation.times.record(len(batch), time.perf_counter() - started)
         for group in {each.sequence.group for each in fed if each.decodes}:
             group.steps += 1
         at = 0
