@@ -18,9 +18,9 @@ _gpt2cli_command() {
     import) commands=() flags=(--name --allow-pickle --quiet -q --debug --help -h) ;;
     export) commands=() flags=(--quiet -q --debug --help -h) ;;
     gc) commands=() flags=(--dry-run --all --days --quiet -q --debug --help -h) ;;
-    train) commands=() flags=(--field --separator --validation --validation-data --test-data --layers --width --heads --context --vocab-size --steps --epochs --batch-size --micro-batch-size --window --short-window --short-share --learning-rate --schedule --warmup --decay --optimizer --muon-scale --weight-decay --dropout --clip --seed --patience --evaluate-every --save-every --sample-every --log-every --precision --device --threads --resume --config --output -o --name --save-precision --samples --sample-tokens --sample-prompt --default-temperature --default-repetition-penalty --title --license --description --keep-checkpoints --plot --jsonl --quiet -q --debug --help -h) ;;
-    finetune) commands=() flags=(--field --separator --validation --validation-data --test-data --model -m --revision --lora --lora-rank --lora-alpha --lora-dropout --steps --epochs --batch-size --micro-batch-size --window --short-window --short-share --learning-rate --schedule --warmup --decay --optimizer --muon-scale --weight-decay --dropout --clip --seed --patience --evaluate-every --save-every --sample-every --log-every --precision --device --threads --resume --config --output -o --name --save-precision --samples --sample-tokens --sample-prompt --default-temperature --default-repetition-penalty --title --license --description --keep-checkpoints --plot --jsonl --quiet -q --debug --help -h) ;;
-    distill) commands=() flags=(--field --separator --validation --validation-data --test-data --teacher --revision --student-layers --distill-temperature --soft-weight --lm-weight --cosine-weight --random-init --steps --epochs --batch-size --micro-batch-size --window --short-window --short-share --learning-rate --schedule --warmup --decay --optimizer --muon-scale --weight-decay --dropout --clip --seed --patience --evaluate-every --save-every --sample-every --log-every --precision --device --threads --resume --config --output -o --name --save-precision --samples --sample-tokens --sample-prompt --default-temperature --default-repetition-penalty --title --license --description --keep-checkpoints --plot --jsonl --quiet -q --debug --help -h) ;;
+    train) commands=() flags=(--field --separator --validation --validation-data --test-data --layers --width --heads --context --vocab-size --steps --epochs --batch-size --micro-batch-size --window --short-window --short-share --learning-rate --schedule --warmup --decay --optimizer --muon-scale --weight-decay --dropout --clip --seed --patience --evaluate-every --save-every --sample-every --log-every --precision --device --threads --resume --config --output -o --name --save-precision --samples --sample-tokens --sample-prompt --default-temperature --default-repetition-penalty --default-no-repeat-ngram-size --title --license --description --keep-checkpoints --plot --jsonl --quiet -q --debug --help -h) ;;
+    finetune) commands=() flags=(--field --separator --validation --validation-data --test-data --model -m --revision --lora --lora-rank --lora-alpha --lora-dropout --steps --epochs --batch-size --micro-batch-size --window --short-window --short-share --learning-rate --schedule --warmup --decay --optimizer --muon-scale --weight-decay --dropout --clip --seed --patience --evaluate-every --save-every --sample-every --log-every --precision --device --threads --resume --config --output -o --name --save-precision --samples --sample-tokens --sample-prompt --default-temperature --default-repetition-penalty --default-no-repeat-ngram-size --title --license --description --keep-checkpoints --plot --jsonl --quiet -q --debug --help -h) ;;
+    distill) commands=() flags=(--field --separator --validation --validation-data --test-data --teacher --revision --student-layers --distill-temperature --soft-weight --lm-weight --cosine-weight --random-init --steps --epochs --batch-size --micro-batch-size --window --short-window --short-share --learning-rate --schedule --warmup --decay --optimizer --muon-scale --weight-decay --dropout --clip --seed --patience --evaluate-every --save-every --sample-every --log-every --precision --device --threads --resume --config --output -o --name --save-precision --samples --sample-tokens --sample-prompt --default-temperature --default-repetition-penalty --default-no-repeat-ngram-size --title --license --description --keep-checkpoints --plot --jsonl --quiet -q --debug --help -h) ;;
     bench) commands=() flags=(--model -m --revision --offline --allow-pickle --against --gguf --precision --rounds --processes --no-processes --settled --no-settled --busy --plot --json --markdown --quiet -q --device --threads --debug --help -h) ;;
     completions) commands=() flags=(--help -h) ;;
     config) commands=(list get set unset path) flags=(--help -h) ;;
@@ -199,6 +199,7 @@ _gpt2cli_flag() {
     'train --sample-prompt') kind=text words=() ;;
     'train --default-temperature') kind=text words=() ;;
     'train --default-repetition-penalty') kind=text words=() ;;
+    'train --default-no-repeat-ngram-size') kind=text words=() ;;
     'train --title') kind=text words=() ;;
     'train --license') kind=text words=() ;;
     'train --description') kind=text words=() ;;
@@ -247,6 +248,7 @@ _gpt2cli_flag() {
     'finetune --sample-prompt') kind=text words=() ;;
     'finetune --default-temperature') kind=text words=() ;;
     'finetune --default-repetition-penalty') kind=text words=() ;;
+    'finetune --default-no-repeat-ngram-size') kind=text words=() ;;
     'finetune --title') kind=text words=() ;;
     'finetune --license') kind=text words=() ;;
     'finetune --description') kind=text words=() ;;
@@ -297,6 +299,7 @@ _gpt2cli_flag() {
     'distill --sample-prompt') kind=text words=() ;;
     'distill --default-temperature') kind=text words=() ;;
     'distill --default-repetition-penalty') kind=text words=() ;;
+    'distill --default-no-repeat-ngram-size') kind=text words=() ;;
     'distill --title') kind=text words=() ;;
     'distill --license') kind=text words=() ;;
     'distill --description') kind=text words=() ;;

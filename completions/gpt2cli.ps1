@@ -385,6 +385,7 @@ Register-ArgumentCompleter -Native -CommandName gpt2cli -ScriptBlock {
         @{Of = 'train'; What = 'flag'; Name = '--sample-prompt'; Help = 'The prompt of the sample texts'; Kind = 'text'; Words = @()}
         @{Of = 'train'; What = 'flag'; Name = '--default-temperature'; Help = 'The model''s default temperature'; Kind = 'text'; Words = @()}
         @{Of = 'train'; What = 'flag'; Name = '--default-repetition-penalty'; Help = 'The model''s default repetition penalty'; Kind = 'text'; Words = @()}
+        @{Of = 'train'; What = 'flag'; Name = '--default-no-repeat-ngram-size'; Help = 'The model''s default for --no-repeat-ngram-size'; Kind = 'text'; Words = @()}
         @{Of = 'train'; What = 'flag'; Name = '--title'; Help = 'The title of the model card'; Kind = 'text'; Words = @()}
         @{Of = 'train'; What = 'flag'; Name = '--license'; Help = 'The licence named in the model card'; Kind = 'text'; Words = @()}
         @{Of = 'train'; What = 'flag'; Name = '--description'; Help = 'A paragraph of description for the model card'; Kind = 'text'; Words = @()}
@@ -445,6 +446,7 @@ Register-ArgumentCompleter -Native -CommandName gpt2cli -ScriptBlock {
         @{Of = 'finetune'; What = 'flag'; Name = '--sample-prompt'; Help = 'The prompt of the sample texts'; Kind = 'text'; Words = @()}
         @{Of = 'finetune'; What = 'flag'; Name = '--default-temperature'; Help = 'The model''s default temperature'; Kind = 'text'; Words = @()}
         @{Of = 'finetune'; What = 'flag'; Name = '--default-repetition-penalty'; Help = 'The model''s default repetition penalty'; Kind = 'text'; Words = @()}
+        @{Of = 'finetune'; What = 'flag'; Name = '--default-no-repeat-ngram-size'; Help = 'The model''s default for --no-repeat-ngram-size'; Kind = 'text'; Words = @()}
         @{Of = 'finetune'; What = 'flag'; Name = '--title'; Help = 'The title of the model card'; Kind = 'text'; Words = @()}
         @{Of = 'finetune'; What = 'flag'; Name = '--license'; Help = 'The licence named in the model card'; Kind = 'text'; Words = @()}
         @{Of = 'finetune'; What = 'flag'; Name = '--description'; Help = 'A paragraph of description for the model card'; Kind = 'text'; Words = @()}
@@ -506,6 +508,7 @@ Register-ArgumentCompleter -Native -CommandName gpt2cli -ScriptBlock {
         @{Of = 'distill'; What = 'flag'; Name = '--sample-prompt'; Help = 'The prompt of the sample texts'; Kind = 'text'; Words = @()}
         @{Of = 'distill'; What = 'flag'; Name = '--default-temperature'; Help = 'The model''s default temperature'; Kind = 'text'; Words = @()}
         @{Of = 'distill'; What = 'flag'; Name = '--default-repetition-penalty'; Help = 'The model''s default repetition penalty'; Kind = 'text'; Words = @()}
+        @{Of = 'distill'; What = 'flag'; Name = '--default-no-repeat-ngram-size'; Help = 'The model''s default for --no-repeat-ngram-size'; Kind = 'text'; Words = @()}
         @{Of = 'distill'; What = 'flag'; Name = '--title'; Help = 'The title of the model card'; Kind = 'text'; Words = @()}
         @{Of = 'distill'; What = 'flag'; Name = '--license'; Help = 'The licence named in the model card'; Kind = 'text'; Words = @()}
         @{Of = 'distill'; What = 'flag'; Name = '--description'; Help = 'A paragraph of description for the model card'; Kind = 'text'; Words = @()}

@@ -97,6 +97,7 @@ def test_the_card_says_what_happened(text: Path, tmp_path: Path) -> None:
         *(text, "--steps", "8", "--seed", "5", "--output", tmp_path / "model", "--jsonl"),
         *("--test-data", other, "--samples", "2", "--title", "Birds"),
         *("--default-temperature", "0.7", "--default-repetition-penalty", "1.1"),
+        *("--default-no-repeat-ngram-size", "4"),
     )
     (end,) = events(made, "end")
     card = (tmp_path / "model" / "README.md").read_text("utf-8")
@@ -104,9 +105,13 @@ def test_the_card_says_what_happened(text: Path, tmp_path: Path) -> None:
         assert hashlib.sha256(path.read_bytes()).hexdigest() in card
         assert f"{path.stat().st_size:,}" in card
     assert "# Birds" in card
-    assert "temperature 0.7, repetition penalty 1.1, top k 50, with the seeds 1 to 2" in card
+    assert (
+        "temperature 0.7, top k 50, repetition penalty 1.1, no repeat ngram size 4, with the seeds 1 to 2"
+        in card
+    )
     settings = json.loads((tmp_path / "model" / "generation_config.json").read_text("utf-8"))
-    assert (settings["temperature"], settings["repetition_penalty"]) == (0.7, 1.1)
+    names = ("temperature", "repetition_penalty", "no_repeat_ngram_size")
+    assert [settings[name] for name in names] == [0.7, 1.1, 4]
     assert "| seed | 5 |" in card
     assert f"| {end['bits_per_byte']:.4f} |" in card
     assert f"| {end['tests'][0]['bits_per_byte']:.4f} |" in card

@@ -18,6 +18,7 @@ DISTILL_FLAGS = {"layers": "student_layers", "temperature": "distill_temperature
 EXPORT_FLAGS = {
     "temperature": "default_temperature",
     "repetition_penalty": "default_repetition_penalty",
+    "no_repeat_ngram_size": "default_no_repeat_ngram_size",
 }
 RUN_ONLY = frozenset({"config", "resume", "jsonl", "quiet", "debug", "plot"})
 """Flags that a recipe file cannot set."""

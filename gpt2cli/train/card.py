@@ -173,7 +173,7 @@ def _samples(facts: Facts, samples: Sequence[Sample]) -> str:
         return ""
     export = facts.recipe.export
     start = f"after the prompt {json.dumps(export.sample_prompt)}" if export.sample_prompt else "from nothing"
-    drawn = {"temperature": 1.0, **export.sampling, "top_k": 50}
+    drawn = {"temperature": 1.0, "top_k": 50, **export.sampling}
     by = ", ".join(f"{name.replace('_', ' ')} {value:g}" for name, value in drawn.items())
     lines = [
         "## Samples",

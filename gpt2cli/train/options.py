@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 from gpt2cli.checkpoint import MAX_EMBD, MAX_LAYERS, MAX_POSITIONS, MAX_VOCAB
 from gpt2cli.errors import InvalidOption
@@ -227,6 +227,8 @@ class ExportOptions:
     """The model's default temperature, in its generation_config.json."""
     repetition_penalty: float | None = None
     """Likewise its default repetition penalty."""
+    no_repeat_ngram_size: int | None = None
+    """Likewise the n-grams that no text of it has twice."""
     title: str | None = None
     license: str | None = None
     description: str | None = None
@@ -238,14 +240,13 @@ class ExportOptions:
         check_whole("sample_tokens", self.sample_tokens, 1, MAX_POSITIONS, f"1 to {MAX_POSITIONS}")
         if self.temperature is not None:
             check_number("temperature", self.temperature, "0.001 and more", lambda v: v >= 1e-3)
-        if self.repetition_penalty is not None:
-            SamplingOptions(repetition_penalty=self.repetition_penalty)
+        SamplingOptions(**self.sampling)
 
     @property
-    def sampling(self) -> dict[str, float]:
-        """What a text is drawn by unless its request says otherwise; nothing where that is left open."""
-        given = {"temperature": self.temperature, "repetition_penalty": self.repetition_penalty}
-        return {name: value for name, value in given.items() if value is not None}
+    def sampling(self) -> dict[str, Any]:
+        """What a text is drawn by unless its request says otherwise, without what is left open."""
+        names = ("temperature", "repetition_penalty", "no_repeat_ngram_size")
+        return {name: value for name in names if (value := getattr(self, name)) is not None}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
