@@ -380,7 +380,10 @@ def test_no_text_at_all_is_wrong_input(tiny_model: Path, command: str, flag: str
     assert outcome.err == "error: standard input holds no text\n"
 
 
-REPEATS = ("--seed", "1", "--greedy", "--ignore-eos", "--max-new-tokens", "120", "It was a dark night and")
+REPEATS = (
+    *("--seed", "1", "--greedy", "--repetition-penalty", "1", "--no-repeat-ngram-size", "0", "--ignore-eos"),
+    *("--max-new-tokens", "120", "It was a dark night and"),
+)
 """Greedy texts of a small model go round in circles."""
 
 
