@@ -125,7 +125,7 @@ class Group:
         """``options`` must have a seed; ``started`` is when the request came, and now without it."""
         self.prompt, self.options = prompt, options
         self.max_new_tokens, self.dropped, self.eos_ids = max_new_tokens, dropped, eos_ids
-        self.sampler = Sampler(options)
+        self.sampler = Sampler(options, len(prompt))
         self.sequences = [Sequence(self, n, seed, tokenizer) for n, seed in enumerate(options.seeds)]
         several = len(self.sequences) > 1
         self.reader = Sequence(self, -1, 0, None) if several else self.sequences[0]
