@@ -191,7 +191,10 @@ def test_presence_and_frequency(presence: float, frequency: float) -> None:
 
 def test_penalties_count_the_continuation_only() -> None:
     """A token of the prompt is no repetition, as in vLLM; the prompt's length says where it ends."""
-    options, row = GenerateOptions(top_k=0, presence_penalty=2, frequency_penalty=1), _random(rows=1)[0].numpy()
+    options, row = (
+        GenerateOptions(top_k=0, presence_penalty=2, frequency_penalty=1),
+        _random(rows=1)[0].numpy(),
+    )
     filtered = Sampler(options, prompt=3).filtered(row, [5, 6, 7, 8, 8])
     expected = row.copy()
     expected[8] -= 4

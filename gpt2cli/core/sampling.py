@@ -222,9 +222,7 @@ def _changes(options: SamplingOptions, prompt: int) -> list[tuple[str, Filter]]:
     if request and (request.presence_penalty or request.frequency_penalty):
         presence, frequency = request.presence_penalty, request.frequency_penalty
         name = "presence_penalty" if presence else "frequency_penalty"
-        filters.append(
-            (name, lambda s, ids: apply_presence_frequency(s, ids[prompt:], presence, frequency))
-        )
+        filters.append((name, lambda s, ids: apply_presence_frequency(s, ids[prompt:], presence, frequency)))
     if options.no_repeat_ngram_size > 0:
         size = options.no_repeat_ngram_size
         filters.append(("no_repeat_ngram_size", lambda s, ids: apply_no_repeat_ngram(s, ids, size)))
