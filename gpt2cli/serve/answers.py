@@ -55,11 +55,17 @@ class Offsets:
     def next(self, token: int) -> int:
         """The place of ``token``; of one that only goes on with a character, that of the next."""
         at = self._at
-        if self._tokenizer.byte_level:
-            self._at += len(self._utf8.decode(self._tokenizer.token_bytes(token)))
-        else:
+        if not self._tokenizer.byte_level:
             self._at += len(self._tokenizer.decode([token]))
-        return at
+            return at
+        data = self._tokenizer.token_bytes(token)
+        text = self._utf8.decode(data)
+        self._at += len(text)
+        try:
+            # Bytes before it that are no character have become one only now.
+            return self._at - len(data.decode("utf-8"))
+        except UnicodeDecodeError:
+            return at
 
 
 @dataclass

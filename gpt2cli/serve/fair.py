@@ -18,6 +18,8 @@ class FairQueue(Generic[T]):
 
     def __init__(self) -> None:
         self._keys: OrderedDict[Hashable, OrderedDict[Hashable, deque[T]]] = OrderedDict()
+        self._last: tuple[Hashable, Hashable] | None = None
+        """Whose turn was the last one: who comes back at once comes after those that are there."""
 
     def __len__(self) -> int:
         return sum(len(entries) for connections in self._keys.values() for entries in connections.values())
@@ -28,18 +30,18 @@ class FairQueue(Generic[T]):
 
     def first(self) -> T | None:
         """The next entry, which stays."""
-        for connections in self._keys.values():
-            for entries in connections.values():
-                return entries[0]
-        return None
+        if not self._keys:
+            return None
+        _, _, entries = self._turn()
+        return entries[0]
 
     def pop(self) -> T:
         """Take the next entry out. Raises IndexError where there is none."""
         if not self._keys:
             raise IndexError("nothing waits")
-        key, connections = next(iter(self._keys.items()))
-        connection, entries = next(iter(connections.items()))
-        entry = entries.popleft()
+        key, connection, entries = self._turn()
+        self._last = key, connection
+        connections, entry = self._keys[key], entries.popleft()
         connections.move_to_end(connection)
         self._keys.move_to_end(key)
         if not entries:
@@ -47,6 +49,19 @@ class FairQueue(Generic[T]):
         if not connections:
             del self._keys[key]
         return entry
+
+    def _turn(self) -> tuple[Hashable, Hashable, deque[T]]:
+        """The key and the connection that are next, and the connection's entries."""
+        key = next(iter(self._keys))
+        if self._last is not None and key == self._last[0] and len(self._keys) > 1:
+            self._keys.move_to_end(key)
+            key = next(iter(self._keys))
+        connections = self._keys[key]
+        connection = next(iter(connections))
+        if self._last == (key, connection) and len(connections) > 1:
+            connections.move_to_end(connection)
+            connection = next(iter(connections))
+        return key, connection, connections[connection]
 
     def remove(self, unwanted: Callable[[T], bool]) -> None:
         """Take out all ``unwanted`` entries."""

@@ -95,6 +95,9 @@ class Guard:
     def _let_in(self, scope: Scope) -> int | None:
         """The number of the request's key. Raises `ApiError`."""
         headers: list[tuple[bytes, bytes]] = scope["headers"]
+        head = sum(len(name) + len(value) + 4 for name, value in headers)
+        if head + len(scope["raw_path"]) + len(scope["query_string"]) > limits.MAX_HEAD:
+            raise ApiError(431, "the head of the request is too long", close=True)
         hosts = _values(headers, b"host")
         if not self._doors.any_host and not (len(hosts) == 1 and self._is_ours(hosts[0], scope)):
             raise ApiError(

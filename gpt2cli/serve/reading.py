@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from gpt2cli.core.engine import Engine
-from gpt2cli.errors import PromptTooLong
+from gpt2cli.errors import InvalidOption, PromptTooLong, UsageError
 from gpt2cli.options import MAX_SEED, GenerateOptions
 from gpt2cli.serve import limits
 from gpt2cli.serve.errors import ApiError
@@ -94,7 +94,12 @@ def read_completion(body: Mapping[str, Any], model: Served) -> Request:
     # The best are those of the highest mean log-probability.
     detail = 0 if logprobs is None and texts > n else logprobs
     options = read_options(body, model, max_tokens, texts, logprobs=detail)
-    read = [_read_prompt(engine, prompt, options, max_tokens) for prompt in wanted]
+    try:
+        read = [_read_prompt(engine, prompt, options, max_tokens) for prompt in wanted]
+    except InvalidOption:
+        raise
+    except UsageError as error:
+        raise ApiError(400, f"prompt: {error}", param="prompt") from None
     prompts = [prompt for prompt, _ in read]
     seed = read_seed(body)
     scored = logprobs if echo else None

@@ -21,6 +21,8 @@ from gpt2cli.serve.tickets import Call, Computed, Ended, Event, Part, Scored, Te
 BESIDE = {"int8": 128, "int4": 128}
 BESIDE_OTHERWISE = 64
 """Tokens of prompts in a pass beside texts that run: they cost such a text about as much as its own step."""
+KEPT = 16
+"""Prompts whose keys and values are kept at least, where there is memory for them."""
 SHARE_OF_MEMORY = 0.5
 """Of what is free once the models are loaded, for keys and values."""
 
@@ -53,10 +55,11 @@ class Lane:
         self.scheduler = Scheduler(
             engine.backend, rows=rows, beside=BESIDE.get(engine.info.precision, BESIDE_OTHERWISE)
         )
-        self.prefixes = Prefixes(engine.backend, rows)
+        kept = max(rows, KEPT)
+        self.prefixes = Prefixes(engine.backend, kept)
         self.running: dict[Group, Running] = {}
         context = engine.config.n_positions
-        most = (rows + 1) * context
+        most = (kept + 1) * context
         free = available_memory()
         if free is not None:
             most = min(most, int(free * SHARE_OF_MEMORY) // engine.backend.bytes_per_token)
@@ -125,6 +128,7 @@ class Worker(threading.Thread):
                 for lane in self._lanes.values():
                     if lane.running:
                         self._pass(lane)
+                self._measure()
                 self._send()
         except BaseException as error:
             self.failed = error
@@ -171,6 +175,9 @@ class Worker(threading.Thread):
             if isinstance(part, Call):
                 # It took a while: those that run have a step now.
                 break
+
+    def _measure(self) -> None:
+        """What `/metrics` says of this moment."""
         self.running = sum(lane.rows for lane in self._lanes.values())
         self.cache_usage = max((lane.tokens / lane.budget for lane in self._lanes.values()), default=0.0)
 
