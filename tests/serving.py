@@ -90,7 +90,11 @@ class Server:
         if self.uds is not None:
             bare = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
             bare.settimeout(PATIENCE_S)
-            bare.connect(os.fspath(self.uds))
+            try:
+                bare.connect(os.fspath(self.uds))
+            except OSError:
+                bare.close()
+                raise
             return bare
         bare = socket.create_connection(("127.0.0.1", self.port), timeout=PATIENCE_S)
         bare.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
