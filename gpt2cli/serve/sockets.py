@@ -34,7 +34,8 @@ def open_port(host: str, port: int) -> socket.socket:
         )[0]
     except (OSError, UnicodeError) as error:
         raise UsageError(f"--host {host}: {getattr(error, 'strerror', None) or error}") from None
-    listener = socket.socket(kind, socket.SOCK_STREAM)
+    # With its protocol: only so does asyncio turn off the delay of small packets.
+    listener = socket.socket(kind, socket.SOCK_STREAM, socket.IPPROTO_TCP)
     try:
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         listener.bind(address)
