@@ -247,6 +247,22 @@ class TestBudgets:
         assert [_new(group) for group in (first, second)] == expected
         assert [len(batch) for batch in backend.passes][:4] == [40, 5, 5, 32]
 
+    def test_many_that_wait_outweigh_a_few_that_run(self, tmp_path: Path) -> None:
+        backend = _backend(tmp_path, 64)
+        scheduler, steps_of = Scheduler(backend, beside=4), [12] * 8
+        first = _group([1], SLIDING, 20)
+        scheduler.admit([first])
+        steps = scheduler.run()
+        next(steps)
+        others = [_group([*range(n, n + count)], SLIDING, 20) for n, count in enumerate(steps_of)]
+        scheduler.admit(others)
+        backend.passes.clear()
+        for _ in steps:
+            pass
+        # Eight wait for one: 8 x 4 tokens of them; then six for three, 2 x 4.
+        assert [len(batch) for batch in backend.passes][:4] == [33, 11, 8, 8]
+        assert all(len(_new(group)[0]) == 20 for group in (first, *others))
+
     def test_rows(self, backend: NumpyBackend) -> None:
         scheduler = Scheduler(backend, rows=3)
         groups = [_group([n], replace(SLIDING, seed=n), 5) for n in range(9)]

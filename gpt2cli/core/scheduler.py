@@ -78,8 +78,9 @@ class Scheduler:
     """
 
     def __init__(self, backend: Backend, *, rows: int | None = None, beside: int | None = None) -> None:
-        """``rows`` sequences run at a time, `ROWS` without it; ``beside`` are the most tokens of prompts in a
-        pass that texts take part in too, `PREFILL_CHUNK` without it.
+        """``rows`` sequences run at a time, `ROWS` without it; ``beside`` are the tokens of prompts in a pass
+        that texts take part in too, and more where more prompts wait than texts run; without it as many as
+        in any pass.
         """
         self._backend = backend
         self._most_rows, self._beside = rows, beside
@@ -181,8 +182,10 @@ class Scheduler:
     def _portions(self) -> list[Portion]:
         """What each row that has something to feed feeds in this pass."""
         fed, budget, scored = [], PREFILL_CHUNK, SCORED_CHUNK
-        if self._beside is not None and any(row.new_tokens and row.unread == 1 for row in self._rows):
-            budget = min(budget, self._beside)
+        running = sum(row.new_tokens > 0 and row.unread == 1 for row in self._rows)
+        if self._beside is not None and running:
+            # More where more wait than run: each that runs waits for as many of those as there are for it.
+            budget = min(budget, self._beside * max(1, len(self._rows) // running - 1))
         for row in self._rows:
             row.make_room(self._context)
             count = row.unread
