@@ -121,7 +121,7 @@ def test_schemathesis(server: Server, tmp_path: Path) -> None:
         [
             *(python.with_name("schemathesis"), "run", f"http://127.0.0.1:{server.port}/openapi.json"),
             *("--checks", "not_a_server_error", "--max-examples", "60", "--seed", "1", "--no-color"),
-            *("-H", f"Authorization: Bearer {KEY}"),
+            *("-H", f"Authorization: Bearer {KEY}", "--request-timeout", "60"),
         ],
         capture_output=True,
         text=True,
@@ -149,7 +149,7 @@ metric_list:
 
 def test_lm_eval(server: Server, tmp_path: Path) -> None:
     """`local-completions` on last words of LAMBADA: the log-likelihoods are those of `gpt2cli score`."""
-    python = environment(tmp_path, "lm-eval[api]")
+    python = environment(tmp_path, "lm-eval[api]", "transformers")
     lines = shared("texts", "lambada_test.jsonl").read_text("utf-8").splitlines()[:12]
     texts = [json.loads(line)["text"] for line in lines]
     pairs = [(text.rpartition(" ")[0], " " + text.rpartition(" ")[2]) for text in texts]

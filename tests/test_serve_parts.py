@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import random
+import socket
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -21,7 +23,7 @@ from gpt2cli.serve.fair import FairQueue
 from gpt2cli.serve.guard import Keys
 from gpt2cli.serve.prefixes import LEAST, Held, Prefixes, common_length
 from gpt2cli.serve.schema import check_body
-from gpt2cli.serve.sockets import is_loopback
+from gpt2cli.serve.sockets import is_loopback, open_port
 
 
 class TestTurns:
@@ -177,6 +179,12 @@ def test_keys() -> None:
         *(0, 1, None, None, None)
     ]
     assert not Keys([]) and keys
+
+
+def test_small_packets_are_not_held_back() -> None:
+    """asyncio sets TCP_NODELAY for sockets that say that they are TCP; else each answer takes 40 ms more."""
+    with contextlib.closing(open_port("127.0.0.1", 0)) as listener:
+        assert listener.proto == socket.IPPROTO_TCP
 
 
 def test_loopback() -> None:

@@ -18,6 +18,7 @@ from typing import Any
 import pytest
 from cli import run
 from serving import KEY, OTHER_KEY, Answered, Server, ask_on, read_events, serving
+from support import some_slow
 
 MINE = {"authorization": f"Bearer {KEY}"}
 LONG = {"max_tokens": 400, "ignore_eos": True, "model": "tiny"}
@@ -453,7 +454,7 @@ class TestTheEnd:
         pool.shutdown(wait=False)
         return asked  # type: ignore[return-value]
 
-    @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+    @pytest.mark.parametrize("number", some_slow([signal.SIGTERM, signal.SIGINT], 1))
     def test_what_runs_is_answered(self, number: int) -> None:
         """New requests are not; then it exits with 0."""
         with serving("-m", "tiny", "--threads", "1", "--slots", "4") as server:

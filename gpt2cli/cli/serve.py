@@ -117,7 +117,7 @@ def serve(
     debug: params.Debug = False,
 ) -> None:
     """Serve models to other programs, over HTTP, as OpenAI's API."""
-    _run(ctx.obj, read_flags(ServeFlags, ctx.params))
+    _run(ctx.obj, read_flags(ServeFlags, ctx.params), debug)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -137,7 +137,7 @@ class ServeFlags(EngineFlags):
     quiet: bool | None
 
 
-def _run(terminal: Terminal, flags: ServeFlags) -> None:
+def _run(terminal: Terminal, flags: ServeFlags, debug: bool) -> None:
     """Check everything, listen, and serve until a signal comes. Raises `Gpt2cliError`."""
     settings = read_settings(terminal, flags.quiet)
     check_whole("port", flags.port, 0, 65535, "0 to 65535")
@@ -163,7 +163,8 @@ def _run(terminal: Terminal, flags: ServeFlags) -> None:
     try:
         port = None if flags.uds is not None else listener.getsockname()[1]
         doors = Doors(_hosts(flags, port), Keys(keys), any_host=flags.uds is not None)
-        log = Log(None if terminal.quiet else lambda text: _write(terminal, text), as_json=flags.log_json)
+        write = None if terminal.quiet else terminal.write_stderr
+        log = Log(write, as_json=flags.log_json, debug=debug)
         run(
             Plan(
                 models,
@@ -179,10 +180,6 @@ def _run(terminal: Terminal, flags: ServeFlags) -> None:
         listener.close()
         if flags.uds is not None:
             remove_file(flags.uds)
-
-
-def _write(terminal: Terminal, text: str) -> None:
-    terminal.write_stderr(text)
 
 
 def _check_installed() -> None:

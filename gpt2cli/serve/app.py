@@ -33,6 +33,8 @@ from gpt2cli.serve.service import Service
 from gpt2cli.serve.streaming import Stream
 from gpt2cli.serve.tickets import Call, Computed, Text, Ticket
 
+AT_ONCE = 2**14
+"""Bytes of a body that are read in the event loop: about a millisecond."""
 Read = Callable[[Mapping[str, Any], Served], Request]
 Endpoint = Callable[[HttpRequest], Awaitable[Response]]
 
@@ -79,6 +81,15 @@ class Api:
         except Gpt2cliError as error:
             raise ApiError.of(error) from None
 
+    async def _read_body(self, http: HttpRequest, schema: Schema) -> Any:
+        """The body of a request, as ``schema`` says. Raises `ApiError`, `Gone`."""
+        data = await read_body(http)
+        if len(data) <= AT_ONCE:
+            return parse_body(data, schema)
+        # A long one must not keep the answers of others waiting.
+        with self.service.preparing():
+            return await self.service.read(partial(parse_body, data, schema))
+
     # Texts
 
     async def _completions(self, http: HttpRequest) -> Response:
@@ -91,7 +102,7 @@ class Api:
         self, http: HttpRequest, schema: Schema, read: Read, kind: Callable[[Request], Answer]
     ) -> Response:
         """Everything is checked before the first byte of an answer."""
-        body = await read_body(http, schema)
+        body = await self._read_body(http, schema)
         self.service.check_open()
         model = choose(self.service.models, body.get("model"))
         with self.service.preparing():
@@ -144,7 +155,7 @@ class Api:
     # The rest
 
     async def _embeddings(self, http: HttpRequest) -> Response:
-        body = await read_body(http, bodies.EMBEDDINGS)
+        body = await self._read_body(http, bodies.EMBEDDINGS)
         self.service.check_open()
         model = choose(self.service.models, body.get("model"))
         with self.service.preparing():
@@ -166,12 +177,13 @@ class Api:
         return JsonResponse(choose(self.service.models, http.path_params["model"]).document())
 
     async def _tokenize(self, http: HttpRequest) -> Response:
-        body = await read_body(http, bodies.TOKENIZE)
+        body = await self._read_body(http, bodies.TOKENIZE)
         model = choose(self.service.models, body.get("model"))
         tokenizer, text = tokenizer_of(model.ready), body["prompt"]
         check_text(text, "prompt")
         with self.service.preparing():
-            ids = await self.service.read(lambda: tokenizer.encode(text))
+            # Of any length: unlike a single text, a batch is tokenised while other threads go on.
+            (ids,) = await self.service.read(lambda: tokenizer.encode_batch([text]))
         document: dict[str, Any] = {
             "count": len(ids),
             "max_model_len": model.checkpoint.config.n_positions,
@@ -182,7 +194,7 @@ class Api:
         return JsonResponse(document)
 
     async def _detokenize(self, http: HttpRequest) -> Response:
-        body = await read_body(http, bodies.DETOKENIZE)
+        body = await self._read_body(http, bodies.DETOKENIZE)
         model = choose(self.service.models, body.get("model"))
         tokenizer, ids, size = tokenizer_of(model.ready), body["tokens"], model.checkpoint.config.vocab_size
         if ids and max(ids) >= size:
@@ -226,14 +238,18 @@ def _who(http: HttpRequest) -> tuple[Hashable, Hashable]:
     return http.state.owner, http.client or id(http.state.protocol)
 
 
-async def read_body(http: HttpRequest, schema: Schema) -> Any:
-    """The body of a request, as ``schema`` says. Raises `ApiError`, `Gone`."""
+async def read_body(http: HttpRequest) -> bytes:
+    """The body of a request that says it is JSON. Raises `ApiError`, `Gone`."""
     kind = http.headers.get("content-type", "").partition(";")[0].strip().lower()
     if kind != "application/json":
         raise ApiError(415, "send JSON, with Content-Type: application/json", close=True)
     if http.headers.get("content-encoding", "identity").lower() != "identity":
         raise ApiError(415, "compressed bodies are not read", close=True)
-    data = await _read_bytes(http)
+    return await _read_bytes(http)
+
+
+def parse_body(data: bytes, schema: Schema) -> Any:
+    """A body as ``schema`` says. Raises `ApiError`."""
     try:
         body = json.loads(data.decode("utf-8"), parse_constant=_no_constant)
     except (ValueError, RecursionError):

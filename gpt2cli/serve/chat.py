@@ -15,7 +15,16 @@ from gpt2cli.serve.answers import Answer, State, finite, token_text
 from gpt2cli.serve.bodies import CHAT_REFUSED
 from gpt2cli.serve.errors import ApiError
 from gpt2cli.serve.models import Served
-from gpt2cli.serve.reading import Prompt, Request, check_text, given, read_options, read_seed, split
+from gpt2cli.serve.reading import (
+    Prompt,
+    Request,
+    check_length,
+    check_text,
+    given,
+    read_options,
+    read_seed,
+    split,
+)
 
 
 def read_chat(body: Mapping[str, Any], model: Served) -> Request:
@@ -57,6 +66,8 @@ def read_chat(body: Mapping[str, Any], model: Served) -> Request:
 def message_ids(engine: Engine, form: Format, messages: Sequence[Mapping[str, Any]]) -> list[int]:
     """The conversation as the model sees it, ready for an answer. Raises `ApiError`, `Gpt2cliError`."""
     ids: list[int] = []
+    for message in messages:
+        check_length(engine, _text(message["content"]))
     for part in form.layout(*_turns(messages)):
         if isinstance(part, int):
             ids.append(part)

@@ -13,7 +13,7 @@ from gpt2cli.core.engine import Engine
 from gpt2cli.errors import ModelFileError, PromptTooLong
 from gpt2cli.serve.errors import ApiError
 from gpt2cli.serve.models import Served
-from gpt2cli.serve.reading import check_text, given
+from gpt2cli.serve.reading import check_length, check_text, given
 
 
 def read_inputs(body: Mapping[str, Any], model: Served) -> list[list[int]]:
@@ -38,6 +38,7 @@ def _read(engine: Engine, text: str | list[int]) -> list[int]:
     if not isinstance(text, str):
         return text
     check_text(text, "input")
+    check_length(engine, text)
     return engine.encode(text)
 
 

@@ -79,7 +79,7 @@ class Guard:
             record.status = record.status or GONE
             scope["state"]["protocol"].abort()
         except Exception as error:
-            self._log.say(f"error: {record.path}: {type(error).__name__}: a defect of gpt2cli")
+            self._log.failure(record.path, error)
             await self._refuse(answer, ApiError.of(error))
         finally:
             self.active -= 1

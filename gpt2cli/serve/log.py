@@ -6,8 +6,11 @@ import json
 import queue
 import threading
 import time
+import traceback
 from collections.abc import Callable
 from dataclasses import dataclass, field
+
+from gpt2cli.errors import Gpt2cliError
 
 KNOWN_METHODS = ("GET", "POST", "HEAD", "OPTIONS", "PUT", "DELETE", "PATCH")
 
@@ -58,8 +61,10 @@ class Record:
 class Log:
     """Writes lines in a thread of its own: who does not read them must not keep clients waiting."""
 
-    def __init__(self, write: Callable[[str], None] | None, *, as_json: bool = False) -> None:
-        self._write, self._json = write, as_json
+    def __init__(
+        self, write: Callable[[str], None] | None, *, as_json: bool = False, debug: bool = False
+    ) -> None:
+        self._write, self._json, self._debug = write, as_json, debug
         self._lines: queue.Queue[str | None] = queue.Queue(maxsize=10_000)
         self._thread = threading.Thread(target=self._run, name="gpt2cli log", daemon=True)
         if write is not None:
@@ -76,6 +81,19 @@ class Log:
             if self._json
             else text
         )
+
+    def failure(self, where: str, error: BaseException) -> None:
+        """Something has failed that should not. Its message may have a client's words: only its kind is told,
+        and all of it with ``debug``.
+        """
+        if isinstance(error, Gpt2cliError):
+            self.say(f"error: {where}: {error}")
+        else:
+            self.say(
+                f"error: {where}: {type(error).__name__}; this is a defect of gpt2cli, --debug shows where"
+            )
+        if self._debug:
+            self.say("".join(traceback.format_exception(error)).rstrip())
 
     def close(self, patience_s: float = 1.0) -> None:
         """Write what is left, but do not wait long for it."""

@@ -143,6 +143,8 @@ def _read_prompt(
         ids, _, new = engine.prepare(prompt, options)
     else:
         # Nothing is drawn: the whole context may be a prompt.
+        if isinstance(prompt, str):
+            check_length(engine, prompt)
         new, ids = 0, engine.encode(prompt) if isinstance(prompt, str) else list(prompt)
         if len(ids) > context:
             raise PromptTooLong(f"the prompt has {len(ids)} tokens; the model's context is {context}")
@@ -202,6 +204,15 @@ def check_text(text: str, param: str) -> None:
     """Raise `ApiError` for a lone surrogate, which JSON can hold and no text."""
     if any("\ud800" <= char <= "\udfff" for char in text):
         raise ApiError(400, f"{param}: the text is no Unicode: it has a lone surrogate", param=param)
+
+
+def check_length(engine: Engine, text: str) -> None:
+    """Raise `PromptTooLong`, before it is tokenised, for a text that cannot fit the context."""
+    longest = engine.tokenizer.longest_token if engine.tokenizer else None
+    if longest and len(text) > longest * engine.config.n_positions:
+        raise PromptTooLong(
+            f"a text has {len(text)} characters, the model's context only {engine.config.n_positions} tokens"
+        )
 
 
 def split(

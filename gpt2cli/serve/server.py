@@ -67,7 +67,7 @@ def run(plan: Plan) -> None:
 
 async def _serve(plan: Plan) -> None:
     loop = asyncio.get_running_loop()
-    worker = Worker(plan.models, loop, plan.rows)
+    worker = Worker(plan.models, loop, plan.rows, plan.log)
     metrics = Metrics()
     service = Service(plan.models, worker, metrics, plan.most_waiting)
     api = Api(service)

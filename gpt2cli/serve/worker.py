@@ -14,6 +14,7 @@ from gpt2cli.core.scheduler import Scheduler, Step
 from gpt2cli.core.sequence import Group
 from gpt2cli.serve.errors import ApiError, unavailable
 from gpt2cli.serve.fair import FairQueue
+from gpt2cli.serve.log import Log
 from gpt2cli.serve.models import Served
 from gpt2cli.serve.prefixes import Held, Prefixes
 from gpt2cli.serve.tickets import Call, Computed, Ended, Event, Part, Scored, Text, Texts, Ticket
@@ -83,9 +84,11 @@ class Worker(threading.Thread):
     ``failed`` is what ended the thread, ``waiting`` how many requests have not begun.
     """
 
-    def __init__(self, models: Sequence[Served], loop: asyncio.AbstractEventLoop, rows: int) -> None:
+    def __init__(
+        self, models: Sequence[Served], loop: asyncio.AbstractEventLoop, rows: int, log: Log
+    ) -> None:
         super().__init__(name="gpt2cli engine", daemon=True)
-        self._models, self._loop, self._rows = models, loop, rows
+        self._models, self._loop, self._rows, self._log = models, loop, rows, log
         self._inbox: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
         self._queue: FairQueue[tuple[Ticket, Part]] = FairQueue()
         self._lanes: dict[str, Lane] = {}
@@ -211,6 +214,7 @@ class Worker(threading.Thread):
             lane.running[group] = Running(ticket, part, group, slot, tokens)
             lane.scheduler.admit([group])
         except Exception as error:
+            self._log.failure("the engine", error)
             self._drop(ticket)
             self._post(ticket, ApiError.of(error))
 
@@ -223,6 +227,7 @@ class Worker(threading.Thread):
                 if not lane.scheduler.drawing:
                     break
         except Exception as error:
+            self._log.failure("the engine", error)
             # What a model computes that is damaged is no number for any of its texts.
             for ticket in {running.ticket for running in lane.running.values()}:
                 self._drop(ticket)
