@@ -19,6 +19,8 @@ from support import REPOSITORY, shared
 
 pytestmark = pytest.mark.slow
 PATIENCE_S = 900
+KEPT = os.environ.get("GPT2CLI_TEST_CLIENTS")
+"""A folder of environments, for whoever runs this often."""
 
 
 @pytest.fixture(scope="module")
@@ -32,9 +34,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
 
 def environment(folder: Path, *packages: str) -> Path:
     """The Python of a new virtual environment that has ``packages``."""
-    # Kept ones, for whoever runs this often.
-    kept = os.environ.get("GPT2CLI_TEST_CLIENTS")
-    folder = Path(kept) / "-".join(packages).replace("[", "_").replace("<", "_") if kept else folder / "venv"
+    folder = Path(KEPT) / "-".join(packages).replace("[", "_").replace("<", "_") if KEPT else folder / "venv"
     python = folder / "bin" / "python"
     if not python.exists():
         venv.create(folder, with_pip=True)

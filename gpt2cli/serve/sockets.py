@@ -55,6 +55,8 @@ def open_file(path: Path) -> socket.socket:
 
     One that is left of a server that is gone is replaced.
     """
+    if not hasattr(socket, "AF_UNIX"):
+        raise UsageError("--uds: there are no socket files here")
     _check_folder(path)
     if len(os.fsencode(path)) > 100:
         raise UsageError(f"--uds {path}: the path is too long for a socket")
