@@ -166,8 +166,8 @@ class Group:
         self.lent, self._cached = True, present
         self.reader.slot, self.reader.present = slot, present
 
-    def score(self, begin: int, logits: list[Floats]) -> None:
-        """Score the prompt's tokens after the place ``begin`` by the logits [V] before each of them.
+    def score(self, begin: int, logits: Floats) -> None:
+        """Score the prompt's tokens after the place ``begin`` by the logits [T, V] before each of them.
 
         Raises `ModelFileError` for logits that are no numbers.
         """
