@@ -23,6 +23,7 @@ Register-ArgumentCompleter -Native -CommandName gpt2cli -ScriptBlock {
         @{Of = ''; What = 'command'; Name = 'train'; Help = 'Train a new model from scratch, with a tokenizer of its own'; Kind = ''; Words = @()}
         @{Of = ''; What = 'command'; Name = 'finetune'; Help = 'Continue training a model on your own text: all of its weights, or low-rank adapters'; Kind = ''; Words = @()}
         @{Of = ''; What = 'command'; Name = 'distill'; Help = 'Train a student with fewer layers on a teacher''s predictions, the way DistilGPT2 was made'; Kind = ''; Words = @()}
+        @{Of = ''; What = 'command'; Name = 'serve'; Help = 'Serve models to other programs, over HTTP, as OpenAI''s API'; Kind = ''; Words = @()}
         @{Of = ''; What = 'command'; Name = 'bench'; Help = 'How fast a model runs here: whole processes from their start, then settled rates, in each precision'; Kind = ''; Words = @()}
         @{Of = ''; What = 'command'; Name = 'completions'; Help = 'Print the script that makes a shell complete commands, flags, model names and files'; Kind = ''; Words = @()}
         @{Of = ''; What = 'command'; Name = 'config'; Help = 'List, get, set and unset settings'; Kind = ''; Words = @()}
@@ -52,6 +53,9 @@ Register-ArgumentCompleter -Native -CommandName gpt2cli -ScriptBlock {
         @{Of = 'generate'; What = 'flag'; Name = '--typical-p'; Help = 'Sample from the most typical tokens whose probabilities add up to P; 1 turns this off'; Kind = 'text'; Words = @()}
         @{Of = 'generate'; What = 'flag'; Name = '--repetition-penalty'; Help = 'Above 1, tokens that are already in the text become less likely; 1 turns this off'; Kind = 'text'; Words = @()}
         @{Of = 'generate'; What = 'flag'; Name = '--no-repeat-ngram-size'; Help = 'Never repeat a sequence of N tokens; 0 turns this off'; Kind = 'text'; Words = @()}
+        @{Of = 'generate'; What = 'flag'; Name = '--presence-penalty'; Help = 'Above 0, tokens that the continuation already has become less likely, however often they are there; -2 to 2, 0 turns this off'; Kind = 'text'; Words = @()}
+        @{Of = 'generate'; What = 'flag'; Name = '--frequency-penalty'; Help = 'The same for each time that the token is there; -2 to 2, 0 turns this off'; Kind = 'text'; Words = @()}
+        @{Of = 'generate'; What = 'flag'; Name = '--logit-bias'; Help = 'Add X, from -100 to 100, to the score of the token ID; may be given several times'; Kind = 'text'; Words = @()}
         @{Of = 'generate'; What = 'flag'; Name = '--greedy'; Help = 'Always take the most likely token (the same as --temperature 0)'; Kind = ''; Words = @()}
         @{Of = 'generate'; What = 'flag'; Name = '--num-return-sequences'; Help = 'Generate N texts'; Kind = 'text'; Words = @()}
         @{Of = 'generate'; What = 'flag'; Name = '-n'; Help = 'Generate N texts'; Kind = 'text'; Words = @()}
@@ -521,6 +525,26 @@ Register-ArgumentCompleter -Native -CommandName gpt2cli -ScriptBlock {
         @{Of = 'distill'; What = 'flag'; Name = '--help'; Help = 'Show this message and exit'; Kind = ''; Words = @()}
         @{Of = 'distill'; What = 'flag'; Name = '-h'; Help = 'Show this message and exit'; Kind = ''; Words = @()}
         @{Of = 'distill'; What = '0+'; Name = 'DATA'; Help = 'DATA'; Kind = 'file'; Words = @()}
+        @{Of = 'serve'; What = 'flag'; Name = '--model'; Help = 'A model directory, or a name; may be given several times'; Kind = 'model'; Words = @()}
+        @{Of = 'serve'; What = 'flag'; Name = '-m'; Help = 'A model directory, or a name; may be given several times'; Kind = 'model'; Words = @()}
+        @{Of = 'serve'; What = 'flag'; Name = '--offline'; Help = 'Never use the network'; Kind = ''; Words = @()}
+        @{Of = 'serve'; What = 'flag'; Name = '--allow-pickle'; Help = 'Also read .bin checkpoints; only plain tensors are unpickled (weights_only)'; Kind = ''; Words = @()}
+        @{Of = 'serve'; What = 'flag'; Name = '--host'; Help = 'The address to listen on; one that other machines reach needs --api-key-file'; Kind = 'text'; Words = @()}
+        @{Of = 'serve'; What = 'flag'; Name = '--port'; Help = 'The port; 0 takes a free one'; Kind = 'text'; Words = @()}
+        @{Of = 'serve'; What = 'flag'; Name = '--uds'; Help = 'Listen on a socket file instead, which only you can open; its folder must be yours alone'; Kind = 'file'; Words = @()}
+        @{Of = 'serve'; What = 'flag'; Name = '--api-key-file'; Help = 'Answer only requests with one of the keys in FILE, one per line; # begins a comment'; Kind = 'file'; Words = @()}
+        @{Of = 'serve'; What = 'flag'; Name = '--allow-host'; Help = 'Also answer requests whose Host header is exactly this; may be given several times'; Kind = 'text'; Words = @()}
+        @{Of = 'serve'; What = 'flag'; Name = '--slots'; Help = 'The most texts that run at once'; Kind = 'text'; Words = @()}
+        @{Of = 'serve'; What = 'flag'; Name = '--queue'; Help = 'The most requests that wait; more are answered 429'; Kind = 'text'; Words = @()}
+        @{Of = 'serve'; What = 'flag'; Name = '--log-json'; Help = 'Write the log as JSON lines'; Kind = ''; Words = @()}
+        @{Of = 'serve'; What = 'flag'; Name = '--device'; Help = 'The device to run on'; Kind = 'words'; Words = @('auto', 'cpu', 'cuda', 'mps')}
+        @{Of = 'serve'; What = 'flag'; Name = '--precision'; Help = 'The precision of the weights; auto is lossless in practice'; Kind = 'words'; Words = @('auto', 'fp32', 'fp16', 'bf16', 'int8', 'int4')}
+        @{Of = 'serve'; What = 'flag'; Name = '--threads'; Help = 'The number of CPU threads'; Kind = 'text'; Words = @()}
+        @{Of = 'serve'; What = 'flag'; Name = '--quiet'; Help = 'Print no notes or warnings on stderr'; Kind = ''; Words = @()}
+        @{Of = 'serve'; What = 'flag'; Name = '-q'; Help = 'Print no notes or warnings on stderr'; Kind = ''; Words = @()}
+        @{Of = 'serve'; What = 'flag'; Name = '--debug'; Help = 'Show a traceback if there is an error'; Kind = ''; Words = @()}
+        @{Of = 'serve'; What = 'flag'; Name = '--help'; Help = 'Show this message and exit'; Kind = ''; Words = @()}
+        @{Of = 'serve'; What = 'flag'; Name = '-h'; Help = 'Show this message and exit'; Kind = ''; Words = @()}
         @{Of = 'bench'; What = 'flag'; Name = '--model'; Help = 'A model directory, or a name (gpt2, owner/name); a model that is not on this disk is pulled first'; Kind = 'model'; Words = @()}
         @{Of = 'bench'; What = 'flag'; Name = '-m'; Help = 'A model directory, or a name (gpt2, owner/name); a model that is not on this disk is pulled first'; Kind = 'model'; Words = @()}
         @{Of = 'bench'; What = 'flag'; Name = '--revision'; Help = 'A branch, tag or commit of the model'; Kind = 'text'; Words = @()}

@@ -28,6 +28,8 @@ MAX_SEED = 2**32 - 1
 DEFAULT_MAX_NEW_TOKENS = 128
 MIN_TEMPERATURE = 1e-3
 MIN_PENALTY, MAX_PENALTY = 0.01, 100.0
+MAX_ADDED = 100.0
+"""The most that a bias adds to a score; at -100 a token practically never comes."""
 MAX_WHOLE = 2**63 - 1
 """The limit of a whole number that has none of its own."""
 
@@ -57,6 +59,17 @@ def check_choice(option: str, value: Any, choices: tuple[str, ...]) -> None:
     """Raise `InvalidOption` unless ``value`` is one of ``choices``."""
     if value not in choices:
         raise InvalidOption(option, f"{shown(value)} is not allowed; allowed: {', '.join(choices)}")
+
+
+def check_bias(pairs: Any) -> None:
+    """Raise `InvalidOption` unless ``pairs`` are different tokens, each with a number."""
+    if not isinstance(pairs, tuple) or not all(isinstance(pair, tuple) and len(pair) == 2 for pair in pairs):
+        raise InvalidOption("logit_bias", "a bias is a pair of a token id and a number")
+    for token, bias in pairs:
+        check_whole("logit_bias", token, 0, None, "token ids from 0")
+        check_number("logit_bias", bias, "-100 to 100", lambda added: abs(added) <= MAX_ADDED)
+    if len({token for token, _ in pairs}) < len(pairs):
+        raise InvalidOption("logit_bias", "a token has one bias")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -140,6 +153,12 @@ class GenerateOptions(SamplingOptions):
     """Where the drafts come from that a pass verifies together; the text does not depend on it. ``lookup``:
     from the text itself; ``auto``: likewise, where it pays; ``off``; else the name of the model that
     `Engine.draft_with` was given."""
+    presence_penalty: float = 0.0
+    """Taken from the score of each token that the continuation has already, in [-2, 2]; 0 is off."""
+    frequency_penalty: float = 0.0
+    """The same for each time that the token is there already, in [-2, 2]; 0 is off."""
+    logit_bias: tuple[tuple[int, float], ...] = ()
+    """Pairs of a token and what is added to its score, in [-100, 100]."""
 
     def __post_init__(self) -> None:
         SamplingOptions.__post_init__(self)
@@ -166,6 +185,9 @@ class GenerateOptions(SamplingOptions):
             check_whole("logprobs", self.logprobs, 0, None, "0 or a positive whole number")
         if not isinstance(self.draft, str) or not self.draft:
             raise InvalidOption("draft", f"{', '.join(DRAFTS)}, or the name of a model")
+        for option in ("presence_penalty", "frequency_penalty"):
+            check_number(option, getattr(self, option), "-2 to 2, 0 is off", lambda p: -2 <= p <= 2)
+        check_bias(self.logit_bias)
 
     def settled(self) -> GenerateOptions:
         """These options with nothing left open: a seed is drawn, and the default length stands."""

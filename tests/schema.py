@@ -38,6 +38,9 @@ OPTIONS = _object(
     overflow={"enum": ["error", "truncate", "slide"]},
     logprobs=_maybe_count,
     draft=_text,
+    presence_penalty=_number,
+    frequency_penalty=_number,
+    logit_bias={"type": "array", "items": {"type": "array", "prefixItems": [_count, _number]}},
 )
 _top = _object(token_id=_count, token=_text, logprob={"type": ["number", "null"], "maximum": 0})
 _logprobs = {"token": _text, "logprob": {"type": ["number", "null"], "maximum": 0}}

@@ -47,6 +47,17 @@ def test_events_are_complete_and_interleaved(tiny_model: Path) -> None:
     assert texts == choice_texts(generate(tiny_model, "--json", *arguments))
 
 
+def test_penalties_and_biases(tiny_model: Path) -> None:
+    """A token of bias 100 always comes, until its frequency outweighs the bias."""
+    arguments = ("--greedy", "--max-new-tokens", "6", "--json", "ab")
+    document = generate(tiny_model, "--logit-bias", "70=100", *arguments).document
+    assert document["choices"][0]["token_ids"] == [70] * 6
+    assert document["options"]["logit_bias"] == [[70, 100.0]]
+    biases = ("--logit-bias", "70=100", "--logit-bias", "71=99")
+    document = generate(tiny_model, *biases, "--presence-penalty", "2", *arguments).document
+    assert document["choices"][0]["token_ids"][:2] in ([70, 71], [71, 70])
+
+
 @pytest.mark.parametrize("flags", [(), ("--no-stream",), ("-o", "-"), ("-q",)])
 def test_stdout_is_the_continuation_only(tiny_model: Path, flags: tuple[str, ...]) -> None:
     """However it is written: the text, and one newline if it has none."""
@@ -262,6 +273,9 @@ def test_setting_does_not_get_in_a_flags_way(tiny_model: Path) -> None:
         (("--stop", "", "x"), 2, "--stop"),
         (("--json", "--jsonl", "x"), 2, "--jsonl"),
         (("--logprobs", "2", "x"), 2, "--json"),
+        (("--logit-bias", "5", "x"), 2, "--logit-bias: '5' is not ID=X"),
+        (("--logit-bias", "257=1", "x"), 2, "--logit-bias: the model's vocabulary has 257 tokens"),
+        (("--frequency-penalty", "3", "x"), 2, "--frequency-penalty: 3.0 is not allowed"),
         (("--overflow", "bogus", "x"), 2, "bogus"),
         (("--bogus", "x"), 2, "--bogus"),
         (("-p", "a", "b"), 2, "twice"),

@@ -17,6 +17,7 @@ from gpt2cli.cli.generate import GenerateFlags, generate
 from gpt2cli.cli.inspect import InspectFlags, inspect
 from gpt2cli.cli.score import score
 from gpt2cli.cli.score_options import ScoreFlags
+from gpt2cli.cli.serve import ServeFlags, serve
 from gpt2cli.errors import UsageError
 from gpt2cli.settings import Setting, Settings
 
@@ -27,6 +28,7 @@ COMMANDS = [
     (generate, GenerateFlags),
     (inspect, InspectFlags),
     (score, ScoreFlags),
+    (serve, ServeFlags),
 ]
 
 

@@ -49,6 +49,9 @@ ALLOWED: dict[str, list[Any]] = {
     "stop": [(), ("a",), ["a", "\n"]],
     "logprobs": [None, 0, 1, MAX_WHOLE],
     "draft": ["auto", "off", "lookup", "distilgpt2"],
+    "presence_penalty": [-2, 0, 2.0],
+    "frequency_penalty": [-2, 0, 2.0],
+    "logit_bias": [(), ((0, -100),), ((5, 100.0), (6, 0))],
     "device": ["auto", "cpu", "cuda", "mps"],
     "precision": ["auto", "fp32", "fp16", "bf16", "int8", "int4"],
     "threads": [None, 1, 1024],
@@ -71,12 +74,26 @@ REFUSED: dict[str, list[Any]] = {
     "stop": ["text", ("",), ("a", 1), None, 5],
     "logprobs": [-1, 1.0, MAX_WHOLE + 1],
     "draft": ["", None, True],
+    "presence_penalty": [after(2.0), before(-2.0)],
+    "frequency_penalty": [after(2.0), before(-2.0)],
+    "logit_bias": [
+        ((0, after(100.0)),),
+        ((-1, 0),),
+        ((1, 2, 3),),
+        ((1, 0), (1, 0)),
+        [(1, 2)],
+        ((1.0, 2),),
+        5,
+    ],
     "device": ["", "tpu", None],
     "precision": ["", "fp8", 16],
     "threads": [0, 1025, 1.0, -1],
     "backend": ["", "numpy", None],
 }
-NUMBERS = ("temperature", "top_p", "min_p", "typical_p", "repetition_penalty")
+NUMBERS = (
+    *("temperature", "top_p", "min_p", "typical_p", "repetition_penalty"),
+    *("presence_penalty", "frequency_penalty"),
+)
 SWITCHES = {"ignore_eos", "special_tokens", "allow_pickle", "converted"}
 FOR_LOADING = {field.name for field in dataclasses.fields(LoadOptions)}
 

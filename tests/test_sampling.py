@@ -22,8 +22,10 @@ from gpt2cli.core.sampling import (
     NEVER,
     Sampler,
     TransformersDraw,
+    apply_logit_bias,
     apply_min_p,
     apply_no_repeat_ngram,
+    apply_presence_frequency,
     apply_repetition_penalty,
     apply_temperature,
     apply_top_k,
@@ -34,7 +36,7 @@ from gpt2cli.core.sampling import (
     token_logprobs,
 )
 from gpt2cli.errors import Gpt2cliError
-from gpt2cli.options import SamplingOptions
+from gpt2cli.options import GenerateOptions, SamplingOptions
 
 VOCAB = 37
 
@@ -170,6 +172,48 @@ def test_no_repeat_ngram_bans_none_where_it_would_ban_all() -> None:
     """transformers fails here: there is nothing left to draw from."""
     scores = np.array([0.3, 0.1, 0.2], np.float32)
     assert apply_no_repeat_ngram(scores, [0, 1, 2], 1).tolist() == scores.tolist()
+
+
+@pytest.mark.parametrize("presence", [0.0, 0.7, -1.5])
+@pytest.mark.parametrize("frequency", [0.0, 0.4, -2.0])
+def test_presence_and_frequency(presence: float, frequency: float) -> None:
+    """OpenAI's definition: mu[j] - c[j] * frequency - (c[j] > 0) * presence."""
+    generated, scores = [3, 4, 3, 3, 9], _random(rows=1)[0].numpy()
+    before = scores.copy()
+    found = apply_presence_frequency(scores, generated, presence, frequency)
+    for token in range(VOCAB):
+        count = generated.count(token)
+        expected = float(scores[token]) - count * frequency - (count > 0) * presence
+        assert found[token] == pytest.approx(expected, abs=1e-5)
+    assert (scores == before).all() and found.dtype == np.float32
+    assert apply_presence_frequency(scores, [], presence, frequency) is scores
+
+
+def test_penalties_count_the_continuation_only() -> None:
+    """A token of the prompt is no repetition, as in vLLM; the prompt's length says where it ends."""
+    options, row = (
+        GenerateOptions(top_k=0, presence_penalty=2, frequency_penalty=1),
+        _random(rows=1)[0].numpy(),
+    )
+    filtered = Sampler(options, prompt=3).filtered(row, [5, 6, 7, 8, 8])
+    expected = row.copy()
+    expected[8] -= 4
+    assert filtered.tolist() == expected.tolist()
+    assert Sampler(options, prompt=5).filtered(row, [5, 6, 7, 8, 8]).tolist() == row.tolist()
+
+
+def test_a_bias_comes_before_the_penalties() -> None:
+    """As in vLLM: what was made likelier is then divided, and the rest is taken from what is left."""
+    options = GenerateOptions(
+        top_k=0, logit_bias=((2, 7.5), (4, -100)), repetition_penalty=2.0, frequency_penalty=1.0
+    )
+    names = [name for name, _ in named_filters(options, 1)]
+    assert names == ["logit_bias", "repetition_penalty", "frequency_penalty"]
+    row = np.array([0.0, 1.0, 2.5, 3.0, 4.0], np.float32)
+    assert Sampler(options, 1).filtered(row, [1, 2]).tolist() == [0.0, 0.5, 4.0, 3.0, -96.0]
+    assert apply_logit_bias(row, np.array([0]), np.array([2.0], np.float32)).tolist() == [2, 1, 2.5, 3, 4]
+    greedy = GenerateOptions(temperature=0, logit_bias=((0, 100.0),))
+    assert Sampler(greedy)(row, [1], 0, 1) == 0
 
 
 ACTIVE = {

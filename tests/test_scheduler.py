@@ -194,6 +194,86 @@ class TestPrompts:
         assert [*steps] == [] and not backend.slots
 
 
+class TestScores:
+    """The log-probabilities of a prompt's own tokens."""
+
+    def _expected(self, backend: Backend, ids: Sequence[int], at: int) -> list[float]:
+        row = torch.from_numpy(_logits(backend, ids[:at])).double().log_softmax(-1)
+        return [float(value) for value in row]
+
+    @pytest.mark.parametrize("chunk", [1, 3, 512])
+    @pytest.mark.parametrize("n", [1, 3])
+    @pytest.mark.parametrize("new", [0, 4])
+    def test_by_definition(
+        self, backend: NumpyBackend, monkeypatch: pytest.MonkeyPatch, chunk: int, n: int, new: int
+    ) -> None:
+        """Whatever the parts in which it is read, how many continue it, and what runs beside."""
+        monkeypatch.setattr(module, "SCORED_CHUNK", chunk)
+        ids = [*range(40, 40 + CONTEXT - new)]
+        options = replace(SLIDING, overflow="error", num_return_sequences=n)
+        group = Group(ids, options, max_new_tokens=new, prompt_logprobs=2)
+        plain, beside = _group(ids, options, 4), _group([9], SLIDING, 20)
+        alone = _by_definition(backend, beside)
+        chunks = _run(backend, group, beside)
+        assert [scored.logprob for scored in group.scores] == pytest.approx(
+            [self._expected(backend, ids, at)[ids[at]] for at in range(1, len(ids))], abs=1e-9
+        )
+        for at, scored in enumerate(group.scores, 1):
+            row = self._expected(backend, ids, at)
+            assert scored.top[0][1] == pytest.approx(max(row), abs=1e-9) and len(scored.top) == 2
+        assert [sequence.finish_reason for sequence in group.sequences] == ["length"] * n
+        if new:
+            _run(backend, plain)
+            assert _new(plain) == _new(group)
+        else:
+            assert sum(chunk.token is not None for chunk in chunks) == 20
+        assert _new(beside) == alone and not backend.slots
+
+
+class TestBudgets:
+    def test_prompts_leave_more_to_those_that_run_than_to_each_other(self, tmp_path: Path) -> None:
+        """``beside`` holds while a text runs, and the whole chunk where none does."""
+        backend = _backend(tmp_path, 64)
+        scheduler = Scheduler(backend, beside=4)
+        first, second = _group([*range(40)], SLIDING, 3), _group([*range(60, 100)], SLIDING, 5)
+        expected = [_by_definition(backend, group) for group in (first, second)]
+        backend.passes.clear()
+        scheduler.admit([first])
+        steps = scheduler.run()
+        next(steps)
+        scheduler.admit([second])
+        for _ in steps:
+            pass
+        assert [_new(group) for group in (first, second)] == expected
+        assert [len(batch) for batch in backend.passes][:4] == [40, 5, 5, 32]
+
+    def test_many_that_wait_outweigh_a_few_that_run(self, tmp_path: Path) -> None:
+        backend = _backend(tmp_path, 64)
+        scheduler, steps_of = Scheduler(backend, beside=4), [12] * 8
+        first = _group([1], SLIDING, 20)
+        scheduler.admit([first])
+        steps = scheduler.run()
+        next(steps)
+        others = [_group([*range(n, n + count)], SLIDING, 20) for n, count in enumerate(steps_of)]
+        scheduler.admit(others)
+        backend.passes.clear()
+        for _ in steps:
+            pass
+        # Eight wait for one: 8 x 4 tokens of them; then six for three, 2 x 4.
+        assert [len(batch) for batch in backend.passes][:4] == [33, 11, 8, 8]
+        assert all(len(_new(group)[0]) == 20 for group in (first, *others))
+
+    def test_rows(self, backend: NumpyBackend) -> None:
+        scheduler = Scheduler(backend, rows=3)
+        groups = [_group([n], replace(SLIDING, seed=n), 5) for n in range(9)]
+        for group in groups:
+            scheduler.admit([group])
+        for _ in scheduler.run():
+            assert isinstance(scheduler.drawing, bool)
+        assert max(len(batch) for batch in backend.passes) == 3
+        assert all(len(ids) == 5 for group in groups for ids in _new(group))
+
+
 class TestEnds:
     def test_the_context_ends_a_text(self, backend: NumpyBackend) -> None:
         group = _group([1, 2, 3], replace(SLIDING, overflow="error", num_return_sequences=2), 100)

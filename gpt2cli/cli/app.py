@@ -59,6 +59,7 @@ COMMANDS = {
     "train": ("train", "train", "EXAMPLES"),
     "finetune": ("finetune", "finetune", "EXAMPLES"),
     "distill": ("distill", "distill", "EXAMPLES"),
+    "serve": ("serve", "serve", "EXAMPLES"),
     "bench": ("bench", "bench", "EXAMPLES"),
     "config": ("config", "app", None),
     "completions": ("completions", "completions", "EXAMPLES"),

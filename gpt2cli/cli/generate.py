@@ -35,7 +35,7 @@ from gpt2cli.cli.loading import (
 from gpt2cli.cli.prompt import read_prompt
 from gpt2cli.cli.sinks import OutputOptions, Run, make_sink
 from gpt2cli.errors import UsageError
-from gpt2cli.options import GenerateOptions, Overflow, Rng
+from gpt2cli.options import GenerateOptions, Overflow, Rng, shown
 from gpt2cli.settings import Settings
 from gpt2cli.terminal.streams import Terminal
 from gpt2cli.text.sanitize import Sanitizer
@@ -92,6 +92,9 @@ def generate(
     typical_p: params.TypicalP = None,
     repetition_penalty: params.RepetitionPenalty = None,
     no_repeat_ngram_size: params.NoRepeatNgramSize = None,
+    presence_penalty: params.PresencePenalty = None,
+    frequency_penalty: params.FrequencyPenalty = None,
+    logit_bias: params.LogitBias = None,
     greedy: params.Greedy = None,
     num_return_sequences: params.NumReturnSequences = None,
     seed: params.Seed = None,
@@ -132,6 +135,9 @@ class GenerateFlags(ModelFlags, PromptFlags, SamplingFlags, LengthFlags):
     echo: bool
     logprobs: int | None
     draft: str | None
+    presence_penalty: float | None
+    frequency_penalty: float | None
+    logit_bias: list[str] | None
     output: Path | None
     no_stream: bool
     quiet: bool | None
@@ -183,10 +189,25 @@ def _given_options(settings: Settings, flags: GenerateFlags) -> dict[str, Any]:
     """What the flags and the settings say of `GenerateOptions`; the rest is left to the model."""
     others = [field.name for field in fields(GenerateOptions) if field.name not in SAMPLING_NAMES]
     given = given_options(settings, flags, *others)
+    given["logit_bias"] = _read_bias(flags.logit_bias or [])
     if flags.max_length is not None and flags.max_new_tokens is None:
         # A setting does not get in a flag's way.
         given.pop("max_new_tokens", None)
     return given
+
+
+def _read_bias(given: Sequence[str]) -> tuple[tuple[int, float], ...]:
+    """What ``--logit-bias`` says of each token. Raises `UsageError`."""
+    pairs = []
+    for text in given:
+        token, _, bias = text.partition("=")
+        try:
+            pairs.append((int(token), float(bias)))
+        except ValueError:
+            raise UsageError(
+                f"--logit-bias: {shown(text)} is not ID=X", hint="--logit-bias 50256=-100 keeps a token out"
+            ) from None
+    return tuple(pairs)
 
 
 def _run(request: GenerateRequest) -> None:

@@ -188,6 +188,34 @@ NoRepeatNgramSize = Annotated[
         help="Never repeat a sequence of N tokens; 0 turns this off.",
     ),
 ]
+PresencePenalty = Annotated[
+    float | None,
+    _option(
+        _SAMPLING,
+        "--presence-penalty",
+        metavar="X",
+        help="Above 0, tokens that the continuation already has become less likely, however often they are "
+        "there; -2 to 2, 0 turns this off.",
+    ),
+]
+FrequencyPenalty = Annotated[
+    float | None,
+    _option(
+        _SAMPLING,
+        "--frequency-penalty",
+        metavar="X",
+        help="The same for each time that the token is there; -2 to 2, 0 turns this off.",
+    ),
+]
+LogitBias = Annotated[
+    list[str] | None,
+    _option(
+        _SAMPLING,
+        "--logit-bias",
+        metavar="ID=X",
+        help="Add X, from -100 to 100, to the score of the token ID; may be given several times.",
+    ),
+]
 Greedy = Annotated[
     bool | None,
     _flag(_SAMPLING, "--greedy", help="Always take the most likely token (the same as --temperature 0)."),

@@ -229,6 +229,8 @@ class Engine:
             raise UsageError(
                 f"the prompt has a token outside the model's vocabulary of {self.config.vocab_size}"
             )
+        if any(token >= self.config.vocab_size for token, _ in options.logit_bias):
+            raise InvalidOption("logit_bias", f"the model's vocabulary has {self.config.vocab_size} tokens")
         if options.max_length is not None:
             new = options.max_length - len(ids)
             if new < 1:

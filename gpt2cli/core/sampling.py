@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 from gpt2cli.core.backend import Floats
 from gpt2cli.core.random import gumbel, gumbel_of_all
 from gpt2cli.errors import ModelFileError
-from gpt2cli.options import SamplingOptions
+from gpt2cli.options import GenerateOptions, SamplingOptions
 
 if TYPE_CHECKING:
     import torch
@@ -55,6 +55,28 @@ def apply_repetition_penalty(scores: Floats, history: Sequence[int], penalty: fl
     scores, seen = scores.copy(), np.asarray(history)
     score = scores[seen]
     scores[seen] = np.where(score < 0, score * penalty, score / penalty)
+    return scores
+
+
+def apply_logit_bias(scores: Floats, tokens: Ids, added: Floats) -> Floats:
+    """Add a number to the score of each of ``tokens``, as OpenAI's ``logit_bias`` does."""
+    scores = scores.copy()
+    scores[tokens] += added
+    return scores
+
+
+def apply_presence_frequency(
+    scores: Floats, generated: Sequence[int], presence: float, frequency: float
+) -> Floats:
+    """Take ``presence`` from every token that was ``generated``, and ``frequency`` for each time it was.
+
+    These are OpenAI's penalties. They count what the continuation has, not the prompt, as vLLM does.
+    """
+    if not generated:
+        return scores
+    seen, counts = np.unique(np.asarray(generated), return_counts=True)
+    scores = scores.copy()
+    scores[seen] -= (presence + frequency * counts).astype(np.float32)
     return scores
 
 
@@ -170,24 +192,37 @@ def _softmax(scores: Floats) -> Floats:
     return probabilities
 
 
-def named_filters(options: SamplingOptions) -> list[tuple[str, Filter]]:
+def named_filters(options: SamplingOptions, prompt: int = 0) -> list[tuple[str, Filter]]:
     """The active filters in transformers' order, each with the option that asks for it.
 
-    Greedy decoding has only those on repetition.
+    Greedy decoding has only those on repetition. The first ``prompt`` tokens of the text were not generated.
     """
     keeps: list[tuple[str, Filter]] = [
         (name, lambda scores, _, keep=keep: _only(scores, keep(scores)))  # type: ignore[misc]
         for name, keep in _keeps(options)
     ]
-    return _changes(options) + keeps
+    return _changes(options, prompt) + keeps
 
 
-def _changes(options: SamplingOptions) -> list[tuple[str, Filter]]:
-    """The filters that look at the text, or at each score alone."""
+def _changes(options: SamplingOptions, prompt: int) -> list[tuple[str, Filter]]:
+    """The filters that look at the text, or at each score alone.
+
+    What OpenAI has and transformers does not stands where vLLM has it: the bias before all penalties, the
+    others after that on repetition.
+    """
     filters: list[tuple[str, Filter]] = []
+    request = options if isinstance(options, GenerateOptions) else None
+    if request and request.logit_bias:
+        tokens = np.array([token for token, _ in request.logit_bias], np.intp)
+        added = np.array([bias for _, bias in request.logit_bias], np.float32)
+        filters.append(("logit_bias", lambda s, _: apply_logit_bias(s, tokens, added)))
     if options.repetition_penalty != 1:
         penalty = options.repetition_penalty
         filters.append(("repetition_penalty", lambda s, ids: apply_repetition_penalty(s, ids, penalty)))
+    if request and (request.presence_penalty or request.frequency_penalty):
+        presence, frequency = request.presence_penalty, request.frequency_penalty
+        name = "presence_penalty" if presence else "frequency_penalty"
+        filters.append((name, lambda s, ids: apply_presence_frequency(s, ids[prompt:], presence, frequency)))
     if options.no_repeat_ngram_size > 0:
         size = options.no_repeat_ngram_size
         filters.append(("no_repeat_ngram_size", lambda s, ids: apply_no_repeat_ngram(s, ids, size)))
@@ -213,11 +248,11 @@ def _keeps(options: SamplingOptions) -> list[tuple[str, Keep]]:
 
 
 class Sampler:
-    """Draws the tokens of a text by one set of options."""
+    """Draws the tokens of a text by one set of options. Its first ``prompt`` tokens were not generated."""
 
-    def __init__(self, options: SamplingOptions) -> None:
+    def __init__(self, options: SamplingOptions, prompt: int = 0) -> None:
         self._greedy = options.greedy
-        self._changes = [change for _, change in _changes(options)]
+        self._changes = [change for _, change in _changes(options, prompt)]
         self._keeps = [keep for _, keep in _keeps(options)]
 
     def __call__(self, logits: Floats, history: Sequence[int], seed: int, position: int) -> int:

@@ -16,6 +16,8 @@ from gpt2cli.core.sequence import Group, Joint, Sequence
 
 PREFILL_CHUNK = 512
 """The most tokens of prompts in one pass, so that texts that run go on beside a long one."""
+SCORED_CHUNK = 128
+"""The most tokens of one pass that each want logits after them, a row of the whole vocabulary."""
 ROWS = 32
 """Sequences that run at a time; more gain little, and their keys and values take memory."""
 
@@ -51,7 +53,11 @@ class Portion(NamedTuple):
 
     @property
     def logits(self) -> int:
-        """How many rows of logits [V] are wanted: after the text, and after each draft."""
+        """How many rows of logits [V] are wanted: after the text, and after each draft; of a prompt that is
+        scored after each token.
+        """
+        if self.sequence.scoring:
+            return self.tokens
         return 1 + len(self.drafts) if self.whole else 0
 
 
@@ -71,8 +77,13 @@ class Scheduler:
     not depend on each other, so they join and leave between any two steps.
     """
 
-    def __init__(self, backend: Backend) -> None:
+    def __init__(self, backend: Backend, *, rows: int | None = None, beside: int | None = None) -> None:
+        """``rows`` sequences run at a time, `ROWS` without it; ``beside`` are the tokens of prompts in a pass
+        that texts take part in too, and more where more prompts wait than texts run; without it as many as
+        in any pass.
+        """
         self._backend = backend
+        self._most_rows, self._beside = rows, beside
         self.speculation = Speculation(backend)
         self._context = backend.config.n_positions
         self._waiting: deque[Sequence] = deque()
@@ -97,6 +108,11 @@ class Scheduler:
                 self._leave(sequence)
             group.logits = None
 
+    @property
+    def drawing(self) -> bool:
+        """Whether tokens of the last pass are still to be drawn: the next step needs no other pass."""
+        return bool(self._ready)
+
     def run(self) -> Iterator[Step | None]:
         """One step after the other until nothing is left to do; None after a pass that read a prompt.
 
@@ -112,7 +128,8 @@ class Scheduler:
 
     def _enter(self) -> None:
         """Give slots to those who wait, as long as there are rows left; joint draws need all of theirs."""
-        while self._waiting and (len(self._rows) < ROWS or self._waiting[0].group.joint is not None):
+        most = self._most_rows or ROWS
+        while self._waiting and (len(self._rows) < most or self._waiting[0].group.joint is not None):
             sequence = self._waiting.popleft()
             group = sequence.group
             if sequence.slot is None:
@@ -149,24 +166,33 @@ class Scheduler:
             group.steps += 1
         at = 0
         for each in fed:
-            row, rows = each.sequence, each.logits
+            row, rows, whole = each.sequence, each.logits, each.whole
+            found = logits[at : at + rows]
+            at += rows
+            if row.scoring:
+                row.group.score(row.present, found)
+                found = found[-1:]
             row.present += each.tokens
             row.drafts = each.drafts
             row.group.drafted += len(each.drafts)
-            if rows:
-                self._read(row, logits[at : at + rows])
-            at += rows
+            if whole:
+                self._read(row, found)
         return reading
 
     def _portions(self) -> list[Portion]:
         """What each row that has something to feed feeds in this pass."""
-        fed, budget = [], PREFILL_CHUNK
+        fed, budget, scored = [], PREFILL_CHUNK, SCORED_CHUNK
+        running = sum(row.new_tokens > 0 and row.unread == 1 for row in self._rows)
+        if self._beside is not None and running:
+            # More where more wait than run: each that runs waits for as many of those as there are for it.
+            budget = min(budget, self._beside * max(1, len(self._rows) // running - 1))
         for row in self._rows:
             row.make_room(self._context)
             count = row.unread
-            if count > 1:
-                count = min(count, budget)
+            if count > 1 or row.scoring:
+                count = min(count, budget, scored if row.scoring else count)
                 budget -= count
+                scored -= count if row.scoring else 0
             if count:
                 assert row.slot is not None
                 fed.append(Portion(row, row.slot, count, []))
@@ -198,6 +224,9 @@ class Scheduler:
     def _draw(self) -> Step:
         sequence, rows, token = self._ready.popleft()
         group, logits = sequence.group, rows[0]
+        if not group.max_new_tokens:
+            self._leave(sequence)
+            return Step(sequence, [sequence.end("length")])
         if token is None:
             token = group.sampler(logits, sequence.ids, sequence.seed, sequence.position)
         top, logprobs = group.options.logprobs, None

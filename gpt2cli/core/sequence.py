@@ -6,7 +6,13 @@ import time
 
 from gpt2cli.core.backend import Floats
 from gpt2cli.core.results import Chunk, Stats, TextOf
-from gpt2cli.core.sampling import Sampler, TokenLogprobs, TransformersDraw
+from gpt2cli.core.sampling import (
+    Sampler,
+    TokenLogprobs,
+    TransformersDraw,
+    check_finite,
+    token_logprobs,
+)
 from gpt2cli.options import GenerateOptions
 from gpt2cli.text.tokenizer import Tokenizer
 
@@ -55,6 +61,12 @@ class Sequence:
     def unread(self) -> int:
         """How many tokens of the window are not in the slot yet."""
         return len(self.ids) - self.window - self.present
+
+    @property
+    def scoring(self) -> bool:
+        """Whether the tokens that are not in the slot yet are of a prompt that is to be scored."""
+        group = self.group
+        return group.prompt_logprobs is not None and self.present < len(group.prompt) and not self.window
 
     def next_ids(self, count: int) -> list[int]:
         """The first ``count`` of the tokens that are not in the slot yet."""
@@ -121,11 +133,20 @@ class Group:
         eos_ids: frozenset[int] = frozenset(),
         tokenizer: Tokenizer | None = None,
         started: float | None = None,
+        prompt_logprobs: int | None = None,
     ) -> None:
-        """``options`` must have a seed; ``started`` is when the request came, and now without it."""
+        """``options`` must have a seed; ``started`` is when the request came, and now without it.
+
+        With ``prompt_logprobs`` each token of the prompt but the first is scored, and so many likeliest ones
+        are found in its place; nothing of such a prompt may be in a slot yet. With a ``max_new_tokens`` of 0
+        the prompt is read and nothing drawn.
+        """
         self.prompt, self.options = prompt, options
+        self.prompt_logprobs = prompt_logprobs
+        self.scores: list[TokenLogprobs] = []
+        """Of the prompt's tokens from the second on, as far as it is read."""
         self.max_new_tokens, self.dropped, self.eos_ids = max_new_tokens, dropped, eos_ids
-        self.sampler = Sampler(options)
+        self.sampler = Sampler(options, len(prompt))
         self.sequences = [Sequence(self, n, seed, tokenizer) for n, seed in enumerate(options.seeds)]
         several = len(self.sequences) > 1
         self.reader = Sequence(self, -1, 0, None) if several else self.sequences[0]
@@ -144,6 +165,16 @@ class Group:
         """Have the prompt read into ``slot``, which holds its first ``present`` tokens already."""
         self.lent, self._cached = True, present
         self.reader.slot, self.reader.present = slot, present
+
+    def score(self, begin: int, logits: Floats) -> None:
+        """Score the prompt's tokens after the place ``begin`` by the logits [T, V] before each of them.
+
+        Raises `ModelFileError` for logits that are no numbers.
+        """
+        assert self.prompt_logprobs is not None
+        for token, before in zip(self.prompt[begin + 1 :], logits, strict=False):
+            check_finite(before)
+            self.scores.append(token_logprobs(before, token, self.prompt_logprobs))
 
     def prefilled(self) -> None:
         """The prompt is read; later calls do nothing."""

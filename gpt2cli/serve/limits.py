@@ -1,0 +1,34 @@
+"""What a request may ask for. Whatever is beyond is refused before anything is allocated."""
+
+from __future__ import annotations
+
+MAX_BODY = 2**20
+"""Bytes of a request's body."""
+MAX_HEAD = 2**14
+"""Bytes of a request's line and headers."""
+MAX_DISCARDED = 2**23
+"""Bytes of a body that is too large that are read and forgotten, so that its sender reads the answer."""
+HEAD_S = 10.0
+"""A request's line and headers must be there after so many seconds."""
+BODY_S = 30.0
+"""And its body after so many more."""
+STALLED_S = 60.0
+"""A client that takes nothing of its answer for so long is cut off."""
+IDLE_S = 30.0
+"""A connection between two requests is kept open for so long."""
+DRAIN_S = 30.0
+"""After the first signal, running requests have so long to end."""
+MAX_CONNECTIONS = 512
+
+MAX_PROMPTS = 256
+MAX_N = 128
+MAX_TEXTS = 512
+"""Of one request: prompts times the texts of each."""
+MAX_STOPS = 16
+MAX_STOP_LENGTH = 512
+MAX_LOGPROBS = 5
+MAX_TOP_LOGPROBS = 20
+MAX_BIASES = 1024
+MAX_MESSAGES = 1024
+MAX_INPUTS = 256
+"""Texts of one request for embeddings."""
