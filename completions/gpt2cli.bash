@@ -3,8 +3,8 @@
 # What the command $1 takes.
 _gpt2cli_command() {
     case $1 in
-    '') commands=(generate chat score inspect compare features pull list show rm verify import export gc train finetune distill bench completions config) flags=(--version -V --help -h) ;;
-    generate) commands=() flags=(--prompt -p --file -f --model -m --revision --offline --allow-pickle --max-new-tokens --max-length --stop --ignore-eos --overflow --temperature --temp --top-k --top-p --min-p --typical-p --repetition-penalty --no-repeat-ngram-size --greedy --num-return-sequences -n --seed --rng --special-tokens --strict --sanitize --json --jsonl --echo --logprobs --output -o --no-stream --quiet -q --device --precision --threads --draft --debug --help -h) ;;
+    '') commands=(generate chat score inspect compare features pull list show rm verify import export gc train finetune distill serve bench completions config) flags=(--version -V --help -h) ;;
+    generate) commands=() flags=(--prompt -p --file -f --model -m --revision --offline --allow-pickle --max-new-tokens --max-length --stop --ignore-eos --overflow --temperature --temp --top-k --top-p --min-p --typical-p --repetition-penalty --no-repeat-ngram-size --presence-penalty --frequency-penalty --logit-bias --greedy --num-return-sequences -n --seed --rng --special-tokens --strict --sanitize --json --jsonl --echo --logprobs --output -o --no-stream --quiet -q --device --precision --threads --draft --debug --help -h) ;;
     chat) commands=() flags=(--model -m --revision --offline --allow-pickle --format --system --resume --last --save --no-save --max-new-tokens --stop --ignore-eos --temperature --temp --top-k --top-p --min-p --typical-p --repetition-penalty --no-repeat-ngram-size --greedy --seed --strict --sanitize --json --quiet -q --device --precision --threads --draft --debug --help -h) ;;
     score) commands=() flags=(--prompt -p --file -f --model -m --revision --offline --allow-pickle --lines --from-jsonl --field --stride --window --bos --eos --keep-newline --drop-newline --special-tokens --strict --choices --choice --normalize --task --limit --tokens --top --plot --json --jsonl --output -o --no-resume --quiet -q --device --precision --threads --batch-tokens --debug --help -h) ;;
     inspect) commands=() flags=(--prompt -p --file -f --by --top --stride --marks --no-marks --explain --at --model -m --revision --offline --allow-pickle --temperature --temp --top-k --top-p --min-p --typical-p --repetition-penalty --no-repeat-ngram-size --greedy --seed --bos --special-tokens --strict --json --jsonl --csv --svg --html --theme --output -o --quiet -q --device --precision --threads --debug --help -h) ;;
@@ -21,6 +21,7 @@ _gpt2cli_command() {
     train) commands=() flags=(--field --separator --validation --validation-data --test-data --layers --width --heads --context --vocab-size --steps --epochs --batch-size --micro-batch-size --window --short-window --short-share --learning-rate --schedule --warmup --decay --optimizer --muon-scale --weight-decay --dropout --clip --seed --patience --evaluate-every --save-every --sample-every --log-every --precision --device --threads --resume --config --output -o --name --save-precision --samples --sample-tokens --sample-prompt --default-temperature --default-repetition-penalty --default-no-repeat-ngram-size --title --license --description --keep-checkpoints --plot --jsonl --quiet -q --debug --help -h) ;;
     finetune) commands=() flags=(--field --separator --validation --validation-data --test-data --model -m --revision --lora --lora-rank --lora-alpha --lora-dropout --steps --epochs --batch-size --micro-batch-size --window --short-window --short-share --learning-rate --schedule --warmup --decay --optimizer --muon-scale --weight-decay --dropout --clip --seed --patience --evaluate-every --save-every --sample-every --log-every --precision --device --threads --resume --config --output -o --name --save-precision --samples --sample-tokens --sample-prompt --default-temperature --default-repetition-penalty --default-no-repeat-ngram-size --title --license --description --keep-checkpoints --plot --jsonl --quiet -q --debug --help -h) ;;
     distill) commands=() flags=(--field --separator --validation --validation-data --test-data --teacher --revision --student-layers --distill-temperature --soft-weight --lm-weight --cosine-weight --random-init --steps --epochs --batch-size --micro-batch-size --window --short-window --short-share --learning-rate --schedule --warmup --decay --optimizer --muon-scale --weight-decay --dropout --clip --seed --patience --evaluate-every --save-every --sample-every --log-every --precision --device --threads --resume --config --output -o --name --save-precision --samples --sample-tokens --sample-prompt --default-temperature --default-repetition-penalty --default-no-repeat-ngram-size --title --license --description --keep-checkpoints --plot --jsonl --quiet -q --debug --help -h) ;;
+    serve) commands=() flags=(--model -m --offline --allow-pickle --host --port --uds --api-key-file --allow-host --slots --queue --log-json --device --precision --threads --quiet -q --debug --help -h) ;;
     bench) commands=() flags=(--model -m --revision --offline --allow-pickle --against --gguf --precision --rounds --processes --no-processes --settled --no-settled --busy --plot --json --markdown --quiet -q --device --threads --debug --help -h) ;;
     completions) commands=() flags=(--help -h) ;;
     config) commands=(list get set unset path) flags=(--help -h) ;;
@@ -50,6 +51,9 @@ _gpt2cli_flag() {
     'generate --typical-p') kind=text words=() ;;
     'generate --repetition-penalty') kind=text words=() ;;
     'generate --no-repeat-ngram-size') kind=text words=() ;;
+    'generate --presence-penalty') kind=text words=() ;;
+    'generate --frequency-penalty') kind=text words=() ;;
+    'generate --logit-bias') kind=text words=() ;;
     'generate --num-return-sequences'|'generate -n') kind=text words=() ;;
     'generate --seed') kind=text words=() ;;
     'generate --rng') kind=words words=(default transformers) ;;
@@ -304,6 +308,17 @@ _gpt2cli_flag() {
     'distill --license') kind=text words=() ;;
     'distill --description') kind=text words=() ;;
     'distill --plot') kind=file words=() ;;
+    'serve --model'|'serve -m') kind=model words=() ;;
+    'serve --host') kind=text words=() ;;
+    'serve --port') kind=text words=() ;;
+    'serve --uds') kind=file words=() ;;
+    'serve --api-key-file') kind=file words=() ;;
+    'serve --allow-host') kind=text words=() ;;
+    'serve --slots') kind=text words=() ;;
+    'serve --queue') kind=text words=() ;;
+    'serve --device') kind=words words=(auto cpu cuda mps) ;;
+    'serve --precision') kind=words words=(auto fp32 fp16 bf16 int8 int4) ;;
+    'serve --threads') kind=text words=() ;;
     'bench --model'|'bench -m') kind=model words=() ;;
     'bench --revision') kind=text words=() ;;
     'bench --against') kind=words words=(transformers llama.cpp) ;;

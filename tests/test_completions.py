@@ -534,7 +534,7 @@ def test_zsh_offers_nothing(typed: str, autoloaded: Typist) -> None:
 def test_zsh_lists_with_descriptions(autoloaded: Typist) -> None:
     autoloaded.tab_shows("gpt2cli ", "generate ", "-- List, get, set and unset settings")
     autoloaded.tab_shows("gpt2cli config ", "unset  -- Remove one value from config.toml")
-    autoloaded.tab_shows("gpt2cli generate --s", "-- Read <|endoftext|> in the prompt as the token")
+    autoloaded.tab_shows("gpt2cli generate --s", "-- Read <|endoftext|> in the prompt as the special token")
     autoloaded.tab_shows("gpt2cli generate -m ", "gpt2", "my-stories", "owner/from-hf", "runs/")
 
 
