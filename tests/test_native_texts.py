@@ -129,16 +129,14 @@ def test_side_by_side(case: Case) -> None:
     _same(case.engine, case.groups, "one list")
 
 
-@pytest.mark.parametrize("size", [1, 7, 64])
-def test_prompts_in_chunks(case: Case, size: int, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(("size", "threads"), [(1, 2), (7, 3), (64, 1)])
+def test_prompts_in_chunks_on_threads(
+    case: Case, size: int, threads: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Both at once; each alone is held, bit by bit, by test_native_bits."""
     monkeypatch.setattr(scheduler, "PREFILL_CHUNK", size)
-    _same(case.engine, case.groups, f"chunks of {size}")
-
-
-@pytest.mark.parametrize("threads", [2, 3])
-def test_threads(case: Case, threads: int) -> None:
     with _engine(case.directory, case.precision, threads) as engine:
-        _same(engine, case.groups, f"{threads} threads")
+        _same(engine, case.groups, f"chunks of {size} on {threads} threads")
 
 
 @pytest.mark.parametrize("instructions", instruction_sets()[1:])

@@ -1,6 +1,7 @@
 """The programs that people have, each in a virtual environment of its own, with our server.
 
-They are fetched from the package index; where that cannot be reached the tests are skipped.
+They are fetched from the package index; where that cannot be reached the tests are skipped. `.ci/run` takes the
+newest `openai` alone; ``pytest -m clients`` the others.
 """
 
 from __future__ import annotations
@@ -17,7 +18,6 @@ from cli import call
 from serving import KEY, Server, serving
 from support import REPOSITORY, shared
 
-pytestmark = pytest.mark.slow
 PATIENCE_S = 900
 KEPT = os.environ.get("GPT2CLI_TEST_CLIENTS")
 """A folder of environments, for whoever runs this often."""
@@ -64,7 +64,10 @@ def run_script(python: Path, script: str, server: Server) -> str:
     return done.stdout
 
 
-@pytest.mark.parametrize("version", ["openai", "openai<3"])
+@pytest.mark.parametrize(
+    "version",
+    [pytest.param("openai", marks=pytest.mark.slow), pytest.param("openai<3", marks=pytest.mark.clients)],
+)
 def test_openai(server: Server, tmp_path: Path, version: str) -> None:
     """Completions, chat, streams, embeddings, errors, retries, timeouts: the newest, and 2.x."""
     found = run_script(environment(tmp_path, version), "client_openai.py", server).split()
@@ -72,10 +75,12 @@ def test_openai(server: Server, tmp_path: Path, version: str) -> None:
     server.ask("GET", "/health")
 
 
+@pytest.mark.clients
 def test_langchain(server: Server, tmp_path: Path) -> None:
     assert run_script(environment(tmp_path, "langchain-openai"), "client_langchain.py", server) == "fine\n"
 
 
+@pytest.mark.clients
 def test_llm(server: Server, tmp_path: Path) -> None:
     """The command `llm`, with the models that its file of OpenAI-compatible ones names."""
     python = environment(tmp_path, "llm")
@@ -114,6 +119,7 @@ def test_llm(server: Server, tmp_path: Path) -> None:
     assert ask("-m", "ours-chat", *arguments).strip()
 
 
+@pytest.mark.clients
 def test_schemathesis(server: Server, tmp_path: Path) -> None:
     """Whatever our own schema allows, and what it does not: no answer is a 5xx."""
     python = environment(tmp_path, "schemathesis")
@@ -147,6 +153,7 @@ metric_list:
 """
 
 
+@pytest.mark.clients
 def test_lm_eval(server: Server, tmp_path: Path) -> None:
     """`local-completions` on last words of LAMBADA: the log-likelihoods are those of `gpt2cli score`."""
     python = environment(tmp_path, "lm-eval[api]", "transformers")
