@@ -1,7 +1,7 @@
 """The programs that people have, each in a virtual environment of its own, with our server.
 
-They are fetched from the package index; where that cannot be reached the tests are skipped. `.ci/run` takes the
-newest `openai` alone; ``pytest -m clients`` the others.
+They are fetched from the package index; where that cannot be reached the tests are skipped. `.ci/run` takes
+the newest `openai` alone; ``pytest -m clients`` the others.
 """
 
 from __future__ import annotations
