@@ -83,13 +83,7 @@ class OurRunner:
     def decode(self, rows: int, context: int) -> float:
         options = GenerateOptions(seed=0, num_return_sequences=rows, draft="off")
         ids = prompt_ids(self._backend.config, context)
-        group = Group(ids, options, max_new_tokens=self._steps + 1)
-        scheduler = Scheduler(self._backend)
-        scheduler.admit([group])
-        try:
-            drawn = [time.perf_counter() for step in scheduler.run() if step is not None]
-        finally:
-            scheduler.drop([group])
+        drawn = self._drawn(Group(ids, options, max_new_tokens=self._steps + 1))
         # The first token of each row comes with the prompt.
         return drawn[-1] - drawn[rows - 1]
 
@@ -118,13 +112,17 @@ class OurRunner:
         ids = (prompt_ids(config, 16) * 4)[: max(1, config.n_positions // 2)]
         new = max(2, min(4 * self._steps, config.n_positions - len(ids) - 1))
         group = Group(ids, GenerateOptions(seed=0, temperature=0, draft=draft), max_new_tokens=new)
+        drawn = self._drawn(group)
+        return drawn[-1] - drawn[0], group.stats.accepted / new
+
+    def _drawn(self, group: Group) -> list[float]:
+        """When each token of a request was drawn."""
         scheduler = Scheduler(self._backend)
         scheduler.admit([group])
         try:
-            drawn = [time.perf_counter() for step in scheduler.run() if step is not None]
+            return [time.perf_counter() for step in scheduler.run() if step is not None]
         finally:
             scheduler.drop([group])
-        return drawn[-1] - drawn[0], group.stats.accepted / new
 
     def close(self) -> None:
         self._backend.close()

@@ -75,6 +75,9 @@ class Scheduler:
     A sequence is fed whatever its slot does not hold yet: a prompt in parts, then each token that is drawn,
     a whole window after it has moved. When its slot holds all, the logits after it are drawn from. Rows do
     not depend on each other, so they join and leave between any two steps.
+
+    Behind the token drawn last a sequence may be fed drafts (`core/drafts.py`). As long as what is drawn
+    equals them, it is drawn on from the logits of the same pass.
     """
 
     def __init__(self, backend: Backend, *, rows: int | None = None, beside: int | None = None) -> None:
