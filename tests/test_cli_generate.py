@@ -424,7 +424,7 @@ def test_events_mark_what_was_guessed() -> None:
 def test_a_draft_model_is_checked(tiny_model: Path) -> None:
     cases = (
         (tiny_model, 2, f"error: {tiny_model}: it cannot guess ahead for this model"),
-        ("nothing-here", 4, "error: nothing-here"),
+        ("nothing-here", 4, "error: --draft: nothing-here"),
     )
     for draft, code, says in cases:
         done = call("generate", "--draft", str(draft), "Once")

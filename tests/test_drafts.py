@@ -17,6 +17,8 @@ from support import make_model, some_slow
 
 import gpt2cli
 from gpt2cli.checkpoint import open_checkpoint
+from gpt2cli.core.backend import Batch
+from gpt2cli.core.draft_model import _Followed
 from gpt2cli.core.drafts import WORTH, ModelDrafts, Speculation, worth_verifying
 from gpt2cli.core.engine import Engine
 from gpt2cli.core.pass_times import PassTimes
@@ -231,6 +233,10 @@ def test_the_same_model_guesses_everything(tmp_path: Path, monkeypatch: pytest.M
     engine.generate([*PROMPT, 0], GenerateOptions(seed=1, max_new_tokens=10, draft="same"))
     first = same.backend.passes[0]  # type: ignore[attr-defined]
     assert (first.slots[0], first.positions[0]) == (slot, len(PROMPT)) and held[: len(PROMPT)] == PROMPT
+    # What was read as a draft is not read again as text: after four that were right two tokens are left.
+    same.backend.passes.clear()  # type: ignore[attr-defined]
+    engine.generate([5], GenerateOptions(seed=1, max_new_tokens=40, draft="same"))
+    assert {len(each) for each in same.backend.passes[4:]} == {1, 2}  # type: ignore[attr-defined]
 
 
 def test_a_model_that_is_always_wrong_is_left_alone(tmp_path: Path) -> None:
@@ -248,12 +254,84 @@ def test_a_model_that_is_always_wrong_is_left_alone(tmp_path: Path) -> None:
     assert late.drafted < 20
 
 
+def test_a_draft_model_knows_what_its_slots_hold(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also where one in the middle was wrong, in a vocabulary so small that tokens are alike by chance."""
+    make_model(tmp_path, tokenizer=None, vocab_size=5, n_embd=16, std=0.2, n_positions=120)
+    engine = engine_on("numpy", tmp_path)
+    small = engine_on("numpy", tmp_path)
+    engine.draft_with(small)
+    model = speculation(engine).model
+    assert isinstance(model, ModelDrafts)
+    monkeypatch.setattr(model, "_count", lambda rows, beside: 8)
+    held: dict[int, list[int]] = {}
+    forward, settle = small.backend.forward, _Followed.settle
+
+    def watched(batch: Batch) -> Any:
+        for slot, position, token in zip(batch.slots, batch.positions, batch.tokens, strict=True):
+            held[int(slot)] = [*held.get(int(slot), [])[:position], int(token)]
+        return forward(batch)
+
+    def checked(text: _Followed) -> None:
+        settle(text)
+        known = text.sequence.ids[text.window :][: text.present]
+        assert held.get(text.slot, [])[: text.present] == known
+
+    monkeypatch.setattr(small.backend, "forward", watched)
+    monkeypatch.setattr(_Followed, "settle", checked)
+    for seed in range(6):
+        engine.generate([1, 2], GenerateOptions(seed=seed, max_new_tokens=100, draft="small", temperature=3))
+
+
+def test_a_draft_model_that_fails_costs_no_text(tmp_path: Path) -> None:
+    make_model(tmp_path / "large", tokenizer=None, vocab_size=VOCABULARY, n_embd=16)
+    broken = make_model(tmp_path / "broken", tokenizer=None, vocab_size=VOCABULARY, n_embd=16)
+    engine, small = engine_on("numpy", tmp_path / "large"), engine_on("numpy", broken)
+    small.backend._w["ln_f.weight"][:] = np.nan  # type: ignore[attr-defined]
+    engine.draft_with(small)
+    options = GenerateOptions(seed=1, max_new_tokens=20)
+    off = engine.generate(PROMPT, replace(options, draft="off"))
+    assert facts(engine.generate(PROMPT, replace(options, draft="broken"))) == facts(off)
+
+
+def test_a_model_that_has_become_good_is_trusted_again() -> None:
+    """One draft that is right is enough for the next to be tried soon."""
+    drafts = ModelDrafts(None, PassTimes())  # type: ignore[arg-type]
+    drafts._patience = ModelDrafts.MOST_PATIENCE
+    drafts.learn(right=False)
+    assert drafts._patience == ModelDrafts.MOST_PATIENCE
+    drafts.learn(right=True)
+    assert drafts._patience == ModelDrafts.PATIENCE
+
+
+def test_slots_go_back_to_the_draft_model(tmp_path: Path) -> None:
+    make_model(tmp_path, tokenizer=None, vocab_size=VOCABULARY, n_embd=16)
+    engine, small = engine_on("numpy", tmp_path), engine_on("numpy", tmp_path)
+    for _ in range(3):
+        engine.draft_with(small)
+        engine.generate(PROMPT, GenerateOptions(seed=1, max_new_tokens=20, draft="small"))
+    engine.draft_with(None)
+    assert not small.backend.slots  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize("draft", ["off", "lookup"])
+def test_steps_are_the_passes_after_the_prompt(tmp_path: Path, draft: str) -> None:
+    """Those that read a window again, too."""
+    make_model(tmp_path, tokenizer=None, vocab_size=VOCABULARY, n_embd=16, n_positions=24)
+    engine = engine_on("numpy", tmp_path)
+    options = GenerateOptions(seed=1, max_new_tokens=100, overflow="slide", draft=draft)
+    stats = engine.generate([1, 2, 3], options).stats
+    assert stats.steps == len(engine.backend.passes) - 1  # type: ignore[attr-defined]
+
+
 def test_who_cannot_guess_ahead(tmp_path: Path) -> None:
     make_model(tmp_path / "large", vocab_size=300)
     make_model(tmp_path / "other", vocab_size=301)
     engine = Engine.load(tmp_path / "large")
     with pytest.raises(UsageError, match="another vocabulary"):
         engine.draft_with(Engine.load(tmp_path / "other"))
+    make_model(tmp_path / "short", vocab_size=300, n_positions=1)
+    with pytest.raises(UsageError, match="its context is too short"):
+        engine.draft_with(Engine.load(tmp_path / "short"))
     with pytest.raises(InvalidOption, match="there is no draft model 'distilgpt2' here"):
         engine.generate("a", GenerateOptions(draft="distilgpt2"))
     engine.draft_with(Engine.load(tmp_path / "large"))
@@ -321,7 +399,19 @@ class TestPassTimes:
         times.record(1, 100.0)
         assert times.of(1) < 0.2
 
+    def test_a_first_pass_that_was_interrupted_says_little(self) -> None:
+        times = PassTimes()
+        times.record(1, 0.1)
+        times.record(4, 100.0)
+        assert times.of(4) < 0.4
+
     def test_what_was_measured_long_ago_is_forgotten(self) -> None:
+        times = PassTimes()
+        times.record(5, 9.0)
+        for _ in range(PassTimes.LATELY):
+            times.record(1, 0.1)
+        times.record(5, 0.2)
+        assert times.of(5) == pytest.approx(0.2)
         times = PassTimes()
         times.record(5, 9.0)
         for _ in range(PassTimes.LATELY):

@@ -168,7 +168,9 @@ def _read_request(terminal: Terminal, flags: GenerateFlags) -> GenerateRequest:
     if options.rng == "transformers" and load.precision == "auto":
         # The text is to be what transformers prints.
         model = replace(model, load=replace(model.load, precision="fp32"))
-    draft = find_draft_model(terminal, settings, flags, options.draft, model.load)
+    # Joint draws have no use for one.
+    name = "off" if options.rng == "transformers" else options.draft
+    draft = find_draft_model(terminal, settings, flags, name, model.load)
     return GenerateRequest(terminal, model, draft, prompt, options, output)
 
 
@@ -220,7 +222,9 @@ def _run(request: GenerateRequest) -> None:
     import_s = time.perf_counter() - started
     engine = load_engine(terminal, request.model)
     if request.draft is not None:
-        engine.draft_with(load_engine(terminal, request.draft))
+        small = load_engine(terminal, request.draft)
+        engine.draft_with(small)
+        engine.load_s += small.load_s
     age = process_age()
     chunks = engine.stream(request.prompt, options)
     # From here on there is something to end properly.

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from gpt2cli.checkpoint import Checkpoint, open_checkpoint
 from gpt2cli.cli.flags import ModelFlags, load_options
 from gpt2cli.cli.pulling import resolve_or_pull
-from gpt2cli.errors import ModelFileError, UsageError
+from gpt2cli.errors import ModelFileError, ModelNotFound, Unavailable, UsageError
 from gpt2cli.hub.converted import converted_stem
 from gpt2cli.hub.resolve import ResolvedModel
 from gpt2cli.hub.usage import mark_used
@@ -67,8 +67,11 @@ def find_draft_model(
     if name in DRAFTS:
         return None
     allowed = load.allow_pickle
-    resolved = resolve_or_pull(terminal, settings, name, None, offline=flags.offline, allow_pickle=allowed)
-    return check_model(resolved, load)
+    try:
+        found = resolve_or_pull(terminal, settings, name, None, offline=flags.offline, allow_pickle=allowed)
+    except (ModelNotFound, Unavailable) as error:
+        raise type(error)(f"--draft: {error}", hint=f"{', '.join(DRAFTS)}, or a smaller model") from None
+    return check_model(found, load)
 
 
 def model_to_measure(terminal: Terminal, settings: Settings, flags: ModelFlags) -> FoundModel:

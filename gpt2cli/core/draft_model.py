@@ -33,7 +33,10 @@ class DraftModel:
         """For each text so many tokens that may follow it; fewer where it seems to end."""
         most = max(1, self._backend.config.n_positions // 2)
         counts = [min(count, most) for _, count in wanted]
-        texts = [self._follow(sequence, count) for (sequence, _), count in zip(wanted, counts, strict=True)]
+        left = PREFILL_CHUNK // len(wanted)
+        texts = [
+            self._follow(sequence, count, left) for (sequence, _), count in zip(wanted, counts, strict=True)
+        ]
         going = [n for n, count in enumerate(counts) if count]
         while going:
             parts = [(texts[n].slot, texts[n].present, texts[n].unread()) for n in going]
@@ -45,7 +48,8 @@ class DraftModel:
             if all(len(read) <= 2 for *_, read in parts):
                 self.times.record(len(going), time.perf_counter() - started)
             going = [n for n in going if len(texts[n].drafts) < counts[n] and not texts[n].ends]
-        return [text.drafts for text in texts]
+        # What becomes of them there must not change what was read here.
+        return [[*text.drafts] for text in texts]
 
     def forget(self, sequence: Sequence) -> None:
         """The text has ended."""
@@ -57,8 +61,17 @@ class DraftModel:
         text.settle()
         self._kept = text.slot, sequence.ids[text.window :][: text.present]
 
-    def _follow(self, sequence: Sequence, count: int) -> _Followed:
-        """The text in its slot, with room for ``count`` drafts; a last part of it is left to be read."""
+    def close(self) -> None:
+        """Give back all slots; the backend is its owner's."""
+        slots = [text.slot for text in self._followed.values()]
+        if self._kept is not None:
+            slots.append(self._kept[0])
+        for slot in slots:
+            self._backend.free_slot(slot)
+        self._followed, self._kept = {}, None
+
+    def _follow(self, sequence: Sequence, count: int, left: int) -> _Followed:
+        """The text in its slot, with room for ``count`` drafts; up to ``left`` tokens are left to be read."""
         text = self._followed.get(sequence)
         if text is None:
             text = self._followed[sequence] = self._begin(sequence)
@@ -66,7 +79,7 @@ class DraftModel:
         context, group = self._backend.config.n_positions, sequence.group
         while len(sequence.ids) - text.window + count > context:
             text.window, text.present = text.window + max(1, context // 4), 0
-        ahead = len(sequence.ids) - text.window - PREFILL_CHUNK
+        ahead = len(sequence.ids) - text.window - left
         if len(group.sequences) > 1 and text.window == 0:
             # The others begin with a copy.
             ahead = max(ahead, len(group.prompt))

@@ -17,12 +17,15 @@ from gpt2cli.core.draft_model import DraftModel
 from gpt2cli.core.lookup import Lookup
 from gpt2cli.core.pass_times import PassTimes
 from gpt2cli.core.sequence import Sequence
+from gpt2cli.errors import Gpt2cliError
 from gpt2cli.options import DRAFTS
 
 Sequences = list[Sequence]
 
 MAX_DRAFTS = 16
 """The most tokens that are guessed ahead of a text."""
+MAX_IN_PASS = 128
+"""Those of all texts in a pass: each takes a row of logits."""
 WORTH = 1.03
 """How much faster a pass must promise to be for another draft to be added."""
 HOPE = 0.05
@@ -120,15 +123,26 @@ class ModelDrafts:
         if not count:
             return [[] for _ in rows]
         counts = [min(count, limit) for limit in limits]
-        return self._model.propose([*zip(rows, counts, strict=True)])
+        try:
+            return self._model.propose([*zip(rows, counts, strict=True)])
+        except Gpt2cliError:
+            # It computes no numbers, or there is no memory for it: the text does not depend on it.
+            self._trust = 0.0
+            return [[] for _ in rows]
 
     def learn(self, *, right: bool) -> None:
         """A draft, all before it being right, was right or not."""
         self._trust += self.NEWS * (right - self._trust)
+        if right:
+            self._patience = self.PATIENCE
 
     def forget(self, sequence: Sequence) -> None:
         """The text has ended."""
         self._model.forget(sequence)
+
+    def close(self) -> None:
+        """No more is wanted of the model."""
+        self._model.close()
 
     def _count(self, rows: int, beside: int) -> int:
         """How many drafts a text should have in the next pass."""
@@ -168,7 +182,9 @@ class Speculation:
         self._unasked = backend.batch_invariant
 
     def draft_with(self, model: DraftModel | None) -> None:
-        """Have this model guess, or none."""
+        """Have this model guess, or none; the one before gives its slots back."""
+        if isinstance(self.model, ModelDrafts):
+            self.model.close()
         self.model = ModelDrafts(model, self.times) if model else None
 
     def propose(self, rows: Sequences) -> dict[Sequence, list[int]]:
@@ -177,7 +193,8 @@ class Speculation:
         for drafter in (self.lookup, self.model):
             own = [row for row in rows if drafter is not None and self._drafter_of(row) is drafter]
             if own and drafter is not None:
-                limits = [min(MAX_DRAFTS, row.room(self._context)) for row in own]
+                most = min(MAX_DRAFTS, MAX_IN_PASS // len(rows))
+                limits = [min(most, row.room(self._context)) for row in own]
                 beside = len(rows) - len(own) + sum(map(len, drafts.values()))
                 drafts |= zip(own, drafter.propose(own, limits, beside), strict=True)
         return drafts

@@ -42,6 +42,7 @@ class Engine:
         self._scheduler = Scheduler(backend)
         self._kept_slot: int | None = None
         self._kept_ids: list[int] = []
+        self._small: Engine | None = None
         self._model: TorchGPT2 | None = None
         self._open: Generator[Chunk, None, None] | None = None
         self._interrupted = False
@@ -92,6 +93,8 @@ class Engine:
         It must give each id the same token, and its backend serves this engine from now on. Raises
         `UsageError`.
         """
+        if small is not None and small.config.n_positions < 2:
+            raise UsageError(f"{small.checkpoint.directory}: its context is too short to guess ahead")
         if small is not None:
             one, other = self.tokenizer, small.tokenizer
             alike = one is None or other is None or one.same_vocabulary(other)
@@ -102,6 +105,7 @@ class Engine:
                     hint="a draft model has the same tokenizer and is smaller, as distilgpt2 for gpt2-xl",
                 )
         self._close_stream()
+        self._small = small
         self._scheduler.speculation.draft_with(DraftModel(small.backend) if small else None)
 
     def options(self, **given: Any) -> GenerateOptions:
@@ -182,7 +186,7 @@ class Engine:
             ids = self.encode(prompt, special_tokens=options.special_tokens)
         else:
             ids = list(prompt)
-        if options.draft not in DRAFTS and self._scheduler.speculation.model is None:
+        if options.draft not in DRAFTS and options.rng == "default" and self._small is None:
             raise InvalidOption("draft", f"there is no draft model {shown(options.draft)} here")
         kept, max_new_tokens = self._fit(ids, options)
         return ids[len(ids) - kept :], len(ids) - kept, max_new_tokens
@@ -267,6 +271,8 @@ class Engine:
             rows = min(rows, ROWS)
         longest = max(len(group.prompt) + group.max_new_tokens for group in groups)
         check_cache_memory(self.backend, rows, longest)
+        if self._small is not None and groups[0].options.draft not in DRAFTS:
+            check_cache_memory(self._small.backend, rows, longest)
 
     def _stream(self, group: Group) -> Generator[Chunk, None, None]:
         self._reuse(group)

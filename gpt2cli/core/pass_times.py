@@ -20,11 +20,13 @@ class PassTimes:
 
     def record(self, tokens: int, seconds: float) -> None:
         """A pass took so long."""
-        self._passes += 1
-        if tokens in self._seconds:
+        # One that was interrupted says little.
+        if self.known(tokens):
             old = self._seconds[tokens][0]
-            # One that was interrupted says little.
             seconds = old + self.NEWS * (min(seconds, 1.5 * old) - old)
+        elif any(map(self.known, self._seconds)):
+            seconds = min(seconds, 2 * self.of(tokens))
+        self._passes += 1
         self._seconds[tokens] = seconds, self._passes
 
     def known(self, tokens: int) -> bool:

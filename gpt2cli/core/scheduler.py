@@ -165,7 +165,7 @@ class Scheduler:
         logits = self._backend.forward(batch)
         if not reading:
             self.speculation.times.record(len(batch), time.perf_counter() - started)
-        for group in {each.sequence.group for each in fed if each.decodes}:
+        for group in {each.sequence.group for each in fed if each.sequence.new_tokens}:
             group.steps += 1
         at = 0
         for each in fed:
@@ -235,13 +235,14 @@ class Scheduler:
         top, logprobs = group.options.logprobs, None
         if top is not None and token not in group.eos_ids:
             logprobs = token_logprobs(logits, token, top)
-        drafts, right = len(sequence.drafts), group.accepted
-        chunks = sequence.take(token, logprobs, self._context)
+        drafts = sequence.drafts
+        right = drafts[:1] == [token]
         if drafts:
-            self.speculation.learn(sequence, right=group.accepted > right)
+            self.speculation.learn(sequence, right=right)
+        chunks = sequence.take(token, logprobs, self._context)
         if sequence.finish_reason is not None:
             self._leave(sequence)
-        elif group.accepted > right:
+        elif right:
             self._ready.appendleft(Ready(sequence, rows[1:], None))
         return Step(sequence, chunks)
 

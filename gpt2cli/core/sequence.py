@@ -92,14 +92,12 @@ class Sequence:
         """Add a token: its chunk, and that of the end where this is the end."""
         group = self.group
         group.drawn()
-        right = bool(self.drafts) and self.drafts.pop(0) == token
-        if right:
-            group.accepted += 1
-        else:
-            self.drafts = []
+        right = self.drafts[:1] == [token]
+        self.drafts = self.drafts[1:] if right else []
         if token in group.eos_ids:
             return [self.end("eos")]
         self.ids.append(token)
+        group.accepted += right
         self.present += right
         chunk = Chunk(self.index, self.text.push(token), token, logprobs, drafted=right)
         if self.text.stopped:

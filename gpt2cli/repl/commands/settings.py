@@ -40,10 +40,10 @@ def set_option(chat: Chat, argument: str) -> None:
 def _set_draft(chat: Chat, value: str) -> None:
     """``/set draft=VALUE``: a word, or a model that is loaded now."""
     conversation = chat.conversation
-    value = "auto" if value.lower() == "default" else value
-    if value in DRAFTS:
+    word = "auto" if value.lower() == "default" else value.lower()
+    if word in DRAFTS:
         conversation.engine.draft_with(None)
-        conversation.draft = value
+        conversation.draft = word
         return
     loader = Loader(lambda: chat.start.load_engine(value))
     what, otherwise = f"loading {one_line(value)[:40]}", f"draft {conversation.draft} stays"
