@@ -18,6 +18,8 @@ from gpt2cli.serve.metrics import Metrics
 
 OPEN = frozenset({"/health"})
 """Paths that need no key."""
+PIECE = 2**16
+"""Bytes of an answer that are handed over at once."""
 GONE = 499
 """The status in the log of a client that left before its answer."""
 
@@ -160,6 +162,13 @@ class _Answer:
     async def send(self, message: Message) -> None:
         if message["type"] == "http.response.start":
             self.started, self._record.status = True, message["status"]
+        body: bytes = message.get("body", b"")
+        for at in range(0, len(body) if len(body) > PIECE else 0, PIECE):
+            await self._hand_over({**message, "body": body[at : at + PIECE], "more_body": True})
+        # uvicorn waits for the reader before it writes, not after: the end of a long answer comes alone.
+        await self._hand_over({**message, "body": b""} if len(body) > PIECE else message)
+
+    async def _hand_over(self, message: Message) -> None:
         try:
             async with asyncio.timeout(limits.STALLED_S):
                 await self._send(message)

@@ -21,6 +21,7 @@ class Protocol(H11Protocol):
         # A part of each request's scope: an answer that nobody takes can be cut off.
         self.app_state = {"protocol": self}
         self._patience: asyncio.TimerHandle | None = None
+        self._stalled: asyncio.TimerHandle | None = None
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
@@ -28,9 +29,12 @@ class Protocol(H11Protocol):
             transport.abort()
             return
         self._watch()
+        self._look_on()
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._calm()
+        if self._stalled is not None:
+            self._stalled.cancel()
         super().connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:
@@ -71,6 +75,14 @@ class Protocol(H11Protocol):
             self._calm()
         elif self._patience is None:
             self._patience = self.loop.call_later(limits.HEAD_S, self.transport.close)
+
+    def _look_on(self, before: int | None = None) -> None:
+        """Cut off who takes nothing of what is left, now and then: a transport that closes waits for ever."""
+        left = self.transport.get_write_buffer_size() if self.transport.is_closing() else None
+        if left is not None and left == before:
+            self.transport.abort()
+        else:
+            self._stalled = self.loop.call_later(limits.STALLED_S, self._look_on, left)
 
     def _calm(self) -> None:
         if self._patience is not None:

@@ -1,0 +1,76 @@
+"""What must not stop `serve`, nor be told by it: readers that do not read, threads that end, full queues."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import socket
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from serving import Server, serving
+
+HASTY = {"STALLED_S": 0.4, "IDLE_S": 1.0}
+linux = pytest.mark.skipif(sys.platform != "linux", reason="the files of a process are counted in /proc")
+
+
+@pytest.fixture(scope="module")
+def hasty(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    path = tmp_path_factory.mktemp("hasty") / "socket"
+    with serving("-m", "tiny", "--threads", "1", "--uds", path, patience=HASTY) as running:
+        yield running
+
+
+def request_of(path: str, body: object) -> bytes:
+    """A request as it is sent."""
+    data = json.dumps(body).encode()
+    head = f"POST {path} HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
+    return f"{head}Content-Length: {len(data)}\r\n\r\n".encode() + data
+
+
+def sockets_of(server: Server) -> int:
+    """How many sockets a process has open."""
+    count = 0
+    for entry in Path(f"/proc/{server.process.pid}/fd").iterdir():
+        with contextlib.suppress(OSError):
+            count += os.readlink(entry).startswith("socket:")
+    return count
+
+
+def comes_to(server: Server, sockets: int, patience_s: float = 10) -> bool:
+    """Whether it has no more than these sockets before the patience ends."""
+    end = time.monotonic() + patience_s
+    while sockets_of(server) > sockets:
+        if time.monotonic() > end:
+            return False
+        time.sleep(0.05)
+    return True
+
+
+@linux
+class TestReadersThatDoNotRead:
+    @pytest.mark.parametrize("kilobytes", [360, 400, 900])
+    def test_a_whole_answer(self, hasty: Server, kilobytes: int) -> None:
+        """However little of it is left when the server is done: the connection goes, and nobody has to read."""
+        before = sockets_of(hasty)
+        with contextlib.closing(hasty.socket()) as bare:
+            bare.sendall(request_of("/tokenize", {"prompt": "a b " * (kilobytes * 256 // 3)}))
+            assert bare.recv(1)
+            assert comes_to(hasty, before)
+
+    def test_a_slow_reader_has_it_all(self, hasty: Server) -> None:
+        """Who takes some of it before each patience ends is not cut off."""
+        with contextlib.closing(hasty.socket()) as bare:
+            bare.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+            bare.sendall(request_of("/tokenize", {"prompt": "a b " * 100_000}))
+            data = b""
+            while b"\r\n\r\n" not in data or not data.endswith(b"}"):
+                more = bare.recv(2**17)
+                assert more
+                data += more
+                time.sleep(0.1)
+        assert len(json.loads(data.partition(b"\r\n\r\n")[2])["tokens"]) >= 200_000
