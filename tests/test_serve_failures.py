@@ -14,6 +14,9 @@ from pathlib import Path
 import pytest
 from serving import Server, serving
 
+from gpt2cli.errors import Gpt2cliError
+from gpt2cli.serve.sockets import open_file
+
 HASTY = {"STALLED_S": 0.4, "IDLE_S": 1.0}
 linux = pytest.mark.skipif(sys.platform != "linux", reason="the files of a process are counted in /proc")
 
@@ -55,7 +58,7 @@ def comes_to(server: Server, sockets: int, patience_s: float = 10) -> bool:
 class TestReadersThatDoNotRead:
     @pytest.mark.parametrize("kilobytes", [360, 400, 900])
     def test_a_whole_answer(self, hasty: Server, kilobytes: int) -> None:
-        """However little of it is left when the server is done: the connection goes, and nobody has to read."""
+        """However little of it is left at the end: the connection goes, though nobody reads."""
         before = sockets_of(hasty)
         with contextlib.closing(hasty.socket()) as bare:
             bare.sendall(request_of("/tokenize", {"prompt": "a b " * (kilobytes * 256 // 3)}))
@@ -74,3 +77,30 @@ class TestReadersThatDoNotRead:
                 data += more
                 time.sleep(0.1)
         assert len(json.loads(data.partition(b"\r\n\r\n")[2])["tokens"]) >= 200_000
+
+
+@pytest.mark.skipif(not hasattr(socket, "AF_UNIX"), reason="there are no socket files")
+class TestSocketFiles:
+    def test_one_that_is_too_busy_to_answer_is_not_replaced(self, tmp_path: Path) -> None:
+        path = tmp_path / "socket"
+        with contextlib.ExitStack() as stack:
+            listener = stack.enter_context(socket.socket(socket.AF_UNIX, socket.SOCK_STREAM))
+            listener.bind(os.fspath(path))
+            listener.listen(0)
+            with contextlib.suppress(OSError):
+                for _ in range(10):
+                    waiting = stack.enter_context(socket.socket(socket.AF_UNIX, socket.SOCK_STREAM))
+                    waiting.setblocking(False)
+                    waiting.connect(os.fspath(path))
+            with pytest.raises(Gpt2cliError, match="there already"):
+                open_file(path)
+            assert path.is_socket()
+
+    def test_the_one_of_another_server_stays(self, tmp_path: Path) -> None:
+        """At the end, where somebody has put it into the place of ours."""
+        path = tmp_path / "socket"
+        with serving("-m", "tiny", "--uds", path) as server, socket.socket(socket.AF_UNIX) as other:
+            kept = path.rename(tmp_path / "ours")
+            other.bind(os.fspath(path))
+            assert server.stop() == 0
+            assert kept.exists() and path.is_socket()

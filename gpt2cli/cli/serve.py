@@ -144,7 +144,7 @@ def _run(terminal: Terminal, flags: ServeFlags, debug: bool) -> None:
     check_whole("slots", flags.slots, 1, 1024, "1 to 1024")
     check_whole("queue", flags.queue, 1, 100_000, "1 to 100000")
     _check_installed()
-    from gpt2cli.serve.sockets import is_loopback, open_file, open_port, remove_file
+    from gpt2cli.serve.sockets import file_number, is_loopback, open_file, open_port, remove_file
 
     keys = _read_keys(terminal, flags.api_key_file) if flags.api_key_file is not None else []
     if flags.uds is None and not is_loopback(flags.host) and not keys:
@@ -160,6 +160,7 @@ def _run(terminal: Terminal, flags: ServeFlags, debug: bool) -> None:
         from gpt2cli.serve.server import Plan, run
 
     listener = open_port(flags.host, flags.port) if flags.uds is None else open_file(flags.uds)
+    made = file_number(flags.uds) if flags.uds is not None else None
     try:
         port = None if flags.uds is not None else listener.getsockname()[1]
         doors = Doors(_hosts(flags, port), Keys(keys), any_host=flags.uds is not None)
@@ -178,8 +179,8 @@ def _run(terminal: Terminal, flags: ServeFlags, debug: bool) -> None:
         )
     finally:
         listener.close()
-        if flags.uds is not None:
-            remove_file(flags.uds)
+        if flags.uds is not None and made is not None:
+            remove_file(flags.uds, made)
 
 
 def _check_installed() -> None:

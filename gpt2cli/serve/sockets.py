@@ -63,7 +63,7 @@ def open_file(path: Path) -> socket.socket:
     if path.is_socket():
         if _answers(path):
             raise Gpt2cliError(f"{path}: a server is there already")
-        path.unlink()
+        path.unlink(missing_ok=True)
     elif path.exists():
         raise UsageError(f"--uds {path}: there is a file that is no socket")
     listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
@@ -80,10 +80,17 @@ def open_file(path: Path) -> socket.socket:
     return listener
 
 
-def remove_file(path: Path) -> None:
-    """The server ends: nothing is left of its socket."""
+def file_number(path: Path) -> tuple[int, int]:
+    """Which file is at a path now."""
+    found = path.stat()
+    return found.st_dev, found.st_ino
+
+
+def remove_file(path: Path, number: tuple[int, int]) -> None:
+    """The server ends: nothing is left of its socket, unless another one's is in its place."""
     with contextlib.suppress(OSError):
-        path.unlink()
+        if file_number(path) == number:
+            path.unlink()
 
 
 def _check_folder(path: Path) -> None:
@@ -103,10 +110,13 @@ def _check_folder(path: Path) -> None:
 
 
 def _answers(path: Path) -> bool:
+    """Whether a server is there, though it may be too busy to answer."""
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
         probe.settimeout(1)
         try:
             probe.connect(os.fspath(path))
-        except OSError:
+        except (ConnectionRefusedError, FileNotFoundError):
             return False
+        except OSError:
+            return True
         return True
