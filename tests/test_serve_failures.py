@@ -12,10 +12,13 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from serving import Server, serving
+from cli import run
+from serving import KEY, Server, serving
 
+from gpt2cli.cli.serve import _read_keys
 from gpt2cli.errors import Gpt2cliError
 from gpt2cli.serve.sockets import open_file
+from gpt2cli.terminal.streams import Terminal
 
 HASTY = {"STALLED_S": 0.4, "IDLE_S": 1.0}
 linux = pytest.mark.skipif(sys.platform != "linux", reason="the files of a process are counted in /proc")
@@ -77,6 +80,23 @@ class TestReadersThatDoNotRead:
                 data += more
                 time.sleep(0.1)
         assert len(json.loads(data.partition(b"\r\n\r\n")[2])["tokens"]) >= 200_000
+
+
+class TestFilesOfKeys:
+    def test_a_comment_begins_a_line_or_follows_a_space(self, tmp_path: Path) -> None:
+        """Or the half of a key would be one."""
+        path = tmp_path / "keys"
+        path.write_text("#one\na-key-with-a-#-within-it\n a-second-key-here# # two\na-third-key-of-all\t#x\n")
+        path.chmod(0o600)
+        found = _read_keys(Terminal(None, None, None, {}), path)
+        assert found == ["a-key-with-a-#-within-it", "a-second-key-here#", "a-third-key-of-all"]
+
+    def test_one_that_is_too_large_is_refused(self, tmp_path: Path) -> None:
+        """A key that is cut is another one."""
+        path = tmp_path / "keys"
+        path.write_text(f"{KEY}\n" * 100_000)
+        outcome = run("serve", "-m", "tiny", "--port", "0", "--api-key-file", path)
+        assert outcome.code == 2 and "larger" in outcome.err
 
 
 @pytest.mark.skipif(not hasattr(socket, "AF_UNIX"), reason="there are no socket files")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json as json_module
+import re
 import stat
 from dataclasses import dataclass
 from importlib.util import find_spec
@@ -36,6 +37,7 @@ EXAMPLES = """Examples:
 """
 HOST, PORT, SLOTS, QUEUE = "127.0.0.1", 8642, 32, 256
 MAX_KEY_FILE = 2**20
+_COMMENT = re.compile(r"(?:^|\s)#.*")
 _SERVER = "Server"
 
 
@@ -194,13 +196,18 @@ def _read_keys(terminal: Terminal, path: Path) -> list[str]:
     """The keys of a file, at least one. Raises `UsageError`."""
     try:
         with path.open("rb") as file:
-            text = file.read(MAX_KEY_FILE).decode("utf-8")
+            data = file.read(MAX_KEY_FILE + 1)
         others = path.stat().st_mode & (stat.S_IRGRP | stat.S_IROTH)
     except OSError as error:
         raise UsageError(f"{path}: {error.strerror or error}") from None
+    if len(data) > MAX_KEY_FILE:
+        raise UsageError(f"{path}: it is larger than {MAX_KEY_FILE} bytes")
+    try:
+        text = data.decode("utf-8")
     except UnicodeDecodeError:
         raise UsageError(f"{path}: it is no text") from None
-    lines = (line.partition("#")[0].strip() for line in text.splitlines())
+    # A # within a key belongs to it.
+    lines = (_COMMENT.sub("", line).strip() for line in text.splitlines())
     keys = list(dict.fromkeys(line for line in lines if line))
     if not keys:
         raise UsageError(f"{path}: there is no key in it")
