@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 from cli import run
 from serving import KEY, Server, serving
+from support import make_model
 
 from gpt2cli.cli.serve import _read_keys
 from gpt2cli.errors import Gpt2cliError
@@ -97,6 +98,25 @@ class TestFilesOfKeys:
         path.write_text(f"{KEY}\n" * 100_000)
         outcome = run("serve", "-m", "tiny", "--port", "0", "--api-key-file", path)
         assert outcome.code == 2 and "larger" in outcome.err
+
+
+class TestWhatErrorsTell:
+    def test_a_model_without_a_tokenizer_is_not_served(self, tmp_path: Path) -> None:
+        model = make_model(tmp_path / "model", tokenizer=None)
+        outcome = run("serve", "-m", model, "--port", "0")
+        assert outcome.code == 5 and "no tokenizer" in outcome.err
+
+    @pytest.mark.parametrize("path", ["/v1/completions", "/v1/chat/completions", "/v1/embeddings"])
+    def test_no_path_of_the_machine(self, tmp_path: Path, path: str) -> None:
+        """A tokenizer with more tokens than the model: the log says where it is, the answer does not."""
+        model = make_model(tmp_path / "model", vocab_size=20)
+        content = [{"role": "user", "content": "zz"}]
+        body = {"prompt": "zz"} if path == "/v1/completions" else {"input": "zz"}
+        with serving("-m", model) as server:
+            answer = server.post(path, {"messages": content} if "chat" in path else body)
+            assert answer.status == 500 and str(tmp_path) not in answer.error["message"]
+            server.stop()
+        assert any(str(tmp_path) in line for line in server.log)
 
 
 @pytest.mark.skipif(not hasattr(socket, "AF_UNIX"), reason="there are no socket files")

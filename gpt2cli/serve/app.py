@@ -79,7 +79,11 @@ class Api:
         except HTTPException as error:
             raise ApiError(error.status_code, error.detail, headers=dict(error.headers or {})) from None
         except Gpt2cliError as error:
-            raise ApiError.of(error) from None
+            refused = ApiError.of(error)
+            if refused.status == 500:
+                # For the log.
+                raise
+            raise refused from None
 
     async def _read_body(self, http: HttpRequest, schema: Schema) -> Any:
         """The body of a request, as ``schema`` says. Raises `ApiError`, `Gone`."""

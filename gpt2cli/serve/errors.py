@@ -36,7 +36,9 @@ class ApiError(Exception):
 
     @classmethod
     def of(cls, error: BaseException) -> ApiError:
-        """What is to be said of a failure. Only our own errors are told; others may name anything."""
+        """What is to be said of a failure. Only what is wrong with the request is told: other messages may
+        name paths, and belong into the log.
+        """
         if isinstance(error, ApiError):
             return error
         if isinstance(error, InvalidOption):
@@ -47,7 +49,7 @@ class ApiError(Exception):
         if isinstance(error, UsageError):
             return cls(400, str(error))
         if isinstance(error, Gpt2cliError):
-            return cls(500, str(error))
+            return cls(500, "the model or its files failed; the server's log says how")
         return cls(500, "the server failed; this is a defect of gpt2cli")
 
     def document(self) -> dict[str, Any]:
