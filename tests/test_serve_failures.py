@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import json
 import os
@@ -16,9 +17,16 @@ from cli import run
 from serving import KEY, Server, serving
 from support import make_model
 
+from gpt2cli.checkpoint import open_checkpoint
 from gpt2cli.cli.serve import _read_keys
-from gpt2cli.errors import Gpt2cliError
+from gpt2cli.errors import Gpt2cliError, ModelFileError
+from gpt2cli.options import GenerateOptions, LoadOptions
+from gpt2cli.serve.errors import ApiError
+from gpt2cli.serve.log import Log
+from gpt2cli.serve.models import Served
 from gpt2cli.serve.sockets import open_file
+from gpt2cli.serve.tickets import Event, Texts, Ticket
+from gpt2cli.serve.worker import Worker
 from gpt2cli.terminal.streams import Terminal
 
 HASTY = {"STALLED_S": 0.4, "IDLE_S": 1.0}
@@ -117,6 +125,61 @@ class TestWhatErrorsTell:
             assert answer.status == 500 and str(tmp_path) not in answer.error["message"]
             server.stop()
         assert any(str(tmp_path) in line for line in server.log)
+
+
+def asked(served: Served | None) -> Ticket:
+    """A request for one long text."""
+    texts = Texts(0, 0, [1, 2], GenerateOptions(seed=1), 40, frozenset())
+    return Ticket(served, [texts], None, None)  # type: ignore[arg-type]
+
+
+class TestTheEndOfTheEngine:
+    def test_all_are_told(self) -> None:
+        """Those that were not looked at, and those that come when nobody looks any more."""
+
+        async def main() -> list[Event | None]:
+            worker = Worker([], asyncio.get_running_loop(), 1, Log(None))
+            worker._load = missing  # type: ignore[method-assign]
+            tickets = [asked(None) for _ in range(3)]
+            for ticket in tickets[:2]:
+                worker.submit(ticket)
+            worker.start()
+            await asyncio.to_thread(worker.join, 10)
+            worker.submit(tickets[2])
+            async with asyncio.timeout(10):
+                return [await ticket.events.get() for ticket in tickets]
+
+        def missing() -> None:
+            raise ModelFileError("damaged")
+
+        events = asyncio.run(main())
+        assert [isinstance(event, ApiError) and event.status for event in events] == [500] * 3
+
+    def test_before_anything_is_freed(self, tmp_path: Path) -> None:
+        """What freeing does wrong then keeps nobody waiting."""
+        checkpoint = open_checkpoint(make_model(tmp_path))
+        served = Served("model", checkpoint, LoadOptions(threads=1))
+
+        def broken(*_: object) -> None:
+            raise RuntimeError("broken")
+
+        async def main() -> list[Event | None]:
+            worker = Worker([served], asyncio.get_running_loop(), 1, Log(None))
+            worker._measure = worker._drop = broken  # type: ignore[method-assign]
+            tickets = [asked(served) for _ in range(3)]
+            for ticket in tickets:
+                worker.submit(ticket)
+            worker.start()
+            last: list[Event | None] = []
+            async with asyncio.timeout(20):
+                for ticket in tickets:
+                    while not isinstance(event := await ticket.events.get(), ApiError):
+                        pass
+                    last.append(event)
+            await asyncio.to_thread(worker.join, 10)
+            return last
+
+        assert len(asyncio.run(main())) == 3
 
 
 @pytest.mark.skipif(not hasattr(socket, "AF_UNIX"), reason="there are no socket files")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import OrderedDict, deque
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Hashable, Iterator
 from typing import Generic, TypeVar
 
 T = TypeVar("T")
@@ -23,6 +23,12 @@ class FairQueue(Generic[T]):
 
     def __len__(self) -> int:
         return sum(len(entries) for connections in self._keys.values() for entries in connections.values())
+
+    def __iter__(self) -> Iterator[T]:
+        """All entries, in no order."""
+        for connections in self._keys.values():
+            for entries in connections.values():
+                yield from entries
 
     def push(self, key: Hashable, connection: Hashable, entry: T) -> None:
         """Put an entry behind the others of its connection."""

@@ -80,8 +80,10 @@ class Service:
     async def events(self, ticket: Ticket, receive: Receive) -> AsyncIterator[AsyncIterator[Event]]:
         """Hand a ticket to the worker; its events. Leaving early takes it back, as its client's leaving does.
 
-        The events raise `ApiError` where it fails, `Gone` where the client leaves.
+        Raises `ApiError` unless requests are taken now. The events raise `ApiError` where it fails, `Gone`
+        where the client leaves.
         """
+        self.check_open()
         watch = asyncio.create_task(_watch(receive, ticket))
         self.worker.submit(ticket)
         left = len(ticket.parts)

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import queue
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 from gpt2cli.core.engine import Engine
@@ -89,7 +90,7 @@ class Worker(threading.Thread):
     ) -> None:
         super().__init__(name="gpt2cli engine", daemon=True)
         self._models, self._loop, self._rows, self._log = models, loop, rows, log
-        self._inbox: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
+        self._inbox: queue.SimpleQueue[Ticket | Callable[[], None] | None] = queue.SimpleQueue()
         self._queue: FairQueue[tuple[Ticket, Part]] = FairQueue()
         self._lanes: dict[str, Lane] = {}
         self._outbox: list[tuple[Ticket, Event]] = []
@@ -104,7 +105,10 @@ class Worker(threading.Thread):
     def submit(self, ticket: Ticket) -> None:
         """Hand a request over."""
         self.waiting += 1
-        self._inbox.put(lambda: self._take_in(ticket))
+        self._inbox.put(ticket)
+        if self.failed is not None:
+            # Nobody may have seen it there.
+            ticket.events.put_nowait(ApiError.of(self.failed))
 
     def cancel(self, ticket: Ticket) -> None:
         """Nobody waits for a request any more: before the next step its slots are free."""
@@ -135,8 +139,7 @@ class Worker(threading.Thread):
                 self._send()
         except BaseException as error:
             self.failed = error
-            self._fail_all(ApiError.of(error))
-            self._send()
+            self._tell_all(self._taken() | self._left_in_inbox(), ApiError.of(error))
             self._tell(self.ready.set)
         finally:
             for lane in self._lanes.values():
@@ -158,7 +161,10 @@ class Worker(threading.Thread):
                 return True
             if message is None:
                 return False
-            message()
+            if isinstance(message, Ticket):
+                self._take_in(message)
+            else:
+                message()
             idle = False
 
     def _take_in(self, ticket: Ticket) -> None:
@@ -263,13 +269,30 @@ class Worker(threading.Thread):
             self._tell(self._one_less_waiting)
 
     def _fail_all(self, error: ApiError) -> None:
-        """Tell every request that it came to nothing."""
-        tickets = {running.ticket for lane in self._lanes.values() for running in lane.running.values()}
-        while len(self._queue):
-            tickets.add(self._queue.pop()[0])
+        """Tell every request that it came to nothing, and then free what they have."""
+        tickets = self._taken()
+        self._tell_all(tickets, error)
         for ticket in tickets:
             self._drop(ticket)
+
+    def _tell_all(self, tickets: Iterable[Ticket], error: ApiError) -> None:
+        for ticket in tickets:
             self._post(ticket, error)
+        self._send()
+
+    def _taken(self) -> set[Ticket]:
+        """The requests that run, or wait for their turn."""
+        running = {running.ticket for lane in self._lanes.values() for running in lane.running.values()}
+        return running | {ticket for ticket, _ in self._queue}
+
+    def _left_in_inbox(self) -> set[Ticket]:
+        """The requests that were not looked at yet."""
+        found = set()
+        with contextlib.suppress(queue.Empty):
+            while True:
+                if isinstance(message := self._inbox.get_nowait(), Ticket):
+                    found.add(message)
+        return found
 
     # Back to the event loop
 
