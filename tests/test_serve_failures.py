@@ -10,6 +10,7 @@ import socket
 import sys
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -180,6 +181,20 @@ class TestTheEndOfTheEngine:
             return last
 
         assert len(asyncio.run(main())) == 3
+
+
+def test_a_busy_model_keeps_no_other_one_waiting(tmp_path: Path) -> None:
+    """Nor does what waits for it."""
+    model = make_model(tmp_path / "other")
+    with serving("-m", "tiny", "-m", model, "--slots", "1", "--threads", "1") as server:
+        fields = {"model": "tiny", "max_tokens": 500, "ignore_eos": True}
+        with ThreadPoolExecutor(2) as pool:
+            busy = [pool.submit(server.complete, "Once", **fields) for _ in range(2)]
+            while not server.metric("num_requests_waiting"):
+                assert not busy[0].done()
+            answer = server.complete("a", model="other", max_tokens=1)
+            assert not busy[0].done() and not busy[1].done()
+            assert answer.status == 200 and [each.result().status for each in busy] == [200, 200]
 
 
 @pytest.mark.skipif(not hasattr(socket, "AF_UNIX"), reason="there are no socket files")

@@ -50,7 +50,7 @@ class Running:
 
 
 class Lane:
-    """One loaded model: its scheduler, what runs, and what is kept."""
+    """One loaded model: its scheduler, what waits, what runs, and what is kept."""
 
     def __init__(self, engine: Engine, rows: int) -> None:
         self.engine = engine
@@ -59,6 +59,7 @@ class Lane:
         )
         kept = max(rows, KEPT)
         self.prefixes = Prefixes(engine.backend, kept)
+        self.queue: FairQueue[tuple[Ticket, Part]] = FairQueue()
         self.running: dict[Group, Running] = {}
         context = engine.config.n_positions
         most = (kept + 1) * context
@@ -91,7 +92,6 @@ class Worker(threading.Thread):
         super().__init__(name="gpt2cli engine", daemon=True)
         self._models, self._loop, self._rows, self._log = models, loop, rows, log
         self._inbox: queue.SimpleQueue[Ticket | Callable[[], None] | None] = queue.SimpleQueue()
-        self._queue: FairQueue[tuple[Ticket, Part]] = FairQueue()
         self._lanes: dict[str, Lane] = {}
         self._outbox: list[tuple[Ticket, Event]] = []
         self.ready = asyncio.Event()
@@ -131,8 +131,8 @@ class Worker(threading.Thread):
             self._load()
             self._loop.call_soon_threadsafe(self.ready.set)
             while self._read_inbox():
-                self._admit()
                 for lane in self._lanes.values():
+                    self._admit(lane)
                     if lane.running:
                         self._pass(lane)
                 self._measure()
@@ -153,7 +153,7 @@ class Worker(threading.Thread):
 
     def _read_inbox(self) -> bool:
         """Do what was asked for; wait for it where there is nothing else to do. False at the end."""
-        idle = not any(lane.running for lane in self._lanes.values()) and not self._queue.first()
+        idle = not any(lane.running or len(lane.queue) for lane in self._lanes.values())
         while True:
             try:
                 message = self._inbox.get(block=idle)
@@ -169,17 +169,17 @@ class Worker(threading.Thread):
 
     def _take_in(self, ticket: Ticket) -> None:
         if not ticket.cancelled:
+            waiting = self._lanes[ticket.model.name].queue
             for part in ticket.parts:
-                self._queue.push(ticket.owner, ticket.connection, (ticket, part))
+                waiting.push(ticket.owner, ticket.connection, (ticket, part))
 
-    def _admit(self) -> None:
+    def _admit(self, lane: Lane) -> None:
         """Begin what is next, as long as there are rows and memory for it."""
-        while (entry := self._queue.first()) is not None:
+        while (entry := lane.queue.first()) is not None:
             ticket, part = entry
-            lane = self._lanes[ticket.model.name]
             if isinstance(part, Texts) and not self._make_room(lane, part):
                 break
-            self._queue.pop()
+            lane.queue.pop()
             self._begin(lane, ticket, part)
             if isinstance(part, Call):
                 # It took a while: those that run have a step now.
@@ -260,8 +260,8 @@ class Worker(threading.Thread):
 
     def _drop(self, ticket: Ticket) -> None:
         """Forget a request, and free what it has."""
-        self._queue.remove(lambda entry: entry[0] is ticket)
         for lane in self._lanes.values():
+            lane.queue.remove(lambda entry: entry[0] is ticket)
             for running in [r for r in lane.running.values() if r.ticket is ticket]:
                 self._retire(lane, running)
         if not ticket.begun:
@@ -282,8 +282,9 @@ class Worker(threading.Thread):
 
     def _taken(self) -> set[Ticket]:
         """The requests that run, or wait for their turn."""
-        running = {running.ticket for lane in self._lanes.values() for running in lane.running.values()}
-        return running | {ticket for ticket, _ in self._queue}
+        lanes = self._lanes.values()
+        running = {running.ticket for lane in lanes for running in lane.running.values()}
+        return running | {ticket for lane in lanes for ticket, _ in lane.queue}
 
     def _left_in_inbox(self) -> set[Ticket]:
         """The requests that were not looked at yet."""
