@@ -12,6 +12,7 @@ import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import pytest
 from cli import run
@@ -38,6 +39,14 @@ linux = pytest.mark.skipif(sys.platform != "linux", reason="the files of a proce
 def hasty(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     path = tmp_path_factory.mktemp("hasty") / "socket"
     with serving("-m", "tiny", "--threads", "1", "--uds", path, patience=HASTY) as running:
+        yield running
+
+
+@pytest.fixture(scope="module")
+def plain(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    """One of a model whose tokens are bytes."""
+    model = make_model(tmp_path_factory.mktemp("plain") / "bytes", n_positions=1024)
+    with serving("-m", model, "--threads", "1", "--precision", "fp32") as running:
         yield running
 
 
@@ -195,6 +204,27 @@ def test_a_busy_model_keeps_no_other_one_waiting(tmp_path: Path) -> None:
             answer = server.complete("a", model="other", max_tokens=1)
             assert not busy[0].done() and not busy[1].done()
             assert answer.status == 200 and [each.result().status for each in busy] == [200, 200]
+
+
+@pytest.mark.parametrize("stream", [False, True])
+@pytest.mark.parametrize(("prompt", "before"), [("", ""), ([256], "<|endoftext|>")])
+def test_the_offsets_are_of_the_text_that_is_returned(
+    plain: Server, prompt: Any, before: str, stream: bool
+) -> None:
+    """The bos of an empty prompt is in the list of tokens, but not in the text; one that is asked for is."""
+    fields = {"echo": True, "logprobs": 0, "max_tokens": 5, "seed": 1, "ignore_eos": True}
+    fields |= {"logit_bias": {"65": 100, "66": 100}, "stream": stream}
+    answer = plain.complete(prompt, model="bytes", **fields)
+    choices = [event["choices"][0] for event in answer.events] if stream else answer.document["choices"]
+    lists = [choice["logprobs"] for choice in choices]
+    tokens, offsets = (
+        [each for found in lists for each in found[name]] for name in ("tokens", "text_offset")
+    )
+    (text,) = answer.texts
+    assert text.startswith(before) and len(text) == len(before) + 5 and len(tokens) == 6
+    for token, offset in zip(tokens[1:], offsets[1:], strict=True):
+        assert text[offset:].startswith(token)
+    assert offsets[:2] == [0, len(before)]
 
 
 @pytest.mark.skipif(not hasattr(socket, "AF_UNIX"), reason="there are no socket files")

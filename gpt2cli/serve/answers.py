@@ -45,16 +45,19 @@ def finite(logprob: float) -> float:
 
 
 class Offsets:
-    """Where each token begins in the text, in characters."""
+    """Where each token begins in the text, in characters. The first ``silent`` tokens are not in the text."""
 
-    def __init__(self, tokenizer: Tokenizer) -> None:
-        self._tokenizer = tokenizer
+    def __init__(self, tokenizer: Tokenizer, silent: int = 0) -> None:
+        self._tokenizer, self._silent = tokenizer, silent
         self._utf8 = codecs.getincrementaldecoder("utf-8")("replace")
         self._at = 0
 
     def next(self, token: int) -> int:
         """The place of ``token``; of one that only goes on with a character, that of the next."""
         at = self._at
+        if self._silent:
+            self._silent -= 1
+            return at
         if not self._tokenizer.byte_level:
             self._at += len(self._tokenizer.decode([token]))
             return at

@@ -19,7 +19,10 @@ class Completion(Answer):
 
     def __init__(self, request: Request) -> None:
         super().__init__(request)
-        self._offsets = [Offsets(request.tokenizer) for _ in self.states]
+        # The bos that stands for an empty prompt is listed, and is not in the text.
+        prompts = [request.prompts[state.index // request.texts] for state in self.states]
+        silent = [len(prompt.ids) if request.echo and not prompt.text else 0 for prompt in prompts]
+        self._offsets = [Offsets(request.tokenizer, count) for count in silent]
 
     def deltas(self, state: State, chunk: Chunk) -> Iterator[dict[str, Any]]:
         request, first = self.request, not state.begun
