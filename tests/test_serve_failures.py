@@ -19,6 +19,7 @@ from cli import run
 from serving import KEY, Server, serving
 from support import make_model
 
+import gpt2cli
 from gpt2cli.checkpoint import open_checkpoint
 from gpt2cli.cli.serve import _read_keys
 from gpt2cli.errors import Gpt2cliError, ModelFileError
@@ -30,7 +31,9 @@ from gpt2cli.serve.sockets import open_file
 from gpt2cli.serve.tickets import Event, Texts, Ticket
 from gpt2cli.serve.worker import Worker
 from gpt2cli.terminal.streams import Terminal
+from gpt2cli.text.tokenizer import Tokenizer
 
+BUILTIN = Path(gpt2cli.__file__).parent / "builtin"
 HASTY = {"STALLED_S": 0.4, "IDLE_S": 1.0}
 linux = pytest.mark.skipif(sys.platform != "linux", reason="the files of a process are counted in /proc")
 
@@ -225,6 +228,24 @@ def test_the_offsets_are_of_the_text_that_is_returned(
     for token, offset in zip(tokens[1:], offsets[1:], strict=True):
         assert text[offset:].startswith(token)
     assert offsets[:2] == [0, len(before)]
+
+
+def test_a_long_text_is_tokenised_beside_other_threads() -> None:
+    """Or no other answer would go on meanwhile. Its ids are those of a short one's way."""
+    tokenizer = Tokenizer.from_directory(BUILTIN)
+    assert tokenizer is not None
+    text = "Once upon a time <|endoftext|> there was a boat. " * 20_000
+    with ThreadPoolExecutor(1) as pool:
+        last = begun = time.perf_counter()
+        longest, encoded = 0.0, pool.submit(tokenizer.encode, text)
+        while not encoded.done():
+            time.sleep(0.001)
+            now = time.perf_counter()
+            longest, last = max(longest, now - last), now
+    assert longest < (last - begun) / 2
+    for special in (False, True):
+        ids = tokenizer.encode(text[:20_000], special_tokens=special)
+        assert ids == tokenizer._backend.encode(text[:20_000]).ids
 
 
 @pytest.mark.skipif(not hasattr(socket, "AF_UNIX"), reason="there are no socket files")

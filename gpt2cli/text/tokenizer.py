@@ -18,6 +18,9 @@ from gpt2cli.text.tokenizer_files import library_errors, read_backend
 
 _BYTE_TOKEN = re.compile(r"<0x[0-9A-Fa-f]{2}>")
 
+_SHORT = 2**13
+"""Characters of a text that the library may hold up other threads for; with a batch it never does."""
+
 
 @cache
 def byte_alphabet() -> dict[str, int]:
@@ -104,7 +107,11 @@ class Tokenizer:
         self._check_writable(text, special_tokens)
         self._backend.encode_special_tokens = not special_tokens
         with library_errors("the model's tokenizer cannot read this prompt", UsageError):
-            ids: list[int] = self._backend.encode(text).ids
+            if len(text) <= _SHORT:
+                ids: list[int] = self._backend.encode(text).ids
+            else:
+                (encoding,) = self._backend.encode_batch_fast([text])
+                ids = encoding.ids
         return ids
 
     def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
