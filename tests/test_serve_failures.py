@@ -16,7 +16,7 @@ from typing import Any
 
 import pytest
 from cli import run
-from serving import KEY, Server, serving
+from serving import KEY, Server, ask_on, serving
 from support import make_model
 
 import gpt2cli
@@ -24,6 +24,7 @@ from gpt2cli.checkpoint import open_checkpoint
 from gpt2cli.cli.serve import _read_keys
 from gpt2cli.errors import Gpt2cliError, ModelFileError
 from gpt2cli.options import GenerateOptions, LoadOptions
+from gpt2cli.serve.answers import dumps, dumps_long
 from gpt2cli.serve.errors import ApiError
 from gpt2cli.serve.log import Log
 from gpt2cli.serve.models import Served
@@ -246,6 +247,47 @@ def test_a_long_text_is_tokenised_beside_other_threads() -> None:
     for special in (False, True):
         ids = tokenizer.encode(text[:20_000], special_tokens=special)
         assert ids == tokenizer._backend.encode(text[:20_000]).ids
+
+
+def test_a_long_answer_is_written_beside_others(plain: Server) -> None:
+    """Whoever asks meanwhile is answered long before it is done."""
+    text = "a bc" * 200_000
+    with contextlib.closing(plain.connect()) as connection, ThreadPoolExecutor(1) as pool:
+        ask_on(connection, "GET", "/health")
+        begun, longest = time.perf_counter(), 0.0
+        body = {"prompt": text, "return_token_strs": True}
+        answer = pool.submit(plain.post, "/tokenize", body)
+        while not answer.done():
+            sent = time.perf_counter()
+            assert ask_on(connection, "GET", "/health").status == 200
+            longest = max(longest, time.perf_counter() - sent)
+            time.sleep(0.002)
+        took = time.perf_counter() - begun
+    document = answer.result().document
+    assert "".join(document["token_strs"]) == text and document["count"] == len(document["tokens"]) == 800_000
+    assert longest < took / 4
+
+
+def test_what_is_written_in_pieces() -> None:
+    """It is what json writes at once."""
+    document: dict[str, Any] = {"a": '"data":[]', "data": [], "b": {"data": []}}
+    for length in range(8):
+        document["data"] = [{"x": number, "data": []} for number in range(length)]
+        assert {dumps_long(document, "data", each) for each in (1, 2, 3, 9)} == {dumps(document)}
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_a_long_echo(plain: Server, stream: bool) -> None:
+    """Written elsewhere than a short one; each text has its prompt's scores."""
+    prompts = ["ab" * 300, "x" * 200]
+    fields = {"echo": True, "logprobs": 1, "max_tokens": 2, "n": 2, "seed": 1, "ignore_eos": True}
+    answer = plain.complete(prompts, **fields, stream=stream)
+    assert [text[:200] for text in answer.texts] == ["ab" * 100] * 2 + ["x" * 200] * 2
+    counts = [0] * 4
+    for document in answer.events if stream else [answer.document]:
+        for choice in document["choices"]:
+            counts[choice["index"]] += len(choice["logprobs"]["tokens"])
+    assert counts == [602, 602, 202, 202]
 
 
 @pytest.mark.skipif(not hasattr(socket, "AF_UNIX"), reason="there are no socket files")

@@ -19,13 +19,30 @@ from gpt2cli.text.tokenizer import Tokenizer
 
 FINISH = {"eos": "stop", "stop": "stop", "length": "length", "context": "length", "interrupted": "length"}
 """Our reasons in OpenAI's two words; ours are in ``stop_reason``."""
+AT_ONCE = 256
+"""Tokens or texts of an answer that are written in the event loop: about a millisecond."""
 IMPOSSIBLE = -9999.0
 """Stands for the log-probability of what cannot be: JSON has no infinity."""
 
 
 def dumps(document: Mapping[str, Any]) -> bytes:
     """ASCII JSON on one line."""
-    return json.dumps(document, ensure_ascii=True, allow_nan=False, separators=(",", ":")).encode("ascii")
+    return encode(document)
+
+
+def encode(value: Any) -> bytes:
+    """The same of any value."""
+    return json.dumps(value, ensure_ascii=True, allow_nan=False, separators=(",", ":")).encode("ascii")
+
+
+def dumps_long(document: Mapping[str, Any], name: str, each: int = 1) -> bytes:
+    """The same with the list ``name`` written ``each`` elements at a time: json lets no other thread run
+    before it is done.
+    """
+    elements: Sequence[Any] = document[name]
+    pieces = (encode(elements[at : at + each])[1:-1] for at in range(0, len(elements), each))
+    empty = f'"{name}":['.encode()
+    return dumps({**document, name: []}).replace(empty, empty + b",".join(pieces), 1)
 
 
 def token_text(tokenizer: Tokenizer, token: int) -> str:
@@ -121,6 +138,23 @@ class Answer:
     def done(self) -> bool:
         """Whether all texts have ended."""
         return not self.left
+
+    @property
+    def long(self) -> bool:
+        """Whether the whole takes a while to write."""
+        listed = len(self.states) if self.request.logprobs is None else sum(len(s.ids) for s in self.states)
+        return listed + (self._echoed if self.request.logprobs is not None else 0) > AT_ONCE
+
+    def begins_long(self, event: Event) -> bool:
+        """Whether an event's chunk begins with a prompt and its log-probabilities, which takes a while."""
+        if not self.request.stream or self.request.logprobs is None or self._echoed <= AT_ONCE:
+            return False
+        return isinstance(event, Scored) or (isinstance(event, Text) and not self.states[event.index].begun)
+
+    @property
+    def _echoed(self) -> int:
+        """The tokens of prompts that are in the answer."""
+        return self.request.texts * sum(len(p.ids) for p in self.request.prompts) if self.request.echo else 0
 
     def take(self, event: Event) -> Iterator[dict[str, Any]]:
         """The chunks that an event makes."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import time
-from collections.abc import Awaitable, Callable, Hashable, Mapping
+from collections.abc import Awaitable, Callable, Hashable, Iterable, Mapping
 from functools import partial
 from typing import Any, NoReturn
 
@@ -19,7 +19,7 @@ from gpt2cli import __version__
 from gpt2cli.errors import Gpt2cliError
 from gpt2cli.options import shown
 from gpt2cli.serve import bodies, limits, openapi
-from gpt2cli.serve.answers import Answer, dumps
+from gpt2cli.serve.answers import Answer, dumps, dumps_long
 from gpt2cli.serve.chat import ChatCompletion, read_chat
 from gpt2cli.serve.completions import Completion
 from gpt2cli.serve.embeddings import embed, embeddings_document, read_inputs
@@ -33,19 +33,21 @@ from gpt2cli.serve.service import Service
 from gpt2cli.serve.streaming import Stream
 from gpt2cli.serve.tickets import Call, Computed, Text, Ticket
 
-AT_ONCE = 2**14
+AT_ONCE = 2**10
 """Bytes of a body that are read in the event loop: about a millisecond."""
+TOKENS_AT_ONCE = 2**12
+"""Tokens that are written before another thread may run."""
 Read = Callable[[Mapping[str, Any], Served], Request]
 Endpoint = Callable[[HttpRequest], Awaitable[Response]]
 
 
 class JsonResponse(Response):
-    """ASCII JSON."""
+    """ASCII JSON, of a document or written already."""
 
     media_type = "application/json"
 
     def render(self, content: Any) -> bytes:
-        return dumps(content)
+        return content if isinstance(content, bytes) else dumps(content)
 
 
 class Api:
@@ -120,7 +122,9 @@ class Api:
             return Stream(self._chunks(http, ticket, answer), answer)
         async for _ in self._chunks(http, ticket, answer):
             pass
-        return JsonResponse(answer.whole())
+        if not answer.long:
+            return JsonResponse(answer.whole())
+        return JsonResponse(await self.service.read(lambda: dumps_long(answer.whole(), "choices")))
 
     async def _chunks(self, http: HttpRequest, ticket: Ticket, answer: Answer) -> Any:
         """What goes into the stream, while the answer comes; and what is counted of it."""
@@ -133,7 +137,10 @@ class Api:
                         last = time.perf_counter()
                         if record.first_token_s is None:
                             record.first_token_s = last - ticket.came
-                    for chunk in answer.take(event):
+                    chunks: Iterable[Mapping[str, Any]] = answer.take(event)
+                    if answer.begins_long(event):
+                        chunks = await self.service.read(partial(list, chunks))
+                    for chunk in chunks:
                         yield chunk
         finally:
             self._count(record, ticket, answer, last)
@@ -172,7 +179,11 @@ class Api:
             async for event in events:
                 if isinstance(event, Computed):
                     vectors[event.index] = event.value
-        return JsonResponse(embeddings_document(body, model, inputs, vectors))
+        return JsonResponse(
+            await self.service.read(
+                lambda: dumps_long(embeddings_document(body, model, inputs, vectors), "data")
+            )
+        )
 
     async def _models(self, http: HttpRequest) -> Response:
         return JsonResponse({"object": "list", "data": [model.document() for model in self.service.models]})
@@ -183,29 +194,17 @@ class Api:
     async def _tokenize(self, http: HttpRequest) -> Response:
         body = await self._read_body(http, bodies.TOKENIZE)
         model = choose(self.service.models, body.get("model"))
-        tokenizer, text = tokenizer_of(model.ready), body["prompt"]
-        check_text(text, "prompt")
         with self.service.preparing():
-            # Of any length: unlike a single text, a batch is tokenised while other threads go on.
-            (ids,) = await self.service.read(lambda: tokenizer.encode_batch([text]))
-        document: dict[str, Any] = {
-            "count": len(ids),
-            "max_model_len": model.checkpoint.config.n_positions,
-            "tokens": ids,
-        }
-        if body.get("return_token_strs"):
-            document["token_strs"] = [tokenizer.decode([token]) for token in ids]
-        return JsonResponse(document)
+            return JsonResponse(await self.service.read(partial(_tokens, body, model)))
 
     async def _detokenize(self, http: HttpRequest) -> Response:
         body = await self._read_body(http, bodies.DETOKENIZE)
         model = choose(self.service.models, body.get("model"))
         tokenizer, ids, size = tokenizer_of(model.ready), body["tokens"], model.checkpoint.config.vocab_size
-        if ids and max(ids) >= size:
+        if max(ids, default=0) >= size:
             raise ApiError(400, f"tokens: the vocabulary has {size} tokens", param="tokens")
         with self.service.preparing():
-            text = await self.service.read(lambda: tokenizer.decode(ids))
-        return JsonResponse({"prompt": text})
+            return JsonResponse(await self.service.read(lambda: dumps({"prompt": tokenizer.decode(ids)})))
 
     async def _health(self, http: HttpRequest) -> Response:
         state = self.service.state
@@ -231,6 +230,19 @@ class Api:
 
 def _embed(ids: list[int], engine: Any) -> Any:
     return embed(engine, ids)
+
+
+def _tokens(body: Mapping[str, Any], model: Served) -> bytes:
+    """The answer to `/tokenize`. Raises `ApiError`, `UsageError`."""
+    tokenizer, text = tokenizer_of(model.ready), body["prompt"]
+    check_text(text, "prompt")
+    ids = tokenizer.encode(text)
+    document = {"count": len(ids), "max_model_len": model.checkpoint.config.n_positions, "tokens": []}
+    data = dumps_long({**document, "tokens": ids}, "tokens", TOKENS_AT_ONCE)
+    if body.get("return_token_strs"):
+        texts = {"token_strs": [tokenizer.decode([token]) for token in ids]}
+        data = data[:-1] + b"," + dumps_long(texts, "token_strs", TOKENS_AT_ONCE)[1:]
+    return data
 
 
 async def _nowhere(scope: Scope, receive: Receive, send: Send) -> None:

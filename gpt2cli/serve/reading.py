@@ -202,8 +202,12 @@ def read_seed(body: Mapping[str, Any]) -> int:
 
 def check_text(text: str, param: str) -> None:
     """Raise `ApiError` for a lone surrogate, which JSON can hold and no text."""
-    if any("\ud800" <= char <= "\udfff" for char in text):
-        raise ApiError(400, f"{param}: the text is no Unicode: it has a lone surrogate", param=param)
+    try:
+        text.encode("utf-8")
+    except UnicodeEncodeError:
+        raise ApiError(
+            400, f"{param}: the text is no Unicode: it has a lone surrogate", param=param
+        ) from None
 
 
 def check_length(engine: Engine, text: str) -> None:
