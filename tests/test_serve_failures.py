@@ -147,6 +147,28 @@ def asked(served: Served | None) -> Ticket:
     return Ticket(served, [texts], None, None)  # type: ignore[arg-type]
 
 
+def test_models_share_the_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """All their keys and values together take half of what is free."""
+    load = LoadOptions(threads=1, precision="fp32")
+    models = [
+        Served(name, open_checkpoint(make_model(tmp_path / name, n_positions=1024)), load) for name in "abcd"
+    ]
+    free = 40_000_000
+    monkeypatch.setattr("gpt2cli.serve.worker.available_memory", lambda: free)
+
+    async def main() -> None:
+        worker = Worker(models, asyncio.get_running_loop(), 32, Log(None))
+        worker.start()
+        async with asyncio.timeout(20):
+            await worker.ready.wait()
+        worker.stop()
+        await asyncio.to_thread(worker.join, 10)
+
+    asyncio.run(main())
+    taken = sum(model.budget * model.ready.backend.bytes_per_token for model in models)
+    assert 0.4 * free < taken <= 0.5 * free
+
+
 class TestTheEndOfTheEngine:
     def test_all_are_told(self) -> None:
         """Those that were not looked at, and those that come when nobody looks any more."""

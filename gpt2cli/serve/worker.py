@@ -26,7 +26,7 @@ BESIDE_OTHERWISE = 64
 KEPT = 16
 """Prompts whose keys and values are kept at least, where there is memory for them."""
 SHARE_OF_MEMORY = 0.5
-"""Of what is free once the models are loaded, for keys and values."""
+"""Of what is free once the models are loaded, for keys and values; each model has an equal part of it."""
 
 
 @dataclass(eq=False)
@@ -52,7 +52,8 @@ class Running:
 class Lane:
     """One loaded model: its scheduler, what waits, what runs, and what is kept."""
 
-    def __init__(self, engine: Engine, rows: int) -> None:
+    def __init__(self, engine: Engine, rows: int, memory: int | None) -> None:
+        """``memory`` is what its keys and values may take, in bytes; None for any."""
         self.engine = engine
         self.scheduler = Scheduler(
             engine.backend, rows=rows, beside=BESIDE.get(engine.info.precision, BESIDE_OTHERWISE)
@@ -63,9 +64,8 @@ class Lane:
         self.running: dict[Group, Running] = {}
         context = engine.config.n_positions
         most = (kept + 1) * context
-        free = available_memory()
-        if free is not None:
-            most = min(most, int(free * SHARE_OF_MEMORY) // engine.backend.bytes_per_token)
+        if memory is not None:
+            most = min(most, memory // engine.backend.bytes_per_token)
         self.budget = max(most, 2 * context)
         """Tokens whose keys and values there is memory for."""
 
@@ -142,14 +142,18 @@ class Worker(threading.Thread):
             self._tell_all(self._taken() | self._left_in_inbox(), ApiError.of(error))
             self._tell(self.ready.set)
         finally:
-            for lane in self._lanes.values():
-                lane.engine.backend.close()
+            for model in self._models:
+                if model.engine is not None:
+                    model.engine.backend.close()
 
     def _load(self) -> None:
         for model in self._models:
-            engine = Engine.from_checkpoint(model.checkpoint, model.load)
-            lane = self._lanes[model.name] = Lane(engine, self._rows)
-            model.engine, model.budget = engine, lane.budget
+            model.engine = Engine.from_checkpoint(model.checkpoint, model.load)
+        free = available_memory()
+        share = None if free is None else int(free * SHARE_OF_MEMORY) // max(1, len(self._models))
+        for model in self._models:
+            lane = self._lanes[model.name] = Lane(model.ready, self._rows, share)
+            model.budget = lane.budget
 
     def _read_inbox(self) -> bool:
         """Do what was asked for; wait for it where there is nothing else to do. False at the end."""
