@@ -16,7 +16,7 @@ from typing import Any
 
 import pytest
 from cli import run
-from serving import KEY, Server, ask_on, serving
+from serving import KEY, OTHER_KEY, Server, ask_on, serving
 from support import make_model
 
 import gpt2cli
@@ -145,6 +145,29 @@ def asked(served: Served | None) -> Ticket:
     """A request for one long text."""
     texts = Texts(0, 0, [1, 2], GenerateOptions(seed=1), 40, frozenset())
     return Ticket(served, [texts], None, None)  # type: ignore[arg-type]
+
+
+def test_a_key_has_its_share_of_the_queue_and_no_more(tmp_path: Path) -> None:
+    """Or one could keep all others out. Two of each key may wait here."""
+    path = tmp_path / "keys"
+    path.write_text(f"{KEY}\n{OTHER_KEY}\n")
+    path.chmod(0o600)
+    arguments = ("--api-key-file", path, "--slots", "1", "--queue", "4", "--threads", "1")
+    with serving("-m", "tiny", *arguments) as server:
+        body = {"prompt": "Once", "max_tokens": 400, "ignore_eos": True}
+        with ThreadPoolExecutor(9) as pool:
+            greedy = [
+                pool.submit(server.post, "/v1/completions", body, authorization=f"Bearer {KEY}")
+                for _ in range(8)
+            ]
+            while server.metric("num_requests_waiting", authorization=f"Bearer {OTHER_KEY}") < 2:
+                assert not all(each.done() for each in greedy)
+            answer = server.post(
+                "/v1/completions", {**body, "max_tokens": 1}, authorization=f"Bearer {OTHER_KEY}"
+            )
+            assert answer.status == 200
+            statuses = [each.result().status for each in greedy]
+    assert {*statuses} == {200, 429} and statuses.count(200) <= 4
 
 
 def test_models_share_the_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

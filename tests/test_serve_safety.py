@@ -43,8 +43,8 @@ def keys(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def locked(keys: Path) -> Iterator[Server]:
-    """One that wants a key, with a single slot."""
-    arguments = ("--api-key-file", keys, "--slots", "1", "--queue", "3", "--threads", "1")
+    """One that wants a key, with a single slot. Three requests of each key may wait."""
+    arguments = ("--api-key-file", keys, "--slots", "1", "--queue", "6", "--threads", "1")
     with serving("-m", "tiny", *arguments) as running:
         yield running
 

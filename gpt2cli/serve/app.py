@@ -93,7 +93,7 @@ class Api:
         if len(data) <= AT_ONCE:
             return parse_body(data, schema)
         # A long one must not keep the answers of others waiting.
-        with self.service.preparing():
+        with self.service.preparing(http.state.owner):
             return await self.service.read(partial(parse_body, data, schema))
 
     # Texts
@@ -111,7 +111,7 @@ class Api:
         body = await self._read_body(http, schema)
         self.service.check_open()
         model = choose(self.service.models, body.get("model"))
-        with self.service.preparing():
+        with self.service.preparing(http.state.owner):
             request = await self.service.read(partial(read, body, model))
         self.service.check_open()
         ticket = Ticket(model, request.parts, *_who(http))
@@ -169,7 +169,7 @@ class Api:
         body = await self._read_body(http, bodies.EMBEDDINGS)
         self.service.check_open()
         model = choose(self.service.models, body.get("model"))
-        with self.service.preparing():
+        with self.service.preparing(http.state.owner):
             inputs = await self.service.read(partial(read_inputs, body, model))
             await self.service.reference(model)
         parts = [Call(index, partial(_embed, ids)) for index, ids in enumerate(inputs)]
@@ -194,7 +194,7 @@ class Api:
     async def _tokenize(self, http: HttpRequest) -> Response:
         body = await self._read_body(http, bodies.TOKENIZE)
         model = choose(self.service.models, body.get("model"))
-        with self.service.preparing():
+        with self.service.preparing(http.state.owner):
             return JsonResponse(await self.service.read(partial(_tokens, body, model)))
 
     async def _detokenize(self, http: HttpRequest) -> Response:
@@ -203,7 +203,7 @@ class Api:
         tokenizer, ids, size = tokenizer_of(model.ready), body["tokens"], model.checkpoint.config.vocab_size
         if max(ids, default=0) >= size:
             raise ApiError(400, f"tokens: the vocabulary has {size} tokens", param="tokens")
-        with self.service.preparing():
+        with self.service.preparing(http.state.owner):
             return JsonResponse(await self.service.read(lambda: dumps({"prompt": tokenizer.decode(ids)})))
 
     async def _health(self, http: HttpRequest) -> Response:

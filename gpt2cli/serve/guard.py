@@ -34,8 +34,8 @@ class Keys:
     def __init__(self, keys: Sequence[str]) -> None:
         self._hashes = [hashlib.sha256(key.encode()).digest() for key in keys]
 
-    def __bool__(self) -> bool:
-        return bool(self._hashes)
+    def __len__(self) -> int:
+        return len(self._hashes)
 
     def owner(self, key: bytes) -> int | None:
         """The number of a key; None for one that is not ours."""

@@ -69,7 +69,7 @@ async def _serve(plan: Plan) -> None:
     loop = asyncio.get_running_loop()
     worker = Worker(plan.models, loop, plan.rows, plan.log)
     metrics = Metrics()
-    service = Service(plan.models, worker, metrics, plan.most_waiting)
+    service = Service(plan.models, worker, metrics, plan.most_waiting, len(plan.doors.keys))
     api = Api(service)
     guard = Guard(api, plan.doors, plan.log, metrics, api.paths)
     config = uvicorn.Config(

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from collections import Counter
+from collections.abc import AsyncIterator, Callable, Hashable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager, contextmanager
 from typing import TypeVar
@@ -21,12 +22,16 @@ T = TypeVar("T")
 
 
 class Service:
-    """One running server. ``most_waiting`` requests may wait for their turn."""
+    """One running server. ``most_waiting`` requests may wait for their turn; where there are several API
+    ``keys``, no more of one than its share.
+    """
 
-    def __init__(self, models: Sequence[Served], worker: Worker, metrics: Metrics, most_waiting: int) -> None:
+    def __init__(
+        self, models: Sequence[Served], worker: Worker, metrics: Metrics, most_waiting: int, keys: int = 0
+    ) -> None:
         self.models, self.worker, self.metrics = models, worker, metrics
-        self._most_waiting = most_waiting
-        self._preparing = 0
+        self._most_waiting, self._share = most_waiting, max(1, most_waiting // max(1, keys))
+        self._preparing: Counter[Hashable] = Counter()
         self.stopping = False
         self._loading = asyncio.Lock()
         # Tokenising and templates: one text at a time, and never in the event loop.
@@ -48,20 +53,23 @@ class Service:
             raise unavailable(messages.get(state, "the server has failed"))
 
     @contextmanager
-    def preparing(self) -> Iterator[None]:
-        """A request is being read. Raises `ApiError` where too many wait."""
-        if self._preparing + self.worker.waiting >= self._most_waiting:
+    def preparing(self, owner: Hashable) -> Iterator[None]:
+        """A request of a key is being read. Raises `ApiError` where too many wait."""
+        mine = self._preparing[owner] + self.worker.waiting_of[owner]
+        full = self._preparing.total() + self.worker.waiting >= self._most_waiting
+        if full or mine >= self._share:
             raise ApiError(
                 429,
-                f"{self._most_waiting} requests wait already; try again",
+                f"{self._most_waiting if full else mine} requests {'' if full else 'of this key '}"
+                "wait already; try again",
                 code="queue_full",
                 headers={"retry-after": "1"},
             )
-        self._preparing += 1
+        self._preparing[owner] += 1
         try:
             yield
         finally:
-            self._preparing -= 1
+            self._preparing[owner] -= 1
 
     async def read(self, call: Callable[[], T]) -> T:
         """What ``call`` gives in the reader's thread. Raises what it raises."""

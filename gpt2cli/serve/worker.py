@@ -6,8 +6,10 @@ import asyncio
 import contextlib
 import queue
 import threading
-from collections.abc import Callable, Iterable, Sequence
+from collections import Counter
+from collections.abc import Callable, Hashable, Iterable, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 from gpt2cli.core.engine import Engine
 from gpt2cli.core.memory import available_memory
@@ -83,7 +85,7 @@ class Lane:
 class Worker(threading.Thread):
     """Requests come by `submit` and leave by the queues of their tickets, in the event loop's thread.
 
-    ``failed`` is what ended the thread, ``waiting`` how many requests have not begun.
+    ``failed`` is what ended the thread, ``waiting_of`` how many requests of each key have not begun.
     """
 
     def __init__(
@@ -96,15 +98,20 @@ class Worker(threading.Thread):
         self._outbox: list[tuple[Ticket, Event]] = []
         self.ready = asyncio.Event()
         self.failed: BaseException | None = None
-        self.waiting = 0
+        self.waiting_of: Counter[Hashable] = Counter()
         self.running = 0
         self.cache_usage = 0.0
 
     # What the event loop's thread calls
 
+    @property
+    def waiting(self) -> int:
+        """How many requests have not begun."""
+        return self.waiting_of.total()
+
     def submit(self, ticket: Ticket) -> None:
         """Hand a request over."""
-        self.waiting += 1
+        self.waiting_of[ticket.owner] += 1
         self._inbox.put(ticket)
         if self.failed is not None:
             # Nobody may have seen it there.
@@ -207,7 +214,7 @@ class Worker(threading.Thread):
     def _begin(self, lane: Lane, ticket: Ticket, part: Part) -> None:
         if not ticket.begun:
             ticket.begun = True
-            self._tell(self._one_less_waiting)
+            self._tell(partial(self._one_less_waiting, ticket.owner))
         try:
             if isinstance(part, Call):
                 self._post(ticket, Computed(part.first, part.run(lane.engine)))
@@ -270,7 +277,7 @@ class Worker(threading.Thread):
                 self._retire(lane, running)
         if not ticket.begun:
             ticket.begun = True
-            self._tell(self._one_less_waiting)
+            self._tell(partial(self._one_less_waiting, ticket.owner))
 
     def _fail_all(self, error: ApiError) -> None:
         """Tell every request that it came to nothing, and then free what they have."""
@@ -317,8 +324,8 @@ class Worker(threading.Thread):
             # The loop is closed: nobody waits any more.
             self._outbox.clear()
 
-    def _one_less_waiting(self) -> None:
-        self.waiting -= 1
+    def _one_less_waiting(self, owner: Hashable) -> None:
+        self.waiting_of[owner] -= 1
 
 
 def _deliver(outbox: Sequence[tuple[Ticket, Event]]) -> None:
