@@ -26,9 +26,12 @@ from gpt2cli.errors import Gpt2cliError, ModelFileError
 from gpt2cli.options import GenerateOptions, LoadOptions
 from gpt2cli.serve.answers import dumps, dumps_long
 from gpt2cli.serve.errors import ApiError
+from gpt2cli.serve.guard import Doors, Guard, Keys
 from gpt2cli.serve.log import Log
+from gpt2cli.serve.metrics import Metrics
 from gpt2cli.serve.models import Served
 from gpt2cli.serve.sockets import open_file
+from gpt2cli.serve.streaming import Stream
 from gpt2cli.serve.tickets import Event, Texts, Ticket
 from gpt2cli.serve.worker import Worker
 from gpt2cli.terminal.streams import Terminal
@@ -333,6 +336,64 @@ def test_a_long_echo(plain: Server, stream: bool) -> None:
         for choice in document["choices"]:
             counts[choice["index"]] += len(choice["logprobs"]["tokens"])
     assert counts == [602, 602, 202, 202]
+
+
+class Wire:
+    """An end that notes what is sent, and what is cut off. Nothing can be sent after ``most`` messages."""
+
+    def __init__(self, most: int = 1000) -> None:
+        self.sent: list[Any] = []
+        self.said: list[str] = []
+        self.most, self.cut = most, False
+
+    async def send(self, message: Any) -> None:
+        if len(self.sent) >= self.most:
+            raise RuntimeError("broken")
+        self.sent.append(message)
+
+    def abort(self) -> None:
+        """As of a `Protocol`."""
+        self.cut = True
+
+    def answer(self, app: Any) -> None:
+        """Let ``app`` answer a request behind the `Guard`."""
+        doors = Doors(frozenset(), Keys([]), any_host=True)
+        log = Log(self.said.append)
+        scope = {"method": "GET", "path": "/", "raw_path": b"/", "query_string": b"", "headers": []}
+        scope["state"] = {"protocol": self}
+        guard = Guard(app, doors, log, Metrics(), ["/"])
+        asyncio.run(guard(scope, None, self.send))  # type: ignore[arg-type]
+        log.close()
+        assert guard.active == 0
+
+
+class TestFailuresOfFailures:
+    @pytest.mark.parametrize("most", [0, 1])
+    def test_a_refusal_that_cannot_be_sent(self, most: int) -> None:
+        """It stays within the guard, and the connection goes."""
+
+        async def app(*_: object) -> None:
+            raise ApiError(400, "no")
+
+        wire = Wire(most)
+        wire.answer(app)
+        assert wire.cut and any("RuntimeError" in line for line in wire.said)
+
+    @pytest.mark.parametrize("after", [0, 2])
+    def test_a_stream_that_fails(self, after: int) -> None:
+        """Its reader is told, and the log."""
+
+        async def chunks() -> Any:
+            for number in range(after):
+                yield {"number": number}
+            raise ZeroDivisionError
+
+        wire = Wire()
+        wire.answer(Stream(chunks(), None))  # type: ignore[arg-type]
+        begin, *bodies = wire.sent
+        assert begin["status"] == (200 if after else 500) and not bodies[-1].get("more_body")
+        assert b'"error"' in bodies[-1]["body"] and (b"[DONE]" in bodies[-1]["body"]) == bool(after)
+        assert any("ZeroDivisionError" in line for line in wire.said)
 
 
 @pytest.mark.skipif(not hasattr(socket, "AF_UNIX"), reason="there are no socket files")

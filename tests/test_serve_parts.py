@@ -123,6 +123,21 @@ class TestPrefixes:
             pass
         assert not backend.slots and prefixes.tokens == 0
 
+    def test_a_slot_that_cannot_be_filled_is_freed(
+        self, backend: NumpyBackend, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        prefixes, ids = Prefixes(backend, 4), [*range(20)]
+        slot, _ = prefixes.begin("one", ids, ())
+        self.read(backend, slot, 0, ids)
+
+        def full(*_: object) -> None:
+            raise MemoryError
+
+        monkeypatch.setattr(backend, "copy_slot", full)
+        with pytest.raises(MemoryError):
+            prefixes.begin("one", [*ids, 50], [Held("one", slot, ids)])
+        assert len(backend.slots) == 1
+
     def test_common_length(self) -> None:
         for length in range(LEAST, 40):
             a, b = [*range(length), 100], [*range(length), 101]

@@ -76,13 +76,12 @@ class Guard:
             scope["state"]["owner"] = self._let_in(scope)
             await self._app(scope, receive, answer.send)
         except ApiError as error:
-            await self._refuse(answer, error)
+            await self._refuse(scope, answer, error)
         except Gone:
-            record.status = record.status or GONE
-            scope["state"]["protocol"].abort()
+            self._cut_off(scope)
         except Exception as error:
             self._log.failure(record.path, error)
-            await self._refuse(answer, ApiError.of(error))
+            await self._refuse(scope, answer, ApiError.of(error))
         finally:
             self.active -= 1
             self._metrics.answers[record.path, record.status] += 1
@@ -138,9 +137,24 @@ class Guard:
         address = f"[{server[0]}]" if ":" in server[0] else server[0]
         return host == f"{address}:{server[1]}"
 
-    async def _refuse(self, answer: _Answer, error: ApiError) -> None:
+    def _cut_off(self, scope: Scope) -> None:
+        record: Record = scope["state"]["record"]
+        record.status = record.status or GONE
+        scope["state"]["protocol"].abort()
+
+    async def _refuse(self, scope: Scope, answer: _Answer, error: ApiError) -> None:
+        """Say an error where nothing was said yet; whoever cannot be told it is cut off."""
         if answer.started:
             return
+        try:
+            await self._say(answer, error)
+        except Gone:
+            self._cut_off(scope)
+        except Exception as failure:
+            self._log.failure(scope["state"]["record"].path, failure)
+            self._cut_off(scope)
+
+    async def _say(self, answer: _Answer, error: ApiError) -> None:
         body = dumps(error.document())
         headers = {
             "content-type": "application/json",

@@ -54,7 +54,11 @@ class Prefixes:
                 return best.slot, common
             self._kept.append(best)
         slot = self._backend.new_slot()
-        self._backend.copy_slot(best.slot, slot, common)
+        try:
+            self._backend.copy_slot(best.slot, slot, common)
+        except BaseException:
+            self._backend.free_slot(slot)
+            raise
         return slot, common
 
     def keep(self, held: Held) -> None:

@@ -10,6 +10,7 @@ from starlette.types import Receive, Scope, Send
 
 from gpt2cli.serve.answers import Answer, dumps
 from gpt2cli.serve.errors import ApiError
+from gpt2cli.serve.guard import Gone
 
 _HEADERS = [
     (b"content-type", b"text/event-stream; charset=utf-8"),
@@ -42,6 +43,13 @@ class Stream(Response):
                 raise
             await self._end(send, b"data: " + dumps(error.document()) + b"\n\n")
             return
+        except Gone:
+            raise
+        except Exception as error:
+            if started:
+                await self._end(send, b"data: " + dumps(ApiError.of(error).document()) + b"\n\n")
+            # For the log.
+            raise
         finally:
             await chunks.aclose()  # type: ignore[attr-defined]
         last = b""
