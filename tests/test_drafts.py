@@ -135,11 +135,11 @@ def test_the_text_is_the_same(engine: Engine, settings: str) -> None:
     check(engine, PROMPT, ["auto", "lookup", "small"], **{**SETTINGS, **WAYS}[settings])
 
 
-@pytest.mark.parametrize("settings", SETTINGS)
+@pytest.mark.parametrize("settings", some_slow([*SETTINGS], 2))
 def test_of_many_prompts(engine: Engine, settings: str) -> None:
     """More than run at once, so that they join and leave; each drafted for on its own."""
     pick = random.Random(settings)
-    prompts = [[pick.randrange(5) for _ in range(pick.randint(1, 20))] for _ in range(40)]
+    prompts = [[pick.randrange(5) for _ in range(pick.randint(1, 20))] for _ in range(34)]
     check(engine, prompts, ["auto", "lookup", "small"], overflow="slide", **SETTINGS[settings])
 
 

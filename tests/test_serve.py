@@ -534,6 +534,7 @@ def test_torch_is_not_loaded_to_serve_texts(model: Path) -> None:
     assert "libtorch" not in maps
 
 
+@pytest.mark.slow
 def test_on_torch(model: Path) -> None:
     """Where the library is not there, torch serves."""
     with serving("-m", model, env={**os.environ, "GPT2CLI_NATIVE": "0"}) as server:

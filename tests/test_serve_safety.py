@@ -324,6 +324,7 @@ class TestSlowAndGreedy:
             answer = raw(server, data, closes=True)
             assert answer.status in (0, 400)
 
+    @pytest.mark.slow
     def test_a_reader_that_does_not_read(self, tmp_path: Path) -> None:
         """Its answer is given up; what it had is free."""
         fields = {"prompt": "a", "stream": True, "n": 8, "logprobs": 5, **LONG, "max_tokens": 300}
