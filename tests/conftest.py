@@ -74,7 +74,7 @@ LONGEST_FIRST = (
 PARTS = {"test_native_texts": re.compile(r"\[([^]]*?-\d+)[]-]")}
 """What of an id names the part of its file that is not to be divided among processes; else it is the file."""
 
-KEPT = ("GPT2CLI_SHARED", "GPT2CLI_REQUIRE_SHARED")
+KEPT = ("GPT2CLI_SHARED", "GPT2CLI_REQUIRE_SHARED", "GPT2CLI_FULL")
 
 
 @pytest.fixture(autouse=True)

@@ -29,6 +29,11 @@ def some_slow(cases: Iterable[Any], fast: int) -> list[Any]:
     ]
 
 
+def series(full: int, usual: int) -> int:
+    """How many cases a long series has: ``usual`` in the time of CI, ``full`` with GPT2CLI_FULL=1."""
+    return full if os.environ.get("GPT2CLI_FULL") == "1" else usual
+
+
 def load_fp32(directory: Path) -> Any:
     """An `Engine` in fp32, which is what is compared with transformers to the last digits."""
     from gpt2cli.core.engine import Engine

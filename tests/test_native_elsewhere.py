@@ -25,6 +25,7 @@ from native_models import (
     random_model,
     random_script,
 )
+from support import series
 
 from gpt2cli.checkpoint import open_checkpoint
 from gpt2cli.core.native.library import PLACE
@@ -32,7 +33,7 @@ from gpt2cli.core.native.library import PLACE
 pytestmark = [needs_native, pytest.mark.slow]
 
 SANITIZERS = "-O1 -fsanitize=address,undefined -fno-sanitize-recover=all -fno-omit-frame-pointer"
-CASES, AT_ONCE = 1000, 50
+CASES, AT_ONCE = series(1000, 300), 25
 ARM = ("-DCMAKE_SYSTEM_NAME=Linux", "-DCMAKE_SYSTEM_PROCESSOR=aarch64")
 TIMEOUT_S = 3600
 

@@ -12,7 +12,7 @@ from unittest import mock
 
 import pytest
 from native_models import PRECISIONS, instruction_sets, needs_native
-from support import REPOSITORY, shared, some_slow
+from support import REPOSITORY, series, shared, some_slow
 
 import gpt2cli
 from gpt2cli.core import scheduler
@@ -23,7 +23,7 @@ from gpt2cli.options import GenerateOptions, LoadOptions
 
 pytestmark = needs_native
 
-TEXTS, FAST_TEXTS = 500, 20
+TEXTS, FAST_TEXTS = series(500, 150), 20
 PORTABLE_SHARE = 10
 """One of so many texts of the larger model: that instruction set is slow."""
 NEW_TOKENS = 16

@@ -37,7 +37,7 @@ from hub_server import (
     status,
     then,
 )
-from support import make_model, write_json
+from support import make_model, series, write_json
 
 from gpt2cli.hub import pull as pull_module
 from gpt2cli.hub.manifest import read_manifest
@@ -752,8 +752,8 @@ def test_kill_9_at_random_moments(hub: HubServer, big: dict[str, bytes], pulls: 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("pulls", [1, 2])
-def test_kill_9_at_fifty_random_moments(hub: HubServer, big: dict[str, bytes], pulls: int) -> None:
-    kill_at_random(hub, big, random.Random(10 + pulls), 50, pulls)
+def test_kill_9_at_many_random_moments(hub: HubServer, big: dict[str, bytes], pulls: int) -> None:
+    kill_at_random(hub, big, random.Random(10 + pulls), series(50, 15), pulls)
 
 
 def test_two_pulls_at_once_are_one_transfer(hub: HubServer, big: dict[str, bytes]) -> None:
@@ -769,13 +769,13 @@ def test_two_pulls_at_once_are_one_transfer(hub: HubServer, big: dict[str, bytes
 
 
 @pytest.mark.slow
-def test_two_hundred_hostile_headers(hub: HubServer, small: dict[str, bytes], fast: None) -> None:
+def test_many_hostile_headers(hub: HubServer, small: dict[str, bytes], fast: None) -> None:
     """ETags, commits and file names that are paths: nothing is written outside of the store."""
     rng = random.Random(4)
     root = Path(os.environ["GPT2CLI_HOME"]).parent
     before = snapshot(root)
     hub.add(NAME, small)
-    for n in range(200):
+    for n in range(series(200, 90)):
         path = "../" * rng.randrange(1, 9) + rng.choice(["x", "config.json", "tmp/x", "\\x", "x\0y"])
         hostile = path.replace("\0", "") if n % 3 else path
         if n % 3 == 0:
@@ -792,10 +792,10 @@ def test_two_hundred_hostile_headers(hub: HubServer, small: dict[str, bytes], fa
 
 
 @pytest.mark.slow
-def test_two_hundred_flipped_bytes(hub: HubServer, small: dict[str, bytes], fast: None) -> None:
+def test_many_flipped_bytes(hub: HubServer, small: dict[str, bytes], fast: None) -> None:
     hub.add(NAME, small)
     rng = random.Random(2)
-    for _ in range(200):
+    for _ in range(series(200, 60)):
         path = rng.choice([WEIGHTS, "vocab.json", "config.json", "merges.txt", "README.md"])
         fault = flip(rng.randrange(len(small[path])))
         # Twice, and once more for each time that a busy machine lets a request run into its timeout.
@@ -813,7 +813,7 @@ def test_random_schedules_of_faults(hub: HubServer, big: dict[str, bytes], fast:
     repository = hub.add(NAME, big)
     rng = random.Random(3)
     size = len(big[WEIGHTS])
-    for _ in range(100):
+    for _ in range(series(100, 40)):
         for path in ("api", "config.json", WEIGHTS, "vocab.json"):
             faults = [
                 reset(rng.randrange(size)), close(rng.randrange(size)), status(503), ignore_range(),
