@@ -40,6 +40,12 @@ def resolve(model: str | None, *, revision: str | None = None, offline: bool = F
 
 def locate(model: str | None, *, revision: str | None = None, offline: bool = False) -> ResolvedModel:
     """As `resolve`, but a damaged model is found too."""
+    if model is not None and model.lower().startswith(("http://", "https://")):
+        # It is not repeated: it may hold a password.
+        raise UsageError(
+            "this needs the model itself, and the address of a server was given",
+            hint="generate, chat and compare talk to servers; else name a model of this machine with -m",
+        )
     if revision is not None:
         revision = parse_revision(revision)
     if model is None or model == BUILTIN:
