@@ -135,7 +135,8 @@ def generate(
 
 def _run_remotely(terminal: Terminal, settings: Settings, flags: GenerateFlags, place: Place) -> None:
     """Check the command line, and have a server continue the prompt. Raises `Gpt2cliError`."""
-    from gpt2cli.cli.generate_remotely import run
+    with terminal.signals.deferred():
+        from gpt2cli.cli.generate_remotely import run
 
     check_local_flags(flags)
     output = output_options(terminal, flags)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
@@ -31,6 +31,11 @@ class Place:
     model: str | None
     key: Key | None
     timeout_s: float | None
+
+    @property
+    def name(self) -> str:
+        """The address with the model."""
+        return self.endpoint.url if self.model is None else f"{self.endpoint.url}#{self.model}"
 
     def client(self, say: Callable[[str], None]) -> Client:
         """A client, connected: the server has the model. Raises `Gpt2cliError`."""
@@ -81,6 +86,21 @@ def find_place(terminal: Terminal, settings: Settings, model: str | None, flags:
     if offline and not endpoint.is_loopback:
         raise Unavailable(f"{endpoint.url}: offline", hint="leave --offline out, or unset the setting")
     return Place(endpoint, name, _key(terminal, endpoint, flags.api_key_file), flags.timeout)
+
+
+def another_place(terminal: Terminal, settings: Settings, address: str, before: object) -> Place:
+    """The place of ``address``, where ``before`` is the model so far: its key goes to its own server only.
+
+    Raises `UsageError`, `Unavailable`.
+    """
+    place = find_place(
+        terminal, settings, address, ServerFlags(endpoint=None, api_key_file=None, timeout=None)
+    )
+    assert place is not None
+    if isinstance(before, Place):
+        same = place.endpoint == before.endpoint
+        place = replace(place, key=before.key if same else None, timeout_s=before.timeout_s)
+    return place
 
 
 def _key(terminal: Terminal, endpoint: Endpoint, file: Path | None) -> Key | None:

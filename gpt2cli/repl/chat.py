@@ -19,9 +19,9 @@ from gpt2cli.repl.view import BOLD, View
 from gpt2cli.terminal.streams import Terminal
 
 if TYPE_CHECKING:
-    from gpt2cli.core.engine import Engine
     from gpt2cli.core.results import Chunk
     from gpt2cli.repl.conversation import Conversation
+    from gpt2cli.repl.speaker import Speaker
 
 T = TypeVar("T")
 
@@ -39,7 +39,7 @@ class Start:
     model: str
     context: int | None
     load: Callable[[], Conversation]
-    load_engine: Callable[[str], tuple[Engine, str, str | None]]
+    load_engine: Callable[[str], tuple[Speaker, str, str | None]]
     editing_mode: str = "emacs"
     resumed: str | None = None
     turns: Sequence[Turn] = ()

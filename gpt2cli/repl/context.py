@@ -11,8 +11,7 @@ from gpt2cli.repl.formats import Answer, Format, Part, Special
 from gpt2cli.repl.tree import Tree, Turn
 
 if TYPE_CHECKING:
-    from gpt2cli.core.engine import Engine
-    from gpt2cli.text.tokenizer import Tokenizer
+    from gpt2cli.repl.speaker import Speaker, TextTokenizer
 
 MAX_PIECES = 4096
 """Texts whose tokens are kept, each some dozens of bytes."""
@@ -33,7 +32,7 @@ class Context:
 class Contexts:
     """Lays conversations out for one model, in one format, under one system text."""
 
-    def __init__(self, engine: Engine, format: Format, system: str) -> None:
+    def __init__(self, engine: Speaker, format: Format, system: str) -> None:
         self.engine, self.format, self.system = engine, format, system
         self._pieces: dict[str | Special, tuple[int, ...]] = {}
         self._answers: dict[int, Sequence[int]] = {}
@@ -174,7 +173,7 @@ class Contexts:
         return self.engine.encode(self.format.lead + turn.answer) if turn.answer else ()
 
 
-def ids_of_text(tokenizer: Tokenizer, ids: Sequence[int], text: str) -> list[int]:
+def ids_of_text(tokenizer: TextTokenizer, ids: Sequence[int], text: str) -> list[int]:
     """The tokens of ``text``, a beginning of what ``ids`` say: the same tokens as far as possible.
 
     A stop may begin in the middle of a token; what is left of that one is tokenised.
@@ -188,7 +187,7 @@ def ids_of_text(tokenizer: Tokenizer, ids: Sequence[int], text: str) -> list[int
     return tokenizer.encode(text) if text else []
 
 
-def whole_characters(tokenizer: Tokenizer, ids: list[int], text: str) -> tuple[list[int], str]:
+def whole_characters(tokenizer: TextTokenizer, ids: list[int], text: str) -> tuple[list[int], str]:
     """The tokens of ``text`` and itself, without a last character that was cut in the middle.
 
     Its first bytes are drawn again.
