@@ -96,7 +96,8 @@ def parse_address(text: str) -> tuple[Endpoint, str | None]:
     except ValueError:
         raise UsageError(f"{shown(text)}: a port is a number from 1 to 65535") from None
     host = parts.hostname or ""
-    if not host or not _PLAIN.fullmatch(host) or not _PATH.fullmatch(parts.path) or port == 0:
+    plain = _PLAIN.fullmatch(text.partition("#")[0])
+    if not host or not plain or not _PLAIN.fullmatch(host) or not _PATH.fullmatch(parts.path) or port == 0:
         raise UsageError(
             f"{shown(text)} is not the address of a server", hint="http://127.0.0.1:8000/v1#MODEL"
         )

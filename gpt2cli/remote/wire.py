@@ -166,14 +166,15 @@ class Site:
         if proxy is not None:
             host, port = proxy.hostname or "", proxy.port or 80
         connection: http.client.HTTPConnection
-        with self._failures(stop):
+        seconds = min(CONNECT_S, self.timeout_s)
+        with self._failures(stop, seconds):
             if endpoint.secure:
                 context = ssl.create_default_context()
-                connection = http.client.HTTPSConnection(host, port, timeout=CONNECT_S, context=context)
+                connection = http.client.HTTPSConnection(host, port, timeout=seconds, context=context)
                 if proxy is not None:
                     connection.set_tunnel(endpoint.host, endpoint.port)
             else:
-                connection = http.client.HTTPConnection(host, port, timeout=CONNECT_S)
+                connection = http.client.HTTPConnection(host, port, timeout=seconds)
             connection.connect()
         return connection
 
@@ -195,8 +196,8 @@ class Site:
         return headers
 
     @contextmanager
-    def _failures(self, stop: Stop) -> Iterator[None]:
-        """Turn what the network does into our errors."""
+    def _failures(self, stop: Stop, seconds: float | None = None) -> Iterator[None]:
+        """Turn what the network does into our errors; ``seconds`` are those that it has to connect."""
         url = self.endpoint.url
         try:
             yield
@@ -213,6 +214,10 @@ class Site:
             ) from None
         except TimeoutError:
             self._check(stop)
+            if seconds is not None:
+                raise Unavailable(
+                    f"{url}: no connection in {seconds:g} s", hint="is the address right, and the server up?"
+                ) from None
             raise Unavailable(
                 f"{url}: no answer in {self.timeout_s:g} s", hint="--timeout S waits longer"
             ) from None
@@ -222,9 +227,17 @@ class Site:
             ) from None
         except socket.gaierror:
             raise Unavailable(f"{url}: there is no such host", hint="correct the address") from None
-        except (http.client.HTTPException, ConnectionError) as error:
+        except ConnectionError:
             self._check(stop)
-            raise Transient(_no_http(url, error)) from None
+            raise Transient(
+                Unavailable(f"{url}: the server closed the connection without an answer")
+            ) from None
+        except http.client.HTTPException as error:
+            self._check(stop)
+            raise Unavailable(
+                f"{url}: what answers there does not speak HTTP ({type(error).__name__})",
+                hint="is it an https:// address?",
+            ) from None
         except OSError as error:
             self._check(stop)
             raise Unavailable(f"{url}: {error.strerror or type(error).__name__}") from None
@@ -232,15 +245,6 @@ class Site:
     def _check(self, stop: Stop) -> None:
         if stop.is_set:
             raise Stopped from None
-
-
-def _no_http(url: str, error: Exception) -> Unavailable:
-    if isinstance(error, http.client.RemoteDisconnected | ConnectionError):
-        return Unavailable(f"{url}: the server closed the connection without an answer")
-    return Unavailable(
-        f"{url}: what answers there does not speak HTTP ({type(error).__name__})",
-        hint="is it an https:// address?",
-    )
 
 
 def _proxy(endpoint: Endpoint) -> SplitResult | None:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from gpt2cli.errors import PromptTooLong
 from gpt2cli.repl.formats import Answer, Format, Part, Special
+from gpt2cli.repl.speaker import unit_of
 from gpt2cli.repl.tree import Tree, Turn
 
 if TYPE_CHECKING:
@@ -63,7 +64,9 @@ class Contexts:
             turns = self._shortened(turns, user, answer, (budget - size // 4, budget))
             ids = self._ids(turns, user, answer)
         if len(ids) >= size:
-            raise self._too_long(f"has {len(ids)} tokens with what must stand around it", answer)
+            raise self._too_long(
+                f"has {len(ids)} {unit_of(self.engine)} with what must stand around it", answer
+            )
         before = 0 if parent is None else parent.depth + 1
         return Context(ids, self._text(ids), tuple(turns), before - len(turns), len(seen) - len(turns))
 
@@ -83,11 +86,12 @@ class Contexts:
 
     def _too_long(self, what: str, answer: Sequence[int]) -> PromptTooLong:
         size = self.engine.config.n_positions
+        unit = unit_of(self.engine)
         subject, hint = (
             ("the turn", "send a new message") if answer else ("the message", "send a shorter one")
         )
         return PromptTooLong(
-            f"{subject} {what}; the model's context is {size} tokens, and one must be left", hint=hint
+            f"{subject} {what}; the model's context is {size} {unit}, and one must be left", hint=hint
         )
 
     def _seen(self, tree: Tree, parent: Turn | None, drawn: Turn | None) -> list[Turn]:

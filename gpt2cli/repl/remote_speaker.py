@@ -20,7 +20,7 @@ from gpt2cli.text.sanitize import one_line
 CHARACTERS_A_TOKEN = 3.0
 """What is supposed before the server has counted any; few for English."""
 LEAST_COUNTED = 32
-"""Tokens of a prompt that tell how many characters a token has."""
+"""Tokens that tell how many characters a token has."""
 NO_LIMIT = 2**20
 
 
@@ -125,14 +125,16 @@ class RemoteSpeaker:
         self._stop.set()
 
     def _chunks(self, stream: Stream, characters: int) -> Generator[Chunk, None, None]:
+        drawn = 0
         try:
             for piece in stream:
+                drawn += len(piece.text)
                 yield from _chunk(piece)
         finally:
             stream.close()
-        counted = stream.usage.prompt_tokens or 0
+        counted = (stream.usage.prompt_tokens or 0) + (stream.usage.completion_tokens or 0)
         if counted >= LEAST_COUNTED:
-            self._ratio = min(16.0, max(0.5, characters / counted))
+            self._ratio = min(16.0, max(0.5, (characters + drawn) / counted))
         yield Chunk(0, stats=_stats(stream))
         if stream.error is not None:
             raise stream.error

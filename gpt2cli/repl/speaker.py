@@ -70,6 +70,11 @@ def as_remote(speaker: Speaker) -> RemoteSpeaker | None:
     return None if hasattr(speaker, "checkpoint") else speaker  # type: ignore[return-value]
 
 
+def unit_of(speaker: Speaker) -> str:
+    """What its contexts are counted in."""
+    return "tokens" if as_engine(speaker) is not None else "characters, about"
+
+
 def format_for(speaker: Speaker, asked: str | None, name: str) -> Format:
     """The format ``asked`` for, or the one that suits the model. Raises as `choose_format`."""
     engine = as_engine(speaker)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from gpt2cli.errors import UsageError
-from gpt2cli.repl.speaker import as_engine, as_remote
+from gpt2cli.repl.speaker import as_engine, as_remote, unit_of
 from gpt2cli.repl.text_layout import coloured, token_table, token_texts, with_digits
 from gpt2cli.repl.view import DIM
 from gpt2cli.text.detokenizer import Detokenizer
@@ -22,7 +22,7 @@ def context(chat: Chat, argument: str) -> None:
     found = conversation.context()
     size = conversation.engine.config.n_positions
     turns = f", the {found.dropped} oldest turns dropped" if found.dropped else ""
-    unit = "tokens" if as_remote(conversation.engine) is None else "characters (about)"
+    unit = unit_of(conversation.engine)
     chat.view.note(f"{len(found.ids)} of {size} {unit}, format {conversation.format.name}{turns}:")
     if argument:
         chat.view.text(" ".join(map(str, found.ids)))
