@@ -93,15 +93,20 @@ class Head:
         }
 
     def engine(self) -> dict[str, Any]:
-        """What ran: of a server that is its address and its kind."""
-        return {
-            "device": "server",
-            "precision": None,
-            "kernels": None,
-            "threads": None,
-            "endpoint": self.client.url,
-            "server": self.client.kind.name if self.client.kind.known else None,
-        }
+        """What ran."""
+        return engine_document(self.client)
+
+
+def engine_document(client: Client) -> dict[str, Any]:
+    """What runs at a server, as far as it is known: its address and its kind."""
+    return {
+        "device": "server",
+        "precision": None,
+        "kernels": None,
+        "threads": None,
+        "endpoint": client.url,
+        "server": client.kind.name if client.kind.known else None,
+    }
 
 
 def _sink(terminal: Terminal, head: Head, output: OutputOptions) -> Sink:

@@ -37,6 +37,10 @@ class Place:
         """The address with the model."""
         return self.endpoint.url if self.model is None else f"{self.endpoint.url}#{self.model}"
 
+    def head(self) -> dict[str, str | None]:
+        """The first fields of a document."""
+        return {"model": self.name, "revision": None}
+
     def client(self, say: Callable[[str], None]) -> Client:
         """A client, connected: the server has the model. Raises `Gpt2cliError`."""
         from gpt2cli.remote.client import Client

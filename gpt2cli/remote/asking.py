@@ -3,11 +3,26 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 from gpt2cli.options import GenerateOptions
 from gpt2cli.remote.pieces import Json
 from gpt2cli.remote.servers import Kind
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SentOptions(GenerateOptions):
+    """Options, and which of them were set: the others are the server's affair."""
+
+    given: frozenset[str] = frozenset()
+
+
+def sent_options(given: Mapping[str, Any]) -> SentOptions:
+    """Options of which those ``given`` are sent. Raises `InvalidOption`."""
+    names = {name for name, value in given.items() if value not in (None, ())}
+    return SentOptions(**given, given=frozenset(names - {"num_return_sequences"}))
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,8 +83,3 @@ class Request:
             body[field] = list(self.options.stop)
         else:
             body[field] = getattr(self.options, name)
-
-
-def request_of(prompt: str | tuple[Message, ...], options: GenerateOptions, given: frozenset[str]) -> Request:
-    """A request whose options have nothing left open. Raises `InvalidOption`."""
-    return Request(prompt, options.settled(), given)

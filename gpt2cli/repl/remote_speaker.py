@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Generator, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 from gpt2cli.core.results import Chunk, Stats
 from gpt2cli.errors import PromptTooLong, UsageError
 from gpt2cli.options import DEFAULT_MAX_NEW_TOKENS, GenerateOptions
-from gpt2cli.remote.asking import Message, Request
+from gpt2cli.remote.asking import Message, Request, SentOptions, sent_options
 from gpt2cli.remote.client import Client, Stream
 from gpt2cli.remote.pieces import Piece
 from gpt2cli.remote.servers import OURS, check_options
@@ -22,13 +21,6 @@ CHARACTERS_A_TOKEN = 3.0
 LEAST_COUNTED = 32
 """Tokens that tell how many characters a token has."""
 NO_LIMIT = 2**20
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class SentOptions(GenerateOptions):
-    """Options, and which of them were set: the others are the server's affair."""
-
-    given: frozenset[str] = frozenset()
 
 
 class RemoteSpeaker:
@@ -78,17 +70,13 @@ class RemoteSpeaker:
 
     def options(self, **given: Any) -> GenerateOptions:
         """Options to send. Raises `UsageError` for one that the server has not, and `InvalidOption`."""
-        kept = {name: value for name, value in given.items() if name not in ("draft", "logprobs")}
-        names = {name for name, value in kept.items() if value not in (None, ()) and name in self._sendable}
-        for flag in check_options(self.client.kind, sorted(names - {"num_return_sequences"})):
+        options = sent_options({n: value for n, value in given.items() if n not in ("draft", "logprobs")})
+        for flag in check_options(self.client.kind, sorted(options.given)):
             if flag not in self._warned:
                 self._warned.add(flag)
                 self.warn(f"{self.client.url} may ignore {flag}: it is not of OpenAI's API")
-        options = SentOptions(**kept, given=frozenset(names - {"num_return_sequences"}))
         self._reserve = options.max_new_tokens or DEFAULT_MAX_NEW_TOKENS
         return options
-
-    _sendable = frozenset(GenerateOptions.__dataclass_fields__)
 
     def encode(self, prompt: str, *, special_tokens: bool = False) -> list[int]:
         """The code points of a text."""
