@@ -54,7 +54,7 @@ def run(
         texts[piece.sequence].add(piece)
         sink.chunk(piece)
     terminal.signals.soften(lambda: None)
-    sink.finish(texts, _tail(stream, texts, head, age))
+    sink.finish(texts, _tail(stream, head, age))
     _report(terminal, head, texts, stream, output)
     if terminal.signals.received is not None:
         raise terminal.signals.received
@@ -223,10 +223,10 @@ def _finite(logprob: float | None) -> float | None:
     return None if logprob is None or logprob <= IMPOSSIBLE else logprob
 
 
-def _tail(stream: Stream, texts: Sequence[Text], head: Head, age: float) -> dict[str, Any]:
+def _tail(stream: Stream, head: Head, age: float) -> dict[str, Any]:
     """The last fields of the document, and the ``summary`` event."""
     usage, first = stream.usage, stream.first_token_s
-    rate = tokens_per_s(stream, texts)
+    rate = stream.tokens_per_s
     decode_s = 0.0 if first is None else stream.total_s - first
     tail: dict[str, Any] = {
         "usage": {
@@ -250,14 +250,6 @@ def _tail(stream: Stream, texts: Sequence[Text], head: Head, age: float) -> dict
     return tail
 
 
-def tokens_per_s(stream: Stream, texts: Sequence[Text]) -> float | None:
-    """Tokens after the first of each text, over the time since it came; None where that is nothing."""
-    drawn, first = stream.usage.completion_tokens, stream.first_token_s
-    if drawn is None or first is None or drawn <= len(texts) or stream.total_s <= first:
-        return None
-    return (drawn - len(texts)) / (stream.total_s - first)
-
-
 def _report(
     terminal: Terminal, head: Head, texts: Sequence[Text], stream: Stream, output: OutputOptions
 ) -> None:
@@ -272,9 +264,8 @@ def _report(
     if terminal.stderr_is_terminal:
         if stream.usage.completion_tokens is not None:
             parts.append(f"{stream.usage.completion_tokens} tokens")
-        rate = tokens_per_s(stream, texts)
-        if rate is not None:
-            parts.append(f"{rate:.1f} tokens/s")
+        if stream.tokens_per_s is not None:
+            parts.append(f"{stream.tokens_per_s:.1f} tokens/s")
         parts.append(", ".join(dict.fromkeys(one_line(str(text.finish_reason)) for text in texts)))
         parts.append(one_line(head.client.model.name)[:60])
     if parts:

@@ -227,6 +227,12 @@ class Stream:
     def __iter__(self) -> Iterator[Piece]:
         return self._pieces
 
+    @property
+    def tokens_per_s(self) -> float | None:
+        """Tokens over the whole time: pieces come in bunches, so that times between them say little."""
+        drawn = self.usage.completion_tokens
+        return drawn / self.total_s if drawn and self.total_s > 0 else None
+
     def close(self) -> None:
         """End it, and the connection."""
         self._pieces.close()

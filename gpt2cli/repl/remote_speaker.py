@@ -155,7 +155,7 @@ def _stats(stream: Stream) -> Stats:
         prefill_s=first,
         first_token_s=first,
         decode_s=decode_s,
-        tokens_per_s=(drawn - 1) / decode_s if drawn > 1 and decode_s > 0 else None,
+        tokens_per_s=stream.tokens_per_s,
         steps=0,
         drafted=0,
         accepted=0,
