@@ -225,6 +225,16 @@ def test_a_terminal_gets_no_escape_codes() -> None:
         assert "\x1b" not in generate(server).err
 
 
+def test_what_no_utf8_holds() -> None:
+    """Half a pair of surrogates, and numbers beyond all bounds."""
+    odd = b'data: {"choices": [{"index": 0, "text": "a\\ud800b", "finish_reason": "stop", "logprobs": '
+    odd += b'{"tokens": ["a\\ud800b"], "token_logprobs": [1' + b"0" * 400 + b"]}}]}\n\n"
+    with hostile(raw(STREAM, odd)) as server:
+        assert generate(server).out == "a\ufffdb\n"
+        document = generate(server, "--json", "--logprobs", "1").document
+    assert document["choices"][0]["logprobs"][0]["logprob"] is None
+
+
 def test_which_model() -> None:
     with hostile(stream("x")) as server:
         server.models = ("one", "two\x1b[2J")
@@ -304,6 +314,8 @@ def test_addresses() -> None:
     endpoint, model = parse_address("HTTPS://Example.org:8000/v1/#owner/name")
     assert (endpoint.url, model) == ("https://example.org:8000/v1", "owner/name")
     assert parse_address("http://[::1]")[0].url == "http://[::1]/v1"
+    assert parse_address("http://127.0.0.2")[0].is_loopback
+    assert not parse_address("http://127.evil.example")[0].is_loopback
     for bad in (
         "http://",
         "ftp://a",

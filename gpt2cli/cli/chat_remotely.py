@@ -2,16 +2,31 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Mapping
+from typing import Any, Protocol
 
 from gpt2cli.cli.remote import Place
 from gpt2cli.repl.conversation import Conversation
 from gpt2cli.repl.remote_format import remote_format
 from gpt2cli.repl.remote_speaker import RemoteSpeaker
+from gpt2cli.repl.sessions import Saved, Session
 
-if TYPE_CHECKING:
-    from gpt2cli.cli.chat import ChatRequest
+
+class Asked(Protocol):
+    """What a command line asks of a conversation."""
+
+    @property
+    def format(self) -> str | None: ...
+    @property
+    def system(self) -> str: ...
+    @property
+    def given(self) -> Mapping[str, Any]: ...
+    @property
+    def seed(self) -> int | None: ...
+    @property
+    def session(self) -> Session | None: ...
+    @property
+    def saved(self) -> Saved | None: ...
 
 
 def speaker(place: Place, warn: Callable[[str], None]) -> RemoteSpeaker:
@@ -19,7 +34,7 @@ def speaker(place: Place, warn: Callable[[str], None]) -> RemoteSpeaker:
     return RemoteSpeaker(place.client(warn), warn)
 
 
-def conversation(request: ChatRequest, place: Place, notes: list[str]) -> Conversation:
+def conversation(request: Asked, place: Place, notes: list[str]) -> Conversation:
     """Begin the conversation, or go on with it; ``notes`` are what to warn of. Raises `Gpt2cliError`."""
     began: list[Conversation] = []
 

@@ -9,11 +9,11 @@ from urllib.parse import SplitResult, urlsplit
 from gpt2cli.errors import UsageError
 from gpt2cli.options import shown
 
-LOOPBACK_HOSTS = ("localhost", "127.0.0.1", "::1")
 DEFAULT_PATH = "/v1"
 KEY_VARIABLE = "GPT2CLI_API_KEY"
 
 _PLAIN = re.compile(r"[\x21-\x7e]+")
+_LOOPBACK = re.compile(r"localhost|::1|127\.[0-9]{1,3}\.[0-9]{1,3}\.[0-9]{1,3}")
 _PATH = re.compile(r"[A-Za-z0-9/._~%:@!$&'()*+,;=-]*")
 
 
@@ -46,7 +46,7 @@ class Endpoint:
     @property
     def is_loopback(self) -> bool:
         """Whether it is this machine."""
-        return self.host in LOOPBACK_HOSTS or self.host.startswith("127.")
+        return _LOOPBACK.fullmatch(self.host) is not None
 
 
 class Key:

@@ -6,7 +6,7 @@ import json
 import math
 from collections.abc import Collection, Iterable, Iterator
 
-from gpt2cli.remote.pieces import Piece, Token, Usage
+from gpt2cli.remote.pieces import Piece, Token, Usage, whole
 from gpt2cli.remote.wire import CutOff
 from gpt2cli.text.sanitize import one_line
 
@@ -88,7 +88,7 @@ class Reader:
             return
         message = choice.get("delta") or choice.get("message")
         text = message.get("content") if isinstance(message, dict) else choice.get("text")
-        text = text if isinstance(text, str) else ""
+        text = whole(text)
         reason = self._reason(choice)
         tokens = tuple(_tokens(choice))
         if text or tokens or reason:
@@ -121,8 +121,12 @@ def _whole(value: object) -> int | None:
 
 
 def _number(value: object) -> float | None:
-    number = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
-    return float(value) if number else None  # type: ignore[arg-type]
+    if not isinstance(value, int | float) or isinstance(value, bool):
+        return None
+    try:
+        return float(value) if math.isfinite(value) else None
+    except OverflowError:
+        return None
 
 
 def _list(value: object) -> list[object]:
@@ -144,16 +148,16 @@ def _details(details: dict[object, object]) -> Iterator[Token]:
     for entry in _list(details.get("content")):
         if isinstance(entry, dict):
             top = [
-                (str(each.get("token")), _number(each.get("logprob")))
+                (whole(each.get("token")), _number(each.get("logprob")))
                 for each in _list(entry.get("top_logprobs"))
                 if isinstance(each, dict)
             ]
             likeliest = tuple((text, value) for text, value in top if value is not None)
-            yield Token(str(entry.get("token")), None, _number(entry.get("logprob")), likeliest)
+            yield Token(whole(entry.get("token")), None, _number(entry.get("logprob")), likeliest)
     texts, values = _list(details.get("tokens")), _list(details.get("token_logprobs"))
     tops = _list(details.get("top_logprobs"))
     for at, text in enumerate(texts):
         found = tops[at] if at < len(tops) else None
         pairs = found.items() if isinstance(found, dict) else ()
-        likeliest = tuple((str(t), v) for t, each in pairs if (v := _number(each)) is not None)
-        yield Token(str(text), None, _number(values[at]) if at < len(values) else None, likeliest)
+        likeliest = tuple((whole(t), v) for t, each in pairs if (v := _number(each)) is not None)
+        yield Token(whole(text), None, _number(values[at]) if at < len(values) else None, likeliest)

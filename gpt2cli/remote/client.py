@@ -156,6 +156,7 @@ class Client:
             )
         if status in (401, 403):
             given = "the key is refused" if self.site.key is not None else "it wants a key"
+            given = given if status == 401 else "it refuses"
             raise Unavailable(
                 f"{url}: {given} ({status}){why}",
                 hint=f"write it into a file and give --api-key-file FILE, or set {KEY_VARIABLE}",

@@ -17,6 +17,7 @@ from gpt2cli.remote.wire import Stop, Stopped
 K = TypeVar("K")
 
 CONNECTIONS = 16
+LEAVE_S = 2.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,6 +94,7 @@ def run_many(
     finally:
         stop.set()
         for thread in threads:
-            thread.join()
+            # One may wait for the next row, which nobody can end.
+            thread.join(LEAVE_S)
     if failure is not None:
         raise failure

@@ -7,6 +7,14 @@ from dataclasses import dataclass, field, replace
 Json = None | bool | int | float | str | list["Json"] | dict[str, "Json"]
 
 
+_SURROGATES = dict.fromkeys(range(0xD800, 0xE000), "\ufffd")
+
+
+def whole(value: object) -> str:
+    """A text of a JSON document, with what UTF-8 cannot hold replaced; empty for what is no text."""
+    return value.translate(_SURROGATES) if isinstance(value, str) else ""
+
+
 @dataclass(frozen=True, slots=True)
 class Token:
     """A token as a server tells of it: its text, and its id where it says that."""

@@ -6,6 +6,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 from gpt2cli.errors import UsageError
+from gpt2cli.remote.pieces import whole
 from gpt2cli.text.sanitize import one_line
 
 STANDARD: Mapping[str, str] = {
@@ -100,7 +101,7 @@ def read_server(document: object) -> Server:
         context, form = entry.get("max_model_len"), entry.get("chat_format")
         if not isinstance(context, int) or isinstance(context, bool) or context < 1:
             context = None
-        found.append(Model(entry["id"], context, form if isinstance(form, str) else None))
+        found.append(Model(whole(entry["id"]), context, form if isinstance(form, str) else None))
         owners.append(str(entry.get("owned_by")))
     return Server(_OWNERS.get(owners[0], UNKNOWN) if owners else UNKNOWN, tuple(found))
 

@@ -240,7 +240,7 @@ class Site:
             ) from None
         except OSError as error:
             self._check(stop)
-            raise Unavailable(f"{url}: {error.strerror or type(error).__name__}") from None
+            raise Unavailable(f"{url}: {one_line(error.strerror or str(error))[:200]}") from None
 
     def _check(self, stop: Stop) -> None:
         if stop.is_set:
