@@ -27,6 +27,7 @@ from remote_server import (
     text,
     then,
 )
+from test_layering import modules_loaded_by
 
 from gpt2cli.errors import UsageError
 from gpt2cli.options import GenerateOptions
@@ -490,6 +491,25 @@ def test_chat_by_text() -> None:
     assert server.bodies[0]["prompt"] == "User: How are you?\nAssistant:"
     assert server.bodies[0]["stop"] == ["\nUser:", "\nAssistant:"]
     assert done.err.count("may ignore --top-k") == 1
+
+
+@pytest.mark.slow
+def test_compare_without_log_probabilities() -> None:
+    """A server that tells none; it is not asked for them either."""
+    with hostile(stream("x"), stream("y")) as server:
+        runs = call("compare", "-m", server.url, "--seed", "1", "--seed", "2", "--json", "ab").document[
+            "runs"
+        ]
+    assert [run["text"] for run in runs] == ["x", "y"]
+    assert {run["refused"] for run in runs} == {"the server tells no log-probabilities"}
+    assert "logprobs" not in server.bodies[0]
+
+
+def test_little_is_imported() -> None:
+    """Neither the engine nor its arithmetic is needed for what is computed elsewhere."""
+    with hostile(stream("x")) as server:
+        loaded = modules_loaded_by("generate", "-q", "-m", server.url, "ab")
+    assert loaded.isdisjoint({"numpy", "torch", "tokenizers", "huggingface_hub", "rich"})
 
 
 def test_text_of_chunks() -> None:

@@ -44,6 +44,48 @@ def collect(client: Client, key: K, request: Request, stop: Stop | None = None) 
     return Finished(key, texts, stream.usage, stream.error)
 
 
+class _Workers(Generic[K]):
+    """Threads that take rows and put down what is finished."""
+
+    def __init__(self, client: Client, rows: Iterable[tuple[K, Request]], connections: int) -> None:
+        self.done: queue.Queue[Finished[K] | BaseException | None] = queue.Queue(connections)
+        self._client, self._source = client, iter(rows)
+        self._stop, self._lock = Stop(), threading.Lock()
+        self._threads = [threading.Thread(target=self._work, daemon=True) for _ in range(connections)]
+        for thread in self._threads:
+            thread.start()
+
+    def end(self) -> None:
+        """End all requests."""
+        self._stop.set()
+        for thread in self._threads:
+            # One may wait for the next row, which nobody can end.
+            thread.join(LEAVE_S)
+
+    def _work(self) -> None:
+        try:
+            while not self._stop.is_set:
+                with self._lock:
+                    row = next(self._source, None)
+                if row is None:
+                    break
+                self._put(collect(self._client, *row, self._stop))
+        except Stopped:
+            pass
+        except BaseException as error:
+            self._put(error)
+        self._put(None)
+
+    def _put(self, found: Finished[K] | BaseException | None) -> None:
+        while True:
+            try:
+                self.done.put(found, timeout=0.1)
+                return
+            except queue.Full:
+                if self._stop.is_set:
+                    return
+
+
 def run_many(
     client: Client, rows: Iterable[tuple[K, Request]], *, connections: int = CONNECTIONS
 ) -> Generator[Finished[K], None, None]:
@@ -52,39 +94,11 @@ def run_many(
     Rows are taken from the iterable as connections become free, by one thread at a time. Closing the
     generator ends all requests. What the iterable raises is raised here, when what runs has ended.
     """
-    stop, source, lock = Stop(), iter(rows), threading.Lock()
-    done: queue.Queue[Finished[K] | BaseException | None] = queue.Queue(connections)
-
-    def put(found: Finished[K] | BaseException | None) -> None:
-        while True:
-            try:
-                done.put(found, timeout=0.1)
-                return
-            except queue.Full:
-                if stop.is_set:
-                    return
-
-    def work() -> None:
-        try:
-            while not stop.is_set:
-                with lock:
-                    row = next(source, None)
-                if row is None:
-                    break
-                put(collect(client, *row, stop))
-        except Stopped:
-            pass
-        except BaseException as error:
-            put(error)
-        put(None)
-
-    threads = [threading.Thread(target=work, name=f"remote-{n}", daemon=True) for n in range(connections)]
-    for thread in threads:
-        thread.start()
+    workers = _Workers(client, rows, connections)
     left, failure = connections, None
     try:
         while left:
-            found = done.get()
+            found = workers.done.get()
             if found is None:
                 left -= 1
             elif isinstance(found, BaseException):
@@ -92,9 +106,6 @@ def run_many(
             else:
                 yield found
     finally:
-        stop.set()
-        for thread in threads:
-            # One may wait for the next row, which nobody can end.
-            thread.join(LEAVE_S)
+        workers.end()
     if failure is not None:
         raise failure
