@@ -4,11 +4,11 @@
 _gpt2cli_command() {
     case $1 in
     '') commands=(generate chat score inspect compare features pull list show rm verify import export gc train finetune distill serve bench completions config) flags=(--version -V --help -h) ;;
-    generate) commands=() flags=(--prompt -p --file -f --model -m --revision --offline --allow-pickle --max-new-tokens --max-length --stop --ignore-eos --overflow --temperature --temp --top-k --top-p --min-p --typical-p --repetition-penalty --no-repeat-ngram-size --presence-penalty --frequency-penalty --logit-bias --greedy --num-return-sequences -n --seed --rng --special-tokens --strict --sanitize --json --jsonl --echo --logprobs --output -o --no-stream --quiet -q --device --precision --threads --draft --debug --help -h) ;;
-    chat) commands=() flags=(--model -m --revision --offline --allow-pickle --format --system --resume --last --save --no-save --max-new-tokens --stop --ignore-eos --temperature --temp --top-k --top-p --min-p --typical-p --repetition-penalty --no-repeat-ngram-size --greedy --seed --strict --sanitize --json --quiet -q --device --precision --threads --draft --debug --help -h) ;;
+    generate) commands=() flags=(--prompt -p --file -f --model -m --revision --offline --allow-pickle --max-new-tokens --max-length --stop --ignore-eos --overflow --temperature --temp --top-k --top-p --min-p --typical-p --repetition-penalty --no-repeat-ngram-size --presence-penalty --frequency-penalty --logit-bias --greedy --num-return-sequences -n --seed --rng --special-tokens --strict --sanitize --json --jsonl --echo --logprobs --output -o --no-stream --quiet -q --device --precision --threads --draft --endpoint --api-key-file --timeout --debug --help -h) ;;
+    chat) commands=() flags=(--model -m --revision --offline --allow-pickle --format --system --resume --last --save --no-save --max-new-tokens --stop --ignore-eos --temperature --temp --top-k --top-p --min-p --typical-p --repetition-penalty --no-repeat-ngram-size --greedy --seed --strict --sanitize --json --quiet -q --device --precision --threads --draft --endpoint --api-key-file --timeout --debug --help -h) ;;
     score) commands=() flags=(--prompt -p --file -f --model -m --revision --offline --allow-pickle --lines --from-jsonl --field --stride --window --bos --eos --keep-newline --drop-newline --special-tokens --strict --choices --choice --normalize --task --limit --tokens --top --plot --json --jsonl --output -o --no-resume --quiet -q --device --precision --threads --batch-tokens --debug --help -h) ;;
     inspect) commands=() flags=(--prompt -p --file -f --by --top --stride --marks --no-marks --explain --at --model -m --revision --offline --allow-pickle --temperature --temp --top-k --top-p --min-p --typical-p --repetition-penalty --no-repeat-ngram-size --greedy --seed --bos --special-tokens --strict --json --jsonl --csv --svg --html --theme --output -o --quiet -q --device --precision --threads --debug --help -h) ;;
-    compare) commands=() flags=(--prompt -p --file -f --lines --vary --next --words --model -m --offline --allow-pickle --max-new-tokens --stop --ignore-eos --temperature --top-k --top-p --min-p --typical-p --repetition-penalty --no-repeat-ngram-size --seed --greedy --special-tokens --strict --json --jsonl --csv --svg --html --theme --output -o --quiet -q --device --precision --threads --debug --help -h) ;;
+    compare) commands=() flags=(--prompt -p --file -f --lines --vary --next --words --model -m --offline --allow-pickle --max-new-tokens --stop --ignore-eos --temperature --top-k --top-p --min-p --typical-p --repetition-penalty --no-repeat-ngram-size --seed --greedy --special-tokens --strict --json --jsonl --csv --svg --html --theme --output -o --quiet -q --device --precision --threads --endpoint --api-key-file --timeout --debug --help -h) ;;
     features) commands=() flags=(--prompt -p --file -f --model -m --revision --offline --allow-pickle --lines --from-jsonl --field --bos --truncate --special-tokens --strict --layer --layers --pool --attention --output -o --quiet -q --device --precision --threads --batch-tokens --debug --help -h) ;;
     pull) commands=() flags=(--revision --allow-pickle --offline --jsonl --quiet -q --debug --help -h) ;;
     list) commands=() flags=(--available --json --quiet -q --debug --help -h) ;;
@@ -63,6 +63,9 @@ _gpt2cli_flag() {
     'generate --precision') kind=words words=(auto fp32 fp16 bf16 int8 int4) ;;
     'generate --threads') kind=text words=() ;;
     'generate --draft') kind=model words=(auto off lookup) ;;
+    'generate --endpoint') kind=text words=() ;;
+    'generate --api-key-file') kind=file words=() ;;
+    'generate --timeout') kind=text words=() ;;
     'chat --model'|'chat -m') kind=model words=() ;;
     'chat --revision') kind=text words=() ;;
     'chat --format') kind=words words=(story transcript dialogpt template raw) ;;
@@ -82,6 +85,9 @@ _gpt2cli_flag() {
     'chat --precision') kind=words words=(auto fp32 fp16 bf16 int8 int4) ;;
     'chat --threads') kind=text words=() ;;
     'chat --draft') kind=model words=(auto off lookup) ;;
+    'chat --endpoint') kind=text words=() ;;
+    'chat --api-key-file') kind=file words=() ;;
+    'chat --timeout') kind=text words=() ;;
     'score --prompt'|'score -p') kind=text words=() ;;
     'score --file'|'score -f') kind=file words=() ;;
     'score --model'|'score -m') kind=model words=() ;;
@@ -143,6 +149,9 @@ _gpt2cli_flag() {
     'compare --device') kind=words words=(auto cpu cuda mps) ;;
     'compare --precision') kind=words words=(auto fp32 fp16 bf16 int8 int4) ;;
     'compare --threads') kind=text words=() ;;
+    'compare --endpoint') kind=text words=() ;;
+    'compare --api-key-file') kind=file words=() ;;
+    'compare --timeout') kind=text words=() ;;
     'features --prompt'|'features -p') kind=text words=() ;;
     'features --file'|'features -f') kind=file words=() ;;
     'features --model'|'features -m') kind=model words=() ;;

@@ -77,6 +77,9 @@ Register-ArgumentCompleter -Native -CommandName gpt2cli -ScriptBlock {
         @{Of = 'generate'; What = 'flag'; Name = '--precision'; Help = 'The precision of the weights; auto is lossless in practice'; Kind = 'words'; Words = @('auto', 'fp32', 'fp16', 'bf16', 'int8', 'int4')}
         @{Of = 'generate'; What = 'flag'; Name = '--threads'; Help = 'The number of CPU threads'; Kind = 'text'; Words = @()}
         @{Of = 'generate'; What = 'flag'; Name = '--draft'; Help = 'Guess tokens ahead and check several at once: the same text, sooner'; Kind = 'model'; Words = @('auto', 'off', 'lookup')}
+        @{Of = 'generate'; What = 'flag'; Name = '--endpoint'; Help = 'A server that speaks OpenAI''s API (vLLM, llama.cpp, ollama, gpt2cli serve); -m then names one of its models'; Kind = 'text'; Words = @()}
+        @{Of = 'generate'; What = 'flag'; Name = '--api-key-file'; Help = 'Send the server the first key in FILE'; Kind = 'file'; Words = @()}
+        @{Of = 'generate'; What = 'flag'; Name = '--timeout'; Help = 'Give up when the server says nothing for S seconds'; Kind = 'text'; Words = @()}
         @{Of = 'generate'; What = 'flag'; Name = '--debug'; Help = 'Show a traceback if there is an error'; Kind = ''; Words = @()}
         @{Of = 'generate'; What = 'flag'; Name = '--help'; Help = 'Show this message and exit'; Kind = ''; Words = @()}
         @{Of = 'generate'; What = 'flag'; Name = '-h'; Help = 'Show this message and exit'; Kind = ''; Words = @()}
@@ -114,6 +117,9 @@ Register-ArgumentCompleter -Native -CommandName gpt2cli -ScriptBlock {
         @{Of = 'chat'; What = 'flag'; Name = '--precision'; Help = 'The precision of the weights; auto is lossless in practice'; Kind = 'words'; Words = @('auto', 'fp32', 'fp16', 'bf16', 'int8', 'int4')}
         @{Of = 'chat'; What = 'flag'; Name = '--threads'; Help = 'The number of CPU threads'; Kind = 'text'; Words = @()}
         @{Of = 'chat'; What = 'flag'; Name = '--draft'; Help = 'Guess tokens ahead and check several at once: the same text, sooner'; Kind = 'model'; Words = @('auto', 'off', 'lookup')}
+        @{Of = 'chat'; What = 'flag'; Name = '--endpoint'; Help = 'A server that speaks OpenAI''s API (vLLM, llama.cpp, ollama, gpt2cli serve); -m then names one of its models'; Kind = 'text'; Words = @()}
+        @{Of = 'chat'; What = 'flag'; Name = '--api-key-file'; Help = 'Send the server the first key in FILE'; Kind = 'file'; Words = @()}
+        @{Of = 'chat'; What = 'flag'; Name = '--timeout'; Help = 'Give up when the server says nothing for S seconds'; Kind = 'text'; Words = @()}
         @{Of = 'chat'; What = 'flag'; Name = '--debug'; Help = 'Show a traceback if there is an error'; Kind = ''; Words = @()}
         @{Of = 'chat'; What = 'flag'; Name = '--help'; Help = 'Show this message and exit'; Kind = ''; Words = @()}
         @{Of = 'chat'; What = 'flag'; Name = '-h'; Help = 'Show this message and exit'; Kind = ''; Words = @()}
@@ -215,8 +221,8 @@ Register-ArgumentCompleter -Native -CommandName gpt2cli -ScriptBlock {
         @{Of = 'compare'; What = 'flag'; Name = '--vary'; Help = 'Make prompts from a template: "The {White|Black} man" stands for two'; Kind = 'text'; Words = @()}
         @{Of = 'compare'; What = 'flag'; Name = '--next'; Help = 'Show the K most likely next words after each prompt; 0 shows none'; Kind = 'text'; Words = @()}
         @{Of = 'compare'; What = 'flag'; Name = '--words'; Help = 'Show the probabilities of these next words instead'; Kind = 'text'; Words = @()}
-        @{Of = 'compare'; What = 'flag'; Name = '--model'; Help = 'A model directory, or a name; may be given several times'; Kind = 'model'; Words = @()}
-        @{Of = 'compare'; What = 'flag'; Name = '-m'; Help = 'A model directory, or a name; may be given several times'; Kind = 'model'; Words = @()}
+        @{Of = 'compare'; What = 'flag'; Name = '--model'; Help = 'A model directory, a name, or http://HOST:PORT/v1#NAME for a model on a server; may be given several times'; Kind = 'model'; Words = @()}
+        @{Of = 'compare'; What = 'flag'; Name = '-m'; Help = 'A model directory, a name, or http://HOST:PORT/v1#NAME for a model on a server; may be given several times'; Kind = 'model'; Words = @()}
         @{Of = 'compare'; What = 'flag'; Name = '--offline'; Help = 'Never use the network'; Kind = ''; Words = @()}
         @{Of = 'compare'; What = 'flag'; Name = '--allow-pickle'; Help = 'Also read .bin checkpoints; only plain tensors are unpickled (weights_only)'; Kind = ''; Words = @()}
         @{Of = 'compare'; What = 'flag'; Name = '--max-new-tokens'; Help = 'Generate at most N tokens'; Kind = 'text'; Words = @()}
@@ -246,6 +252,9 @@ Register-ArgumentCompleter -Native -CommandName gpt2cli -ScriptBlock {
         @{Of = 'compare'; What = 'flag'; Name = '--device'; Help = 'The device to run on'; Kind = 'words'; Words = @('auto', 'cpu', 'cuda', 'mps')}
         @{Of = 'compare'; What = 'flag'; Name = '--precision'; Help = 'The precision of the weights; auto is lossless in practice'; Kind = 'words'; Words = @('auto', 'fp32', 'fp16', 'bf16', 'int8', 'int4')}
         @{Of = 'compare'; What = 'flag'; Name = '--threads'; Help = 'The number of CPU threads'; Kind = 'text'; Words = @()}
+        @{Of = 'compare'; What = 'flag'; Name = '--endpoint'; Help = 'A server that speaks OpenAI''s API (vLLM, llama.cpp, ollama, gpt2cli serve); -m then names one of its models'; Kind = 'text'; Words = @()}
+        @{Of = 'compare'; What = 'flag'; Name = '--api-key-file'; Help = 'Send the server the first key in FILE'; Kind = 'file'; Words = @()}
+        @{Of = 'compare'; What = 'flag'; Name = '--timeout'; Help = 'Give up when the server says nothing for S seconds'; Kind = 'text'; Words = @()}
         @{Of = 'compare'; What = 'flag'; Name = '--debug'; Help = 'Show a traceback if there is an error'; Kind = ''; Words = @()}
         @{Of = 'compare'; What = 'flag'; Name = '--help'; Help = 'Show this message and exit'; Kind = ''; Words = @()}
         @{Of = 'compare'; What = 'flag'; Name = '-h'; Help = 'Show this message and exit'; Kind = ''; Words = @()}

@@ -11,7 +11,7 @@ import contextlib
 import os
 import sys
 import tomllib
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast, get_args
@@ -35,9 +35,10 @@ Value = str | int | float | bool
 LOCK_PATIENCE_S = 10.0
 OTHER_VARIABLES = frozenset(
     f"GPT2CLI_{name}"
-    for name in ("HOME", "NATIVE", "NATIVE_LIBRARY", "ZIG", "SHARED", "REQUIRE_SHARED", "UPDATE")
+    for name in ("HOME", "API_KEY", "NATIVE", "NATIVE_LIBRARY", "ZIG", "SHARED", "REQUIRE_SHARED", "UPDATE")
 )
-"""What may stand in the environment beside settings; ZIG is of the build, the last three of the tests."""
+"""What may stand in the environment beside settings: API_KEY is for a model on a server, ZIG is of the build,
+the last three are of the tests."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,6 +106,10 @@ class Settings:
         """The value of ``key``, or None."""
         setting = self._found.get(key)
         return setting.value if setting else None
+
+    def without(self, keys: Collection[str]) -> Settings:
+        """The others."""
+        return Settings({key: setting for key, setting in self._found.items() if key not in keys})
 
     def over(self, flags: Mapping[str, Any]) -> dict[str, Any]:
         """``flags``, and for those that are None the settings; what nobody set is left out."""

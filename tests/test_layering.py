@@ -34,6 +34,7 @@ ALLOWED: dict[str, set[str]] = {
     "train": BASE | MIDDLE | {"core", "__init__"},
     "bench": BASE | MIDDLE | {"core"},
     "terminal": {"errors", "files", "text"},
+    "remote": BASE | {"text", "hub", "__init__"},
 }
 EVERYTHING_BELOW = {*ALLOWED}
 ALLOWED["repl"] = EVERYTHING_BELOW
@@ -182,7 +183,15 @@ def modules_loaded_by(*arguments: str | Path, stdin: str = "") -> set[str]:
     return set(done.stderr.rpartition("LOADED ")[2].split())
 
 
-NOT_FOR_HELP = {"torch", "transformers", "prompt_toolkit", "tokenizers", "huggingface_hub", "starlette"}
+NOT_FOR_HELP = {
+    "torch",
+    "transformers",
+    "prompt_toolkit",
+    "tokenizers",
+    "huggingface_hub",
+    "starlette",
+    "http",
+}
 
 
 @pytest.mark.parametrize("path", some_slow(command_paths(), 8), ids=lambda path: " ".join(path) or "gpt2cli")
@@ -192,7 +201,7 @@ def test_help_loads_nothing_heavy(path: tuple[str, ...]) -> None:
     assert loaded.isdisjoint(NOT_FOR_HELP)
 
 
-HEAVY = {"torch", "transformers", "prompt_toolkit", "httpx"}
+HEAVY = {"torch", "transformers", "prompt_toolkit", "httpx", "httpx2", "http"}
 
 
 @pytest.mark.parametrize(
@@ -223,7 +232,7 @@ def test_models_are_handled_without_torch(tiny_model: Path, tmp_path: Path) -> N
         assert modules_loaded_by(*arguments).isdisjoint(HEAVY), arguments
 
 
-NOT_FOR_TOKENS = {"transformers", "prompt_toolkit", "huggingface_hub"}
+NOT_FOR_TOKENS = {"transformers", "prompt_toolkit", "huggingface_hub", "http"}
 TOKENS = [
     pytest.param(("generate", "-q", "--max-new-tokens", "1", "ab"), "", id="generate"),
     pytest.param(("generate", "-q", "--max-new-tokens", "3", "-n", "3", "--top-p", "0.9", "ab"), "", id="-n"),

@@ -8,15 +8,27 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 from gpt2cli.analysis.logprobs import score_rows
 from gpt2cli.analysis.nextword import NextWords, Path, continuing_tokens
 from gpt2cli.core.engine import Engine
-from gpt2cli.core.results import Choice
+from gpt2cli.core.results import Choice, Result
 from gpt2cli.errors import UsageError
 from gpt2cli.likelihood import bits_per_byte
 from gpt2cli.options import GenerateOptions
+from gpt2cli.text.tokenizer import Tokenizer
+
+
+class Writer(Protocol):
+    """What continues prompts: an `Engine`, or a model on a server, which has no ``tokenizer`` here."""
+
+    @property
+    def tokenizer(self) -> Tokenizer | None: ...
+
+    def options(self, **given: Any) -> GenerateOptions: ...
+
+    def generate(self, prompt: str, options: GenerateOptions) -> Result: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,7 +83,7 @@ class Divergence:
 
 
 def run_grid(
-    engines: Sequence[Engine],
+    engines: Sequence[Writer],
     prompts: Sequence[str],
     settings: Sequence[Mapping[str, Any]],
     seeds: Sequence[int],
@@ -95,20 +107,25 @@ def run_grid(
                     )  # fmt: skip
 
 
-def _own_opinion(engine: Engine, choice: Choice) -> Opinion:
+def _own_opinion(engine: Writer, choice: Choice) -> Opinion:
     """A model's opinion of its own text, from the log-probabilities before any filter."""
+    if engine.tokenizer is None and not (choice.logprobs or not choice.text):
+        size = len(choice.text.encode("utf-8", "replace"))
+        return Opinion(None, 0, size, False, "the server tells no log-probabilities")
     logprob = math.fsum(detail.logprob for detail in choice.logprobs)
+    if engine.tokenizer is None:
+        return Opinion(logprob, len(choice.logprobs), len(choice.text.encode("utf-8", "replace")))
     return Opinion(logprob, len(choice.token_ids), _bytes_of(engine, choice.token_ids))
 
 
-def _bytes_of(engine: Engine, ids: Sequence[int]) -> int | None:
+def _bytes_of(engine: Writer, ids: Sequence[int]) -> int | None:
     tokenizer = engine.tokenizer
     if tokenizer is None or not tokenizer.byte_level:
         return None
     return sum(len(tokenizer.token_bytes(token)) for token in ids)
 
 
-def opinion(engines: Sequence[Engine], prompt: str, run: Run, model: int) -> Opinion:
+def opinion(engines: Sequence[Writer], prompt: str, run: Run, model: int) -> Opinion:
     """What ``model`` thinks of the continuation of ``run``.
 
     With the same vocabulary it is about the same tokens. Otherwise the text is tokenised anew, the
@@ -118,11 +135,13 @@ def opinion(engines: Sequence[Engine], prompt: str, run: Run, model: int) -> Opi
     """
     writer, judge = engines[run.model], engines[model]
     ids, size = run.choice.token_ids, run.own.bytes
-    assert writer.tokenizer is not None and judge.tokenizer is not None
-    same = writer.tokenizer.same_vocabulary(judge.tokenizer)
+    if not isinstance(judge, Engine):
+        return Opinion(None, 0, size, False, "a model on a server gives none on the texts of others")
+    assert judge.tokenizer is not None
+    same = writer.tokenizer is not None and writer.tokenizer.same_vocabulary(judge.tokenizer)
     try:
         if not same:
-            text = writer.tokenizer.decode(ids)
+            text = run.choice.text if writer.tokenizer is None else writer.tokenizer.decode(ids)
             if "\ufffd" in text:
                 return Opinion(None, 0, size, False, "the text has a character that is not whole")
             ids = judge.tokenizer.encode(text)
@@ -141,12 +160,11 @@ def opinion(engines: Sequence[Engine], prompt: str, run: Run, model: int) -> Opi
     return Opinion(-scores.nll, len(ids), size, same)
 
 
-def divergence(engines: Sequence[Engine], run: Run, reference: Run) -> Divergence:
+def divergence(engines: Sequence[Writer], run: Run, reference: Run) -> Divergence:
     """Where ``run`` leaves ``reference``."""
     one, other = engines[run.model].tokenizer, engines[reference.model].tokenizer
-    assert one is not None and other is not None
     tokens = None
-    if one is other or one.same_vocabulary(other):
+    if one is not None and other is not None and (one is other or one.same_vocabulary(other)):
         tokens = _common(run.choice.token_ids, reference.choice.token_ids)
     characters = _common(run.choice.text, reference.choice.text)
     return Divergence(characters, tokens, run.choice.text == reference.choice.text)

@@ -13,6 +13,7 @@ from gpt2cli.cli.flags import (
     LengthFlags,
     ModelFlags,
     SamplingFlags,
+    ServerFlags,
     given_options,
     load_options,
     read_flags,
@@ -20,11 +21,14 @@ from gpt2cli.cli.flags import (
 )
 from gpt2cli.cli.loading import FoundModel, check_model, find_draft_model, resolve_model
 from gpt2cli.cli.prompt import read_lines
+from gpt2cli.cli.remote import Place, another_place, check_local_flags, find_place
 from gpt2cli.errors import Gpt2cliError, ModelNotFound
 from gpt2cli.hub.converted import converted_stem
 from gpt2cli.hub.resolve import ResolvedModel, resolve
 from gpt2cli.hub.usage import mark_used
 from gpt2cli.options import GenerateOptions, LoadOptions, shown
+from gpt2cli.remote.address import is_address
+from gpt2cli.remote.servers import check_sendable
 from gpt2cli.repl.formats import choose_format
 from gpt2cli.repl.sessions import Saved, Session
 from gpt2cli.settings import Settings
@@ -32,8 +36,8 @@ from gpt2cli.terminal.progress import ConversionProgress
 from gpt2cli.terminal.streams import Terminal
 
 if TYPE_CHECKING:
-    from gpt2cli.core.engine import Engine
     from gpt2cli.repl.conversation import Conversation
+    from gpt2cli.repl.speaker import Speaker
 
 EXAMPLES = """Examples:
 
@@ -63,7 +67,7 @@ def chat(
         str | None,
         typer.Argument(metavar="NAME", help="With --resume, the name of the session.", show_default=False),
     ] = None,
-    model: params.Model = None,
+    model: params.RemoteModel = None,
     revision: params.Revision = None,
     offline: params.Offline = None,
     allow_pickle: params.AllowPickle = None,
@@ -156,6 +160,9 @@ def chat(
     precision: params.PrecisionName = None,
     threads: params.Threads = None,
     draft: params.Draft = None,
+    endpoint: params.Endpoint = None,
+    api_key_file: params.ApiKeyFile = None,
+    timeout: params.Timeout = None,
     debug: params.Debug = False,
 ) -> int:
     """Talk with a model, or take turns writing a story with it; sessions are saved as they go.
@@ -163,11 +170,13 @@ def chat(
     Base models such as gpt2 and tiny continue texts and know no user or assistant: with them you take
     turns writing a story. Without a terminal every line of input is a turn, and every answer is one line.
     """
-    return _run(_read_request(ctx.obj, read_flags(ChatFlags, ctx.params)))
+    terminal: Terminal = ctx.obj
+    flags = read_flags(ChatFlags, ctx.params)
+    return _run(_read_request(terminal, read_settings(terminal, flags.quiet), flags))
 
 
 @dataclass(frozen=True, kw_only=True)
-class ChatFlags(ModelFlags, SamplingFlags, LengthFlags):
+class ChatFlags(ModelFlags, SamplingFlags, LengthFlags, ServerFlags):
     """The flags of `chat`."""
 
     name: str | None
@@ -191,10 +200,12 @@ class ChatRequest:
 
     terminal: Terminal
     settings: Settings
-    model: FoundModel
+    model: FoundModel | Place
+    load: LoadOptions
     draft: str
     draft_model: FoundModel | None
-    format: str
+    format: str | None
+    """None where only the server can tell which one suits."""
     system: str
     given: dict[str, Any]
     seed: int | None
@@ -206,14 +217,17 @@ class ChatRequest:
     json: bool
 
 
+def _called(model: FoundModel | Place) -> str:
+    return model.name if isinstance(model, Place) else _name(model.resolved)
+
+
 def _name(model: ResolvedModel) -> str:
     """The model's name; of a directory its whole path, so that a session finds it again."""
     return model.name if model.stored is not None else str(model.directory.resolve())
 
 
-def _read_request(terminal: Terminal, flags: ChatFlags) -> ChatRequest:
+def _read_request(terminal: Terminal, settings: Settings, flags: ChatFlags) -> ChatRequest:
     """Check everything that can be checked without torch. Raises `Gpt2cliError`."""
-    settings = read_settings(terminal, flags.quiet)
     if not terminal.has_stdout:
         raise Gpt2cliError("standard output is closed")
     interactive = terminal.stdin_is_terminal and terminal.stdout_is_terminal and not flags.json
@@ -222,19 +236,33 @@ def _read_request(terminal: Terminal, flags: ChatFlags) -> ChatRequest:
     load = load_options(settings, flags)
     session, saved = open_session(terminal, flags, interactive=interactive)
     try:
-        model = check_model(_model(terminal, settings, flags, saved, load), load)
+        named = flags.model is not None or flags.endpoint is not None
+        of_session = None if named or saved is None else saved.model
+        place = find_place(terminal, settings, of_session or flags.model, flags)
         if saved is not None:
             # Flags stand over what the session had, that over the settings.
             given = {**saved.options, **given_options(Settings({}), flags, *OPTIONS)}
-        draft = model.checkpoint.generate_options({**given, **settings.over({"draft": flags.draft})}).draft
-        format = flags.format or (saved.format if saved and not flags.model else None)
+        format: str | None = flags.format or (saved.format if saved and not named else None)
+        model: FoundModel | Place
+        draft, draft_model = "off", None
+        if place is not None:
+            check_local_flags(flags)
+            check_sendable(["draft"] if flags.draft is not None else [])
+            model = place
+        else:
+            model = found = check_model(_model(terminal, settings, flags, saved, load), load)
+            wanted = {**given, **settings.over({"draft": flags.draft})}
+            draft = found.checkpoint.generate_options(wanted).draft
+            draft_model = find_draft_model(terminal, settings, flags, draft, found.load)
+            format = choose_format(found.checkpoint, format, found.resolved.name).name
         return ChatRequest(
             terminal=terminal,
             settings=settings,
             model=model,
+            load=load,
             draft=draft,
-            draft_model=find_draft_model(terminal, settings, flags, draft, model.load),
-            format=choose_format(model.checkpoint, format, model.resolved.name).name,
+            draft_model=draft_model,
+            format=format,
             system=(saved.system if saved else "") if flags.system is None else flags.system,
             given=given,
             seed=flags.seed if flags.seed is not None or not saved else saved.seed,
@@ -280,11 +308,17 @@ def _run_on_terminal(request: ChatRequest) -> int:
     from gpt2cli.repl.chat import Start
     from gpt2cli.repl.loop import run_session
 
-    def load_engine(name: str) -> tuple[Engine, str, str | None]:
+    def load_engine(name: str) -> tuple[Speaker, str, str | None]:
         from gpt2cli.core.engine import Engine
 
+        if is_address(name):
+            from gpt2cli.cli.chat_remotely import speaker
+
+            place = another_place(request.terminal, request.settings, name, request.model)
+            found = speaker(place, request.terminal.warn)
+            return found, found.name, None
         model = resolve(name, offline=True)
-        load = replace(request.model.load, converted=converted_stem(model))
+        load = replace(request.load, converted=converted_stem(model))
         engine = Engine.load(model.directory, load)
         if model.stored is not None:
             mark_used(model.stored)
@@ -295,8 +329,8 @@ def _run_on_terminal(request: ChatRequest) -> int:
     run_session(
         request.terminal,
         Start(
-            model=_name(request.model.resolved),
-            context=request.model.checkpoint.config.n_positions,
+            model=_called(request.model),
+            context=None if isinstance(request.model, Place) else request.model.checkpoint.config.n_positions,
             load=lambda: _conversation(request, notes),
             load_engine=load_engine,
             editing_mode=request.settings.value("editing_mode") or "emacs",
@@ -314,8 +348,14 @@ def _run_plain(request: ChatRequest) -> int:
         from gpt2cli.repl.plain import run_plain
 
         notes: list[str] = []
-        with ConversionProgress(terminal, _name(request.model.resolved)) as progress:
-            conversation = _conversation(request, notes, progress)
+        if isinstance(request.model, Place):
+            from gpt2cli.cli import chat_remotely
+        else:
+            with ConversionProgress(terminal, _called(request.model)) as progress:
+                conversation = _conversation(request, notes, progress)
+    if isinstance(request.model, Place):
+        # A server may let one wait.
+        conversation = chat_remotely.conversation(request, request.model, notes)
     for note in notes:
         terminal.warn(note)
     conversation.warn = terminal.warn
@@ -340,6 +380,11 @@ def _conversation(
     from gpt2cli.repl.conversation import Conversation
 
     found = request.model
+    if isinstance(found, Place):
+        from gpt2cli.cli.chat_remotely import conversation
+
+        return conversation(request, found, notes)
+    assert request.format is not None
     engine = Engine.from_checkpoint(found.checkpoint, found.load, progress)
     if engine.tokenizer is None:
         # It says what is missing.
@@ -352,7 +397,7 @@ def _conversation(
     return Conversation(
         engine,
         choose_format(found.checkpoint, request.format, found.resolved.name),
-        model=_name(request.model.resolved),
+        model=_called(found),
         revision=found.resolved.revision,
         system=request.system,
         given=request.given,

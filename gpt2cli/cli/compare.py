@@ -3,15 +3,21 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from gpt2cli.cli import params
 from gpt2cli.cli.compare_request import DEFAULT_WORDS, CompareFlags, CompareRequest, read_request
 from gpt2cli.cli.flags import read_flags
-from gpt2cli.cli.loading import load_engine, tokenizer_of
+from gpt2cli.cli.loading import FoundModel, load_engine, tokenizer_of
+from gpt2cli.cli.remote import Place
 from gpt2cli.errors import PromptTooLong
+from gpt2cli.terminal.streams import Terminal
+
+if TYPE_CHECKING:
+    from gpt2cli.cli.compare_remotely import RemoteWriter
+    from gpt2cli.core.engine import Engine
 
 EXAMPLES = """Examples:
 
@@ -90,9 +96,9 @@ def compare(
         typer.Option(
             "--model",
             "-m",
-            metavar="NAME|DIR",
-            help="A model directory, or a name; may be given several times. Default: the model "
-            "setting, else the built-in model.",
+            metavar="NAME|DIR|URL",
+            help="A model directory, a name, or http://HOST:PORT/v1#NAME for a model on a server; may be "
+            "given several times. Default: the model setting, else the built-in model.",
             rich_help_panel="Model",
             show_default=False,
         ),
@@ -131,18 +137,29 @@ def compare(
     device: params.DeviceName = None,
     precision: params.PrecisionName = None,
     threads: params.Threads = None,
+    endpoint: params.Endpoint = None,
+    api_key_file: params.ApiKeyFile = None,
+    timeout: params.Timeout = None,
     debug: params.Debug = False,
 ) -> None:
     """Run models, prompts, seeds and settings side by side, and show where the texts diverge."""
     _run(read_request(ctx.obj, read_flags(CompareFlags, ctx.params)))
 
 
+def _load(terminal: Terminal, found: FoundModel | Place, request: CompareRequest) -> Engine | RemoteWriter:
+    if isinstance(found, Place):
+        from gpt2cli.cli.compare_remotely import remote_writer
+
+        return remote_writer(terminal, found, request.settings)
+    engine = load_engine(terminal, found)
+    tokenizer_of(engine)
+    return engine
+
+
 def _run(request: CompareRequest) -> None:
     """Load all models, run everything, and report."""
     terminal = request.terminal
-    engines = [load_engine(terminal, found) for found in request.models]
-    for engine in engines:
-        tokenizer_of(engine)
+    engines = [_load(terminal, found, request) for found in request.models]
     from gpt2cli.cli.compare_report import Comparison
     from gpt2cli.cli.compare_views import render
 

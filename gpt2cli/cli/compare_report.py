@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from gpt2cli.analysis.compare import (
     Divergence,
@@ -21,7 +21,11 @@ from gpt2cli.analysis.compare import (
 from gpt2cli.cli.compare_request import CompareRequest, Variation
 from gpt2cli.core.engine import Engine
 from gpt2cli.options import SamplingOptions
+from gpt2cli.remote.asking import SentOptions
 from gpt2cli.terminal.jsonout import json_line
+
+if TYPE_CHECKING:
+    from gpt2cli.cli.compare_remotely import RemoteWriter
 
 LIMITS = (
     "What this shows: how these models continue exactly these prompts. The probabilities are the model's "
@@ -62,9 +66,9 @@ class Words:
 class Comparison:
     """All runs of a request. They are made when they are asked for, once."""
 
-    def __init__(self, request: CompareRequest, engines: Sequence[Engine]) -> None:
+    def __init__(self, request: CompareRequest, engines: Sequence[Engine | RemoteWriter]) -> None:
         self.request, self.engines = request, engines
-        self.names = [found.resolved.name for found in request.models]
+        self.names = [found.name for found in request.models]
         self.labels = short_names(self.names)
         self.axis = _axis(request)
         self.entries: list[Entry] = []
@@ -155,6 +159,8 @@ class Comparison:
             groups.append((own, tuple(request.prompts[n] for n in own), None))
         special = bool(request.settings[0].get("special_tokens"))
         for model, engine in enumerate(self.engines):
+            if not isinstance(engine, Engine):
+                continue
             for places, labels, template in groups:
                 prompts = [request.prompts[place] for place in places]
                 if request.given_words:
@@ -179,12 +185,15 @@ class Comparison:
 
     def _tail(self) -> dict[str, Any]:
         note = {"note": LIMITS} if self.request.variations else {}
-        engines = [asdict(engine.info) for engine in self.engines]
+        engines = [
+            asdict(engine.info) if isinstance(engine, Engine) else engine.document()
+            for engine in self.engines
+        ]
         return {**note, "runs_made": len(self.entries), "engines": engines}
 
     def _run_document(self, entry: Entry) -> dict[str, Any]:
         run, parts = entry.run, entry.parts
-        options = {name: getattr(run.options, name) for name in SamplingOptions.__dataclass_fields__}
+        options = {name: option_of(run, name) for name in SamplingOptions.__dataclass_fields__}
         return {
             "model": self.names[run.model],
             "prompt": run.prompt,
@@ -210,6 +219,12 @@ class Comparison:
             ],
             "finished": words.table.finished,
         }
+
+
+def option_of(run: Run, name: str) -> Any:
+    """An option of a run; None where it was left to a server."""
+    sent = run.options.given if isinstance(run.options, SentOptions) else None
+    return getattr(run.options, name) if sent is None or name in sent else None
 
 
 def _axis(request: CompareRequest) -> str:

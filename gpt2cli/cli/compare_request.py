@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import secrets
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,14 +16,17 @@ from gpt2cli.cli.flags import (
     LengthFlags,
     ModelFlags,
     PromptFlags,
+    ServerFlags,
     check_greedy,
     read_settings,
 )
 from gpt2cli.cli.formats import Output, OutputFlags, read_output
 from gpt2cli.cli.loading import FoundModel, model_to_measure
 from gpt2cli.cli.prompt import clean_typed, read_prompt
+from gpt2cli.cli.remote import Place, check_local_flags, find_place
 from gpt2cli.errors import UsageError
 from gpt2cli.options import MAX_SEED, GenerateOptions, check_whole
+from gpt2cli.remote.servers import check_sendable
 from gpt2cli.settings import Settings
 from gpt2cli.terminal.streams import Terminal
 
@@ -32,7 +36,7 @@ DEFAULT_WORDS = 10
 
 
 @dataclass(frozen=True, kw_only=True)
-class CompareFlags(EngineFlags, LengthFlags, OutputFlags):
+class CompareFlags(EngineFlags, LengthFlags, OutputFlags, ServerFlags):
     """The flags of `compare`; most sampling options are lists here."""
 
     words: list[str] | None
@@ -85,7 +89,7 @@ class CompareRequest:
 
     terminal: Terminal
     output: Output
-    models: tuple[FoundModel, ...]
+    models: tuple[FoundModel | Place, ...]
     prompts: tuple[str, ...]
     variations: tuple[Variation, ...]
     settings: tuple[dict[str, Any], ...]
@@ -110,18 +114,42 @@ def read_request(terminal: Terminal, flags: CompareFlags) -> CompareRequest:
     runs = len(names) * len(prompts) * len(combinations) * len(seeds)
     if runs > MAX_RUNS:
         raise UsageError(f"{runs} texts are more than {MAX_RUNS}", hint="give fewer of what is combined")
+    models = tuple(_model(terminal, settings, flags, name) for name in names)
+    next_words = _number_of_words(flags)
+    if any(isinstance(model, Place) for model in models):
+        next_words = _check_remote(flags, combinations, next_words)
     return CompareRequest(
         terminal=terminal,
         output=output,
-        models=tuple(model_to_measure(terminal, settings, flags.of_model(name)) for name in names),
+        models=models,
         prompts=prompts,
         variations=variations,
         settings=combinations,
         varied=varied,
         seeds=seeds,
-        next_words=_number_of_words(flags),
+        next_words=next_words,
         given_words=given_words,
     )
+
+
+def _model(
+    terminal: Terminal, settings: Settings, flags: CompareFlags, name: str | None
+) -> FoundModel | Place:
+    place = find_place(terminal, settings, name, flags)
+    return place or model_to_measure(terminal, settings, flags.of_model(name))
+
+
+def _check_remote(flags: CompareFlags, combinations: Sequence[Mapping[str, Any]], next_words: int) -> int:
+    """How many next words to show where a model is on a server. Raises `UsageError` for what it cannot do."""
+    check_local_flags(flags)
+    for given in combinations:
+        check_sendable(sorted(given))
+    if flags.next_words or flags.given_words is not None:
+        flag = "--next" if flags.next_words else "--words"
+        raise UsageError(
+            f"{flag} needs the models on this machine", hint="leave it out: the texts are compared"
+        )
+    return 0
 
 
 def _combinations(

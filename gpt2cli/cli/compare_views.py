@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from gpt2cli.analysis.compare import Divergence, Opinion
-from gpt2cli.cli.compare_report import LIMITS, Comparison, Entry, Words
+from gpt2cli.cli.compare_report import LIMITS, Comparison, Entry, Words, option_of
 from gpt2cli.cli.inspect_report import percent
 from gpt2cli.options import SamplingOptions
 from gpt2cli.terminal import page, views
@@ -178,7 +178,7 @@ def csv_of(comparison: Comparison) -> str:
     prompts = comparison.request.prompts
     for entry in comparison.entries:
         run, parts = entry.run, entry.parts
-        options = [getattr(run.options, name) for name in SamplingOptions.__dataclass_fields__]
+        options = [option_of(run, name) for name in SamplingOptions.__dataclass_fields__]
         row: list[object] = ["text", comparison.names[run.model], prompts[run.prompt], run.seed, *options]
         row += [run.choice.text, run.choice.finish_reason, run.own.tokens]
         row += [run.own.logprob, run.own.bits_per_byte]

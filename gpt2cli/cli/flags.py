@@ -42,6 +42,15 @@ class ModelFlags(EngineFlags):
 
 
 @dataclass(frozen=True, kw_only=True)
+class ServerFlags:
+    """Which server has the model, and how it is asked; `gpt2cli.cli.remote` reads them."""
+
+    endpoint: str | None
+    api_key_file: Path | None
+    timeout: float | None
+
+
+@dataclass(frozen=True, kw_only=True)
 class PromptFlags:
     """Where a text comes from; `gpt2cli.cli.prompt` and `gpt2cli.cli.sources` read it."""
 

@@ -18,6 +18,7 @@ from gpt2cli.cli.flags import (
     ModelFlags,
     PromptFlags,
     SamplingFlags,
+    ServerFlags,
     given_options,
     load_options,
     output_file,
@@ -33,6 +34,7 @@ from gpt2cli.cli.loading import (
     resolve_model,
 )
 from gpt2cli.cli.prompt import read_prompt
+from gpt2cli.cli.remote import Place, check_local_flags, find_place, without_local_settings
 from gpt2cli.cli.sinks import OutputOptions, Run, make_sink
 from gpt2cli.errors import UsageError
 from gpt2cli.options import GenerateOptions, Overflow, Rng, shown
@@ -53,6 +55,8 @@ EXAMPLES = """Examples:
   gpt2cli generate -n 3 --seed 7 --temperature 0.8 "My favourite book"
 
   cat notes.txt | gpt2cli generate --overflow truncate --stop . -
+
+  gpt2cli generate -m http://127.0.0.1:8000/v1#gpt2 "Once upon a time"
 
   echo "Dear Sir," | gpt2cli generate --json | jq -r ".choices[0].text"
 """
@@ -76,7 +80,7 @@ def generate(
         Path | None,
         typer.Option("--file", "-f", metavar="FILE", help="Read the prompt from FILE.", show_default=False),
     ] = None,
-    model: params.Model = None,
+    model: params.RemoteModel = None,
     revision: params.Revision = None,
     offline: params.Offline = None,
     allow_pickle: params.AllowPickle = None,
@@ -113,14 +117,36 @@ def generate(
     precision: params.PrecisionName = None,
     threads: params.Threads = None,
     draft: params.Draft = None,
+    endpoint: params.Endpoint = None,
+    api_key_file: params.ApiKeyFile = None,
+    timeout: params.Timeout = None,
     debug: params.Debug = False,
 ) -> None:
     """Continue a text: print the model's continuation of a prompt, as it is generated."""
-    _run(_read_request(ctx.obj, read_flags(GenerateFlags, ctx.params)))
+    terminal: Terminal = ctx.obj
+    flags = read_flags(GenerateFlags, ctx.params)
+    settings = read_settings(terminal, flags.quiet)
+    place = find_place(terminal, settings, flags.model, flags)
+    if place is not None:
+        _run_remotely(terminal, settings, flags, place)
+    else:
+        _run(_read_request(terminal, settings, flags))
+
+
+def _run_remotely(terminal: Terminal, settings: Settings, flags: GenerateFlags, place: Place) -> None:
+    """Check the command line, and have a server continue the prompt. Raises `Gpt2cliError`."""
+    with terminal.signals.deferred():
+        from gpt2cli.cli.generate_remotely import run
+
+    check_local_flags(flags)
+    output = output_options(terminal, flags)
+    given = given_of(without_local_settings(terminal, settings), flags)
+    GenerateOptions(**given)
+    run(terminal, place, read_prompt(terminal, flags), given, output)
 
 
 @dataclass(frozen=True, kw_only=True)
-class GenerateFlags(ModelFlags, PromptFlags, SamplingFlags, LengthFlags):
+class GenerateFlags(ModelFlags, PromptFlags, SamplingFlags, LengthFlags, ServerFlags):
     """The flags of `generate`."""
 
     max_length: int | None
@@ -155,11 +181,10 @@ class GenerateRequest:
     output: OutputOptions
 
 
-def _read_request(terminal: Terminal, flags: GenerateFlags) -> GenerateRequest:
+def _read_request(terminal: Terminal, settings: Settings, flags: GenerateFlags) -> GenerateRequest:
     """Check everything that can be checked without torch. Raises `Gpt2cliError`."""
-    settings = read_settings(terminal, flags.quiet)
-    output = _output_options(terminal, flags)
-    given = _given_options(settings, flags)
+    output = output_options(terminal, flags)
+    given = given_of(settings, flags)
     GenerateOptions(**given)
     load = load_options(settings, flags)
     prompt = read_prompt(terminal, flags)
@@ -174,7 +199,7 @@ def _read_request(terminal: Terminal, flags: GenerateFlags) -> GenerateRequest:
     return GenerateRequest(terminal, model, draft, prompt, options, output)
 
 
-def _output_options(terminal: Terminal, flags: GenerateFlags) -> OutputOptions:
+def output_options(terminal: Terminal, flags: GenerateFlags) -> OutputOptions:
     if flags.logprobs is not None and not (flags.json or flags.jsonl):
         raise UsageError("--logprobs needs --json or --jsonl")
     return OutputOptions(
@@ -187,7 +212,7 @@ def _output_options(terminal: Terminal, flags: GenerateFlags) -> OutputOptions:
     )
 
 
-def _given_options(settings: Settings, flags: GenerateFlags) -> dict[str, Any]:
+def given_of(settings: Settings, flags: GenerateFlags) -> dict[str, Any]:
     """What the flags and the settings say of `GenerateOptions`; the rest is left to the model."""
     others = [field.name for field in fields(GenerateOptions) if field.name not in SAMPLING_NAMES]
     given = given_options(settings, flags, *others)

@@ -30,6 +30,11 @@ class FoundModel:
     checkpoint: Checkpoint
     load: LoadOptions
 
+    @property
+    def name(self) -> str:
+        """As it was asked for."""
+        return self.resolved.name
+
     def head(self) -> dict[str, Any]:
         """The first fields of a document."""
         return {"model": self.resolved.name, "revision": self.resolved.revision}

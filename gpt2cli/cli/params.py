@@ -23,7 +23,7 @@ from gpt2cli.options import (
 )
 
 _MODEL, _LENGTH, _SAMPLING, _TEXT = "Model", "Length", "Sampling", "Text"
-_TEXTS, _OUTPUT, _ENGINE = "Texts", "Output", "Engine"
+_TEXTS, _OUTPUT, _ENGINE, _SERVER = "Texts", "Output", "Engine", "Model on a server"
 
 _DEFAULTS = {field.name: field.default for field in (*fields(GenerateOptions), *fields(LoadOptions))}
 _DEFAULTS["max_new_tokens"] = DEFAULT_MAX_NEW_TOKENS
@@ -60,6 +60,46 @@ Model = Annotated[
         metavar="NAME|DIR",
         help="A model directory, or a name (gpt2, owner/name); a model that is not on this disk "
         "is pulled first. Default: the model setting, else the built-in model.",
+    ),
+]
+RemoteModel = Annotated[
+    str | None,
+    _option(
+        _MODEL,
+        "--model",
+        "-m",
+        metavar="NAME|DIR|URL",
+        help="A model directory, or a name (gpt2, owner/name); a model that is not on this disk "
+        "is pulled first. http://HOST:PORT/v1#NAME is a model on a server. Default: the model setting, else "
+        "the built-in model.",
+    ),
+]
+Endpoint = Annotated[
+    str | None,
+    _option(
+        _SERVER,
+        "--endpoint",
+        metavar="URL",
+        help="A server that speaks OpenAI's API (vLLM, llama.cpp, ollama, gpt2cli serve); -m then names one "
+        "of its models.",
+    ),
+]
+ApiKeyFile = Annotated[
+    Path | None,
+    _option(
+        _SERVER,
+        "--api-key-file",
+        metavar="FILE",
+        help="Send the server the first key in FILE. Default: what GPT2CLI_API_KEY holds.",
+    ),
+]
+Timeout = Annotated[
+    float | None,
+    _option(
+        _SERVER,
+        "--timeout",
+        metavar="S",
+        help="Give up when the server says nothing for S seconds. Default: 300.",
     ),
 ]
 Revision = Annotated[

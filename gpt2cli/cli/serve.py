@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json as json_module
-import re
-import stat
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
@@ -14,6 +12,7 @@ import typer
 
 from gpt2cli.cli import params
 from gpt2cli.cli.flags import EngineFlags, load_options, read_flags, read_settings
+from gpt2cli.cli.keys import read_key_file
 from gpt2cli.cli.loading import check_model
 from gpt2cli.cli.pulling import resolve_or_pull
 from gpt2cli.errors import ModelFileError, UsageError
@@ -36,8 +35,6 @@ EXAMPLES = """Examples:
   gpt2cli serve --uds ~/.gpt2cli/socket
 """
 HOST, PORT, SLOTS, QUEUE = "127.0.0.1", 8642, 32, 256
-MAX_KEY_FILE = 2**20
-_COMMENT = re.compile(r"(?:^|\s)#.*")
 _SERVER = "Server"
 
 
@@ -194,30 +191,12 @@ def _check_installed() -> None:
 
 def _read_keys(terminal: Terminal, path: Path) -> list[str]:
     """The keys of a file, at least one. Raises `UsageError`."""
-    try:
-        with path.open("rb") as file:
-            data = file.read(MAX_KEY_FILE + 1)
-        others = path.stat().st_mode & (stat.S_IRGRP | stat.S_IROTH)
-    except OSError as error:
-        raise UsageError(f"{path}: {error.strerror or error}") from None
-    if len(data) > MAX_KEY_FILE:
-        raise UsageError(f"{path}: it is larger than {MAX_KEY_FILE} bytes")
-    try:
-        text = data.decode("utf-8")
-    except UnicodeDecodeError:
-        raise UsageError(f"{path}: it is no text") from None
-    # A # within a key belongs to it.
-    lines = (_COMMENT.sub("", line).strip() for line in text.splitlines())
-    keys = list(dict.fromkeys(line for line in lines if line))
-    if not keys:
-        raise UsageError(f"{path}: there is no key in it")
+    keys = read_key_file(terminal, path)
     for key in keys:
         if len(key) < 16 or not key.isascii() or any(char.isspace() for char in key):
             raise UsageError(
                 f"{path}: a key has at least 16 ASCII characters and no space", hint="openssl rand -hex 24"
             )
-    if others:
-        terminal.warn(f"{path} can be read by other users of this machine")
     return keys
 
 

@@ -75,13 +75,24 @@ class Sink(Protocol):
 
 def make_sink(terminal: Terminal, run: Run, output: OutputOptions, tokenizer: Tokenizer | None) -> Sink:
     """The sink that the flags ask for, over stdout or a file."""
-    path = output.file
-    target = Collected(lambda text: write_atomically(path, text)) if path else None
+    target = file_target(output)
     write = target.write if target else terminal.write
     if output.json:
         return JsonSink(write, run, tokenizer, target)
     if output.jsonl:
         return JsonlSink(write, run, tokenizer, target).start()
+    return text_sink(terminal, run, output, target)
+
+
+def file_target(output: OutputOptions) -> Collected | None:
+    """What collects for ``--output FILE``; None for stdout."""
+    path = output.file
+    return Collected(lambda text: write_atomically(path, text)) if path else None
+
+
+def text_sink(terminal: Terminal, run: Run, output: OutputOptions, target: Collected | None) -> TextSink:
+    """The sink of texts."""
+    write = target.write if target else terminal.write
     on_terminal = target is None and terminal.stdout_is_terminal
     heads = _heads(terminal, run, output, on_terminal=on_terminal)
     if not output.stream and target is None:
@@ -123,13 +134,24 @@ class Collected:
         self._done("".join(self._parts))
 
 
+class Shown(Protocol):
+    """What a text is shown by: more of it, or its end."""
+
+    @property
+    def sequence(self) -> int: ...
+    @property
+    def text(self) -> str: ...
+    @property
+    def finish_reason(self) -> str | None: ...
+
+
 class TextSink:
     """Texts, one block after the other."""
 
     def __init__(self, blocks: Blocks, target: Collected | None) -> None:
         self._blocks, self._target = blocks, target
 
-    def chunk(self, chunk: Chunk) -> None:
+    def chunk(self, chunk: Shown) -> None:
         self._blocks.push(chunk.sequence, chunk.text)
         if chunk.finish_reason is not None:
             self._blocks.end(chunk.sequence)

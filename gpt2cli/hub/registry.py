@@ -54,8 +54,18 @@ def is_name(text: str) -> bool:
     return bool(_NAME.fullmatch(text)) and ".." not in text and "--" not in text
 
 
+def refuse_address(text: str) -> None:
+    """Raise `UsageError` for the address of a server; it may hold a password, and is not shown."""
+    if text.lower().startswith(("http://", "https://")):
+        raise UsageError(
+            "this needs the model itself, and the address of a server was given",
+            hint="generate, chat and compare talk to servers; else name a model of this machine",
+        )
+
+
 def parse_name(text: str) -> ModelName:
     """A checked name: ``gpt2``, ``owner/name`` or a local one. Raises `UsageError`."""
+    refuse_address(text)
     if not is_name(text):
         raise UsageError(
             f"{shown(text)} is neither a directory nor a model name",

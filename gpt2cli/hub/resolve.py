@@ -8,7 +8,15 @@ from pathlib import Path
 
 from gpt2cli.errors import ModelNotFound, Unavailable, UsageError
 from gpt2cli.hub.hfcache import cached_models, find_cached
-from gpt2cli.hub.registry import ALIASES, BUILTIN, ModelName, is_name, parse_name, parse_revision
+from gpt2cli.hub.registry import (
+    ALIASES,
+    BUILTIN,
+    ModelName,
+    is_name,
+    parse_name,
+    parse_revision,
+    refuse_address,
+)
 from gpt2cli.hub.store import StoredModel, check_sizes, find_stored, stored_models
 
 
@@ -40,6 +48,8 @@ def resolve(model: str | None, *, revision: str | None = None, offline: bool = F
 
 def locate(model: str | None, *, revision: str | None = None, offline: bool = False) -> ResolvedModel:
     """As `resolve`, but a damaged model is found too."""
+    if model is not None:
+        refuse_address(model)
     if revision is not None:
         revision = parse_revision(revision)
     if model is None or model == BUILTIN:

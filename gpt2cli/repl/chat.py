@@ -12,6 +12,7 @@ from gpt2cli.errors import Gpt2cliError
 from gpt2cli.repl.history import History
 from gpt2cli.repl.loader import Loader
 from gpt2cli.repl.prompt import Prompt
+from gpt2cli.repl.speaker import as_remote
 from gpt2cli.repl.status import Status, short_name, status_line
 from gpt2cli.repl.tree import Turn
 from gpt2cli.repl.tty import Tty
@@ -19,9 +20,9 @@ from gpt2cli.repl.view import BOLD, View
 from gpt2cli.terminal.streams import Terminal
 
 if TYPE_CHECKING:
-    from gpt2cli.core.engine import Engine
     from gpt2cli.core.results import Chunk
     from gpt2cli.repl.conversation import Conversation
+    from gpt2cli.repl.speaker import Speaker
 
 T = TypeVar("T")
 
@@ -39,7 +40,7 @@ class Start:
     model: str
     context: int | None
     load: Callable[[], Conversation]
-    load_engine: Callable[[str], tuple[Engine, str, str | None]]
+    load_engine: Callable[[str], tuple[Speaker, str, str | None]]
     editing_mode: str = "emacs"
     resumed: str | None = None
     turns: Sequence[Turn] = ()
@@ -209,13 +210,15 @@ class Chat:
         conversation = self.loaded
         if conversation is None:
             return status_line(Status(short_name(self.start.model), state="loading"), width)
+        # Its context is only estimated.
+        remote = as_remote(conversation.engine) is not None
         return status_line(
             Status(
                 short_name(conversation.model or self.start.model),
                 format=conversation.format.name,
                 seed=conversation.seed,
-                used=self._used or 0,
-                context=conversation.engine.config.n_positions,
+                used=0 if remote else self._used or 0,
+                context=None if remote else conversation.engine.config.n_positions,
                 tokens_per_s=conversation.last.tokens_per_s if conversation.last else None,
             ),
             width,

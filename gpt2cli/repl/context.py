@@ -8,11 +8,11 @@ from typing import TYPE_CHECKING
 
 from gpt2cli.errors import PromptTooLong
 from gpt2cli.repl.formats import Answer, Format, Part, Special
+from gpt2cli.repl.speaker import unit_of
 from gpt2cli.repl.tree import Tree, Turn
 
 if TYPE_CHECKING:
-    from gpt2cli.core.engine import Engine
-    from gpt2cli.text.tokenizer import Tokenizer
+    from gpt2cli.repl.speaker import Speaker, TextTokenizer
 
 MAX_PIECES = 4096
 """Texts whose tokens are kept, each some dozens of bytes."""
@@ -33,7 +33,7 @@ class Context:
 class Contexts:
     """Lays conversations out for one model, in one format, under one system text."""
 
-    def __init__(self, engine: Engine, format: Format, system: str) -> None:
+    def __init__(self, engine: Speaker, format: Format, system: str) -> None:
         self.engine, self.format, self.system = engine, format, system
         self._pieces: dict[str | Special, tuple[int, ...]] = {}
         self._answers: dict[int, Sequence[int]] = {}
@@ -64,7 +64,9 @@ class Contexts:
             turns = self._shortened(turns, user, answer, (budget - size // 4, budget))
             ids = self._ids(turns, user, answer)
         if len(ids) >= size:
-            raise self._too_long(f"has {len(ids)} tokens with what must stand around it", answer)
+            raise self._too_long(
+                f"has {len(ids)} {unit_of(self.engine)} with what must stand around it", answer
+            )
         before = 0 if parent is None else parent.depth + 1
         return Context(ids, self._text(ids), tuple(turns), before - len(turns), len(seen) - len(turns))
 
@@ -84,11 +86,12 @@ class Contexts:
 
     def _too_long(self, what: str, answer: Sequence[int]) -> PromptTooLong:
         size = self.engine.config.n_positions
+        unit = unit_of(self.engine)
         subject, hint = (
             ("the turn", "send a new message") if answer else ("the message", "send a shorter one")
         )
         return PromptTooLong(
-            f"{subject} {what}; the model's context is {size} tokens, and one must be left", hint=hint
+            f"{subject} {what}; the model's context is {size} {unit}, and one must be left", hint=hint
         )
 
     def _seen(self, tree: Tree, parent: Turn | None, drawn: Turn | None) -> list[Turn]:
@@ -174,7 +177,7 @@ class Contexts:
         return self.engine.encode(self.format.lead + turn.answer) if turn.answer else ()
 
 
-def ids_of_text(tokenizer: Tokenizer, ids: Sequence[int], text: str) -> list[int]:
+def ids_of_text(tokenizer: TextTokenizer, ids: Sequence[int], text: str) -> list[int]:
     """The tokens of ``text``, a beginning of what ``ids`` say: the same tokens as far as possible.
 
     A stop may begin in the middle of a token; what is left of that one is tokenised.
@@ -188,7 +191,7 @@ def ids_of_text(tokenizer: Tokenizer, ids: Sequence[int], text: str) -> list[int
     return tokenizer.encode(text) if text else []
 
 
-def whole_characters(tokenizer: Tokenizer, ids: list[int], text: str) -> tuple[list[int], str]:
+def whole_characters(tokenizer: TextTokenizer, ids: list[int], text: str) -> tuple[list[int], str]:
     """The tokens of ``text`` and itself, without a last character that was cut in the middle.
 
     Its first bytes are drawn again.

@@ -11,9 +11,10 @@ from typing import TYPE_CHECKING, Any
 from gpt2cli.errors import Gpt2cliError, UsageError
 from gpt2cli.options import DRAFTS, MAX_SEED, GenerateOptions
 from gpt2cli.repl.context import Context, Contexts
-from gpt2cli.repl.formats import Format, choose_format
+from gpt2cli.repl.formats import Format
 from gpt2cli.repl.options import OPTION_NAMES, as_json, option_name, parse_option, parse_overrides
 from gpt2cli.repl.sessions import Saved, Session, turn_event
+from gpt2cli.repl.speaker import Speaker, as_engine, format_for
 from gpt2cli.repl.tree import Tree, Turn
 from gpt2cli.repl.turn_request import (
     TurnRequest,
@@ -26,12 +27,11 @@ from gpt2cli.repl.turn_request import (
 from gpt2cli.text.reading import cleaned
 
 if TYPE_CHECKING:
-    from gpt2cli.core.engine import Engine
     from gpt2cli.core.results import Choice, Chunk, Stats
 
 
 class Conversation:
-    """Turns with an `Engine`, in a format, under a system text.
+    """Turns with a `Speaker`, in a format, under a system text.
 
     ``given`` are options over the model's own defaults; ``seed`` the session's, drawn where None.
     ``draft`` is as in `GenerateOptions`; it changes no text, and no session keeps it. ``last`` tells of the
@@ -44,7 +44,7 @@ class Conversation:
 
     def __init__(
         self,
-        engine: Engine,
+        engine: Speaker,
         format: Format,
         *,
         model: str = "",
@@ -74,7 +74,7 @@ class Conversation:
             self._resumed(saved)
 
     @property
-    def engine(self) -> Engine:
+    def engine(self) -> Speaker:
         """The model that answers."""
         return self._contexts.engine
 
@@ -213,12 +213,10 @@ class Conversation:
 
     def set_format(self, name: str) -> None:
         """Lay the turns out in another format. Raises `UsageError` when the model cannot do it."""
-        self._set_contexts(
-            Contexts(self.engine, choose_format(self.engine.checkpoint, name, self.model), self.system)
-        )
+        self._set_contexts(Contexts(self.engine, format_for(self.engine, name, self.model), self.system))
         self._changed("format", format=name)
 
-    def set_model(self, engine: Engine, name: str, revision: str | None = None) -> None:
+    def set_model(self, engine: Speaker, name: str, revision: str | None = None) -> None:
         """Go on with another model: in the same format where it can, else in the one that suits it.
 
         Raises `InvalidOption` when it cannot take the options; then nothing has changed.
@@ -228,9 +226,9 @@ class Conversation:
             self.draft = "auto"
             self.warn("the model that guessed ahead was the other one's; draft is auto again")
         try:
-            format = choose_format(engine.checkpoint, self.format.name, name)
+            format = format_for(engine, self.format.name, name)
         except Gpt2cliError:
-            format = choose_format(engine.checkpoint, None, name)
+            format = format_for(engine, None, name)
         self._set_contexts(Contexts(engine, format, self.system))
         for turn in self.tree:
             # They are of tokens of the model that was left.
@@ -314,7 +312,12 @@ class Conversation:
             self._moved()
 
     def _add(self, request: TurnRequest, choice: Choice) -> Turn:
-        turn = answered(request, choice, self.tree.next_id, self.engine.tokenizer, strips=self.format.strips)
+        engine = as_engine(self.engine)
+        tokenizer = None if engine is None else engine.tokenizer
+        turn = answered(request, choice, self.tree.next_id, tokenizer, strips=self.format.strips)
+        if engine is None:
+            # A server's tokens are not told: whoever answers next has its own for the text.
+            turn.answer_ids = []
         self.tree.add(turn)
         self._write(turn_event(turn))
         return turn
@@ -336,7 +339,7 @@ class Conversation:
         session, saved = Session.open(name)
         try:
             self.engine.options(**saved.options)
-            format = choose_format(self.engine.checkpoint, saved.format, self.model)
+            format = format_for(self.engine, saved.format, self.model)
         except BaseException:
             session.close()
             raise

@@ -29,7 +29,11 @@ class Status:
 
 
 def short_name(model: str) -> str:
-    """A model's name; of a directory given by its whole path, the last part."""
+    """A model's name; of a directory given by its whole path, the last part; of one on a server what follows
+    the address.
+    """
+    if model.startswith(("http://", "https://")):
+        return model.partition("#")[2] or model
     return os.path.basename(model.rstrip("/")) or model if os.path.isabs(model) else model
 
 

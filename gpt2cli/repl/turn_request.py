@@ -13,8 +13,8 @@ from gpt2cli.repl.options import OPTION_NAMES, differing
 from gpt2cli.repl.tree import Turn
 
 if TYPE_CHECKING:
-    from gpt2cli.core.engine import Engine
     from gpt2cli.core.results import Choice, Stats
+    from gpt2cli.repl.speaker import Speaker
     from gpt2cli.text.tokenizer import Tokenizer
 
 DRAW_STRIDE = 0x9E3779B1
@@ -73,7 +73,7 @@ def turn_seed(seed: int, depth: int, draw: int) -> int:
 
 
 def answer_options(
-    engine: Engine,
+    engine: Speaker,
     given: Mapping[str, Any],
     seed: int,
     stops: tuple[str, ...],

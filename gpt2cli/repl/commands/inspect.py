@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from gpt2cli.errors import UsageError
+from gpt2cli.repl.speaker import as_engine, as_remote, unit_of
 from gpt2cli.repl.text_layout import coloured, token_table, token_texts, with_digits
 from gpt2cli.repl.view import DIM
 from gpt2cli.text.detokenizer import Detokenizer
@@ -21,7 +22,8 @@ def context(chat: Chat, argument: str) -> None:
     found = conversation.context()
     size = conversation.engine.config.n_positions
     turns = f", the {found.dropped} oldest turns dropped" if found.dropped else ""
-    chat.view.note(f"{len(found.ids)} of {size} tokens, format {conversation.format.name}{turns}:")
+    unit = unit_of(conversation.engine)
+    chat.view.note(f"{len(found.ids)} of {size} {unit}, format {conversation.format.name}{turns}:")
     if argument:
         chat.view.text(" ".join(map(str, found.ids)))
     elif found.text:
@@ -34,7 +36,12 @@ def tokens(chat: Chat, argument: str) -> None:
     if argument not in ("", "list"):
         raise UsageError("/tokens takes nothing or list")
     conversation = chat.conversation
-    turn, tokenizer = conversation.tree.current, conversation.engine.tokenizer
+    turn, engine = conversation.tree.current, as_engine(conversation.engine)
+    if engine is None:
+        raise UsageError(
+            "the probabilities of tokens are not asked for from a server", hint="generate --logprobs"
+        )
+    tokenizer = engine.tokenizer
     if turn is None:
         raise UsageError("there is no answer yet")
     if not turn.logprobs or tokenizer is None:
@@ -55,10 +62,24 @@ def tokens(chat: Chat, argument: str) -> None:
 def stats(chat: Chat, argument: str) -> None:
     """``/stats``."""
     conversation = chat.conversation
-    last, info = conversation.last, conversation.engine.info
+    last = conversation.last
     if last is None:
         raise UsageError("nothing has been drawn yet")
     speed = "-" if last.tokens_per_s is None else f"{last.tokens_per_s:.1f} tokens/s"
+    if (remote := as_remote(conversation.engine)) is not None:
+        chat.view.rows(
+            [
+                ("prompt", f"{last.prompt_tokens} tokens"),
+                ("answer", f"{last.completion_tokens} tokens, in {last.decode_s:.2f} s"),
+                ("first token", f"after {last.first_token_s * 1e3:.0f} ms"),
+                ("speed", speed),
+                ("engine", remote.about),
+            ]
+        )
+        return
+    engine = as_engine(conversation.engine)
+    assert engine is not None
+    info = engine.info
     chat.view.rows(
         [
             ("prompt", f"{last.prompt_tokens} tokens"),
@@ -68,7 +89,7 @@ def stats(chat: Chat, argument: str) -> None:
             ("first token", f"after {last.first_token_s * 1e3:.0f} ms"),
             ("speed", speed),
             ("steps", f"{last.steps}; of {last.drafted} tokens guessed ahead {last.accepted} were right"),
-            ("context", f"{last.context_tokens} of {conversation.engine.config.n_positions} tokens"),
+            ("context", f"{last.context_tokens} of {engine.config.n_positions} tokens"),
             ("engine", f"{info.device}, {info.precision}, {info.threads} threads"),
         ]
     )

@@ -9,6 +9,7 @@ from gpt2cli.hub.resolve import local_names
 from gpt2cli.options import DRAFTS
 from gpt2cli.repl.formats import FORMATS
 from gpt2cli.repl.loader import Loader
+from gpt2cli.repl.speaker import as_engine, as_remote
 from gpt2cli.repl.status import short_name
 from gpt2cli.settings import parse_value
 from gpt2cli.text.sanitize import one_line
@@ -40,15 +41,21 @@ def set_option(chat: Chat, argument: str) -> None:
 def _set_draft(chat: Chat, value: str) -> None:
     """``/set draft=VALUE``: a word, or a model that is loaded now."""
     conversation = chat.conversation
+    engine = as_engine(conversation.engine)
+    if engine is None:
+        raise UsageError("draft is for a model on this machine; the server runs its model in its own way")
     word = "auto" if value.lower() == "default" else value.lower()
     if word in DRAFTS:
-        conversation.engine.draft_with(None)
+        engine.draft_with(None)
         conversation.draft = word
         return
     loader = Loader(lambda: chat.start.load_engine(value))
     what, otherwise = f"loading {one_line(value)[:40]}", f"draft {conversation.draft} stays"
-    engine, name, _ = chat.wait_for(loader, what, otherwise)
-    conversation.engine.draft_with(engine)
+    loaded, name, _ = chat.wait_for(loader, what, otherwise)
+    small = as_engine(loaded)
+    if small is None:
+        raise UsageError("a model on a server cannot guess ahead for one on this machine")
+    engine.draft_with(small)
     conversation.draft = name
 
 
@@ -68,17 +75,20 @@ def model(chat: Chat, argument: str) -> None:
     """``/model``: the present one and those on this disk, or another."""
     conversation, view = chat.conversation, chat.view
     if not argument:
-        config, name = conversation.engine.config, short_name(conversation.model)
-        view.text(
-            f"{name}: {config.n_layer} layers, {config.n_embd} wide, context {config.n_positions} tokens"
-        )
+        if (remote := as_remote(conversation.engine)) is not None:
+            view.text(remote.about)
+        elif (engine := as_engine(conversation.engine)) is not None:
+            config, name = engine.config, short_name(conversation.model)
+            view.text(
+                f"{name}: {config.n_layer} layers, {config.n_embd} wide, context {config.n_positions} tokens"
+            )
         view.note("on this disk: " + ", ".join(local_names()))
         return
     loader = Loader(lambda: chat.start.load_engine(argument))
     what, otherwise = f"loading {one_line(argument)[:40]}", f"{short_name(conversation.model)} stays"
-    engine, name, revision = chat.wait_for(loader, what, otherwise)
+    speaker, name, revision = chat.wait_for(loader, what, otherwise)
     before = conversation.format.name
-    conversation.set_model(engine, name, revision)
+    conversation.set_model(speaker, name, revision)
     changed = f", format {conversation.format.name}" if conversation.format.name != before else ""
     view.note(f"{short_name(name)} goes on{changed}")
 

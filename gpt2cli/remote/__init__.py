@@ -1,0 +1,1 @@
+"""Models on other machines: a client of any server that speaks OpenAI's API."""
