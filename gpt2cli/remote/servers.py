@@ -98,7 +98,9 @@ def read_server(document: object) -> Server:
     for entry in data if isinstance(data, list) else []:
         if not isinstance(entry, dict) or not isinstance(entry.get("id"), str):
             continue
-        context, form = entry.get("max_model_len"), entry.get("chat_format")
+        meta, form = entry.get("meta"), entry.get("chat_format")
+        # llama.cpp tells it among what it knows of the file.
+        context = entry.get("max_model_len", meta.get("n_ctx") if isinstance(meta, dict) else None)
         if not isinstance(context, int) or isinstance(context, bool) or context < 1:
             context = None
         found.append(Model(whole(entry["id"]), context, form if isinstance(form, str) else None))
