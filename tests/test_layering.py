@@ -37,9 +37,11 @@ ALLOWED: dict[str, set[str]] = {
 }
 EVERYTHING_BELOW = {*ALLOWED}
 ALLOWED["repl"] = EVERYTHING_BELOW
-# Of chat it needs the formats; it writes nothing itself.
-ALLOWED["serve"] = BASE | MIDDLE - {"settings"} | {"core", "repl", "__init__"}
-ALLOWED["cli"] = EVERYTHING_BELOW | {"repl", "serve", "__init__"}
+# Of chat they need the formats; they write nothing themselves.
+ALLOWED["api"] = BASE | MIDDLE - {"settings"} | {"core", "repl", "__init__"}
+ALLOWED["serve"] = ALLOWED["api"] | {"api"}
+ALLOWED["batch"] = ALLOWED["api"] | {"api"}
+ALLOWED["cli"] = EVERYTHING_BELOW | {"repl", "api", "serve", "batch", "__init__"}
 ALLOWED["__init__"] = {"core", "errors", "options"}
 ALLOWED["__main__"] = {"cli", "terminal"}
 
@@ -51,6 +53,7 @@ ONLY_IN = {
     "starlette": {"serve"},
     "uvicorn": {"serve"},
     "h11": {"serve"},
+    "ray": {"batch"},
 }
 AT_MODULE_LEVEL = {"torch": {"core", "analysis", "train", "bench"}, "transformers": {"train"}}
 

@@ -23,7 +23,7 @@ from gpt2cli.terminal.streams import Terminal
 from gpt2cli.text.sanitize import one_line
 
 if TYPE_CHECKING:
-    from gpt2cli.serve.models import Served
+    from gpt2cli.api.models import Served
 
 EXAMPLES = """Examples:
 
@@ -225,7 +225,7 @@ def _find_models(
     terminal: Terminal, settings: Settings, flags: ServeFlags, load: LoadOptions
 ) -> list[Served]:
     """The models, their files checked, pulled where they are not on this disk. Raises `Gpt2cliError`."""
-    from gpt2cli.serve.models import Served
+    from gpt2cli.api.models import Served
     from gpt2cli.text.tokenizer_files import has_tokenizer
 
     names = flags.model or [settings.value("model")]
