@@ -34,13 +34,14 @@ ALLOWED: dict[str, set[str]] = {
     "train": BASE | MIDDLE | {"core", "__init__"},
     "bench": BASE | MIDDLE | {"core"},
     "terminal": {"errors", "files", "text"},
+    "jobs": BASE | {"checkpoint", "__init__"},
 }
 EVERYTHING_BELOW = {*ALLOWED}
 ALLOWED["repl"] = EVERYTHING_BELOW
 # Of chat they need the formats; they write nothing themselves.
 ALLOWED["api"] = BASE | MIDDLE - {"settings"} | {"core", "repl", "__init__"}
 ALLOWED["serve"] = ALLOWED["api"] | {"api"}
-ALLOWED["batch"] = ALLOWED["api"] | {"api"}
+ALLOWED["batch"] = ALLOWED["api"] | {"api", "jobs", "hub"}
 ALLOWED["cli"] = EVERYTHING_BELOW | {"repl", "api", "serve", "batch", "__init__"}
 ALLOWED["__init__"] = {"core", "errors", "options"}
 ALLOWED["__main__"] = {"cli", "terminal"}

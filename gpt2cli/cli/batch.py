@@ -6,32 +6,25 @@ import contextlib
 import secrets
 import shutil
 import tempfile
-import time
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, BinaryIO
+from typing import TYPE_CHECKING, Annotated, BinaryIO
 
 import typer
 
 from gpt2cli.cli import params
-from gpt2cli.cli.batch_flags import BatchFlags, row_defaults
+from gpt2cli.cli.batch_flags import BatchFlags, Job, row_defaults
 from gpt2cli.cli.flags import load_options, output_file, read_flags, read_settings
-from gpt2cli.cli.loading import FoundModel, check_model, load_engine, model_hash, resolve_model, served_model
+from gpt2cli.cli.loading import check_model, model_hash, resolve_model
 from gpt2cli.cli.sources import says_jsonl
 from gpt2cli.errors import Gpt2cliError, UsageError
 from gpt2cli.jobs.shards import Shard
 from gpt2cli.options import MAX_SEED
 from gpt2cli.settings import Settings
 from gpt2cli.terminal.streams import Terminal
-from gpt2cli.text.sanitize import one_line
 
 if TYPE_CHECKING:
-    from gpt2cli.batch.engine import Engine
-    from gpt2cli.batch.run import Tally
-    from gpt2cli.batch.source import Source
-    from gpt2cli.jobs.manifest import Manifest
-    from gpt2cli.jobs.rowfile import RowFile
+    pass
 
 EXAMPLES = """Examples:
 
@@ -177,30 +170,11 @@ def batch(
         _run(_read_job(terminal, settings, flags, part))
 
 
-@dataclass(frozen=True, slots=True)
-class Job:
-    """A command line that was found to be in order, the model's files included; nothing is loaded yet."""
-
-    terminal: Terminal
-    flags: BatchFlags
-    shard: Shard | None
-    model: FoundModel
-    defaults: Mapping[str, Any]
-    seed: int
-    manifest: Manifest | None
-    """Of the rows in the file of ``-o``; None for stdout."""
-
-
 def _merge(terminal: Terminal, flags: BatchFlags) -> None:
-    from gpt2cli.batch.output import read_written
-    from gpt2cli.jobs.merge import merge
-
-    def known(line: bytes) -> bytes | None:
-        written = read_written(line)
-        return written.key if written is not None else None
+    from gpt2cli.cli.batch_merge import merge
 
     assert flags.target is not None
-    rows = merge(flags.files, flags.target, known)
+    rows = merge(flags.files, flags.target)
     terminal.note(f"{flags.target}: {rows:,} rows of {len(flags.files)} shards")
 
 
@@ -262,6 +236,7 @@ def _run(job: Job) -> None:
     with terminal.signals.deferred():
         from gpt2cli.batch.rows import Defaults
         from gpt2cli.batch.source import Source, says_json
+        from gpt2cli.cli.batch_session import Session
         from gpt2cli.jobs.rowfile import RowFile
 
     with _input(job) as file, contextlib.ExitStack() as stack:
@@ -270,7 +245,7 @@ def _run(job: Job) -> None:
         name = "standard input" if str(path) == "-" else str(path)
         source = Source(file, name, Defaults(job.defaults, job.seed), as_json=as_json)
         rows = stack.enter_context(RowFile(flags.target)) if flags.target is not None else None
-        _Session(job, source, rows).run()
+        Session(job, source, rows).run()
 
 
 @contextlib.contextmanager
@@ -300,128 +275,3 @@ def _input(job: Job) -> Iterator[BinaryIO]:
         except OSError as error:
             raise Gpt2cliError(f"cannot keep the input: {error.strerror or error}") from None
         yield spool
-
-
-class _Session:
-    """One run over a source that is read, into a file that is locked, or to stdout."""
-
-    def __init__(self, job: Job, source: Source, rows: RowFile | None) -> None:
-        self._job, self._source, self._rows = job, source, rows
-        self._terminal = job.terminal
-
-    def run(self) -> None:
-        """Do it all. Raises `Gpt2cliError`, and what a signal asked for, at the end."""
-        from gpt2cli.batch.rows import Defaults
-        from gpt2cli.batch.run import Present, Run, Work
-        from gpt2cli.terminal.rows_progress import RowsProgress
-
-        job, terminal, source = self._job, self._terminal, self._source
-        part = source.part(job.shard)
-        present = Present() if self._rows is None else self._present(self._rows)
-        defaults = Defaults(job.defaults, job.seed)
-        work, tally = Work.of(source, defaults, part, present, job.flags.form)
-        self._say_before(work.strangers, tally)
-        self._keep_manifest(tally)
-        if len(work.todo):
-            engine = self._engine()
-            started = time.perf_counter()
-            with (
-                contextlib.closing(engine),
-                RowsProgress(terminal, one_line(source.name), tally.rows) as progress,
-            ):
-
-                def told(now: Tally) -> None:
-                    progress.move(now.done, now.failed, now.tokens, now.cost, now.cost_done)
-
-                run = Run(work, tally, self._write, told)
-                terminal.signals.soften(run.stop)
-                run.run(engine)
-            terminal.signals.soften(lambda: None)
-            if self._rows is not None:
-                self._rows.sync()
-            self._say_after(tally, time.perf_counter() - started)
-        self._keep_manifest(tally)
-        self._end(tally)
-
-    def _present(self, rows: RowFile) -> Any:
-        """What is there; damaged rows, and with ``--retry-errors`` those with errors, are taken out."""
-        from gpt2cli.batch.run import Present, drop_lines
-
-        present = Present.of(rows)
-        retry = self._job.flags.retry_errors
-        if present.damaged:
-            self._terminal.warn(f"{rows.path}: {present.damaged:,} damaged lines are dropped")
-        if present.damaged or (retry and present.failed):
-            drop_lines(rows, failed=retry)
-            present = Present.of(rows)
-        return present
-
-    def _engine(self) -> Engine:
-        job = self._job
-        if job.flags.ray is not None:
-            from gpt2cli.batch.cluster import ClusterEngine, Plan
-
-            resolved = job.model.resolved
-            plan = Plan(
-                model=resolved.name if resolved.stored is not None else str(resolved.directory.resolve()),
-                revision=resolved.revision if resolved.stored is not None else None,
-                model_hash=model_hash(job.model),
-                load=replace(job.model.load, converted=None),
-                slots=job.flags.slots,
-                workers=job.flags.workers,
-            )
-            return ClusterEngine(job.flags.ray, plan, self._terminal.warn)
-        served = served_model(job.model)
-        served.engine = load_engine(self._terminal, job.model)
-        with self._terminal.signals.deferred():
-            from gpt2cli.batch.local import LocalEngine
-        return LocalEngine(served, job.flags.slots)
-
-    def _write(self, data: bytes) -> None:
-        if self._rows is not None:
-            self._rows.append(data)
-        else:
-            self._terminal.write(data.decode("ascii"))
-
-    def _keep_manifest(self, tally: Tally) -> None:
-        if self._job.manifest is None or self._job.flags.target is None:
-            return
-        from gpt2cli.jobs.manifest import write_manifest
-
-        complete = tally.done >= tally.rows
-        manifest = replace(self._job.manifest, source=self._source.hash, rows=tally.rows, complete=complete)
-        write_manifest(self._job.flags.target, manifest)
-
-    # What is said.
-
-    def _say_before(self, strangers: int, tally: Tally) -> None:
-        terminal, target = self._terminal, self._job.flags.target
-        if strangers:
-            terminal.warn(f"{target}: {strangers:,} of its rows are not in {self._source.name}; they stay")
-        if tally.before:
-            going_on = "; going on" if tally.before < tally.rows else ""
-            terminal.note(f"{target}: {tally.before:,} of {tally.rows:,} rows are done{going_on}")
-        if self._job.flags.seed is None and not tally.before:
-            terminal.note(f"seed {self._job.seed}")
-
-    def _say_after(self, tally: Tally, took: float) -> None:
-        rows = tally.done - tally.before
-        speed = f" · {tally.tokens / took:,.1f} tokens/s" if took > 0 and tally.tokens else ""
-        self._terminal.note(f"{rows:,} rows · {tally.tokens:,} tokens in {took:.1f} s{speed}")
-
-    def _end(self, tally: Tally) -> None:
-        """Raise what the run came to, unless all is well."""
-        received, target = self._terminal.signals.received, self._job.flags.target
-        if received is not None:
-            kept = "; the same command goes on" if target is not None else ""
-            self._terminal.note(f"interrupted: {tally.done:,} of {tally.rows:,} rows are done{kept}")
-            raise received
-        if tally.failed:
-            where = f" in {target}" if target is not None else ""
-            plural = "row has" if tally.failed == 1 else "rows have"
-            raise Gpt2cliError(
-                f"{tally.failed:,} of {tally.rows:,} {plural} an error{where}",
-                hint="each has a line that says what it is; --retry-errors runs them again"
-                if target is not None
-                else "each has a line that says what it is",
-            )

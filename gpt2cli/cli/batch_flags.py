@@ -9,13 +9,16 @@ from typing import TYPE_CHECKING, Any
 
 from gpt2cli.cli.flags import LengthFlags, ModelFlags, SamplingFlags, given_options
 from gpt2cli.cli.generate import read_bias
+from gpt2cli.cli.loading import FoundModel
 from gpt2cli.errors import UsageError
 from gpt2cli.jobs.shards import Shard
 from gpt2cli.options import GenerateOptions, check_whole
 from gpt2cli.settings import Settings
+from gpt2cli.terminal.streams import Terminal
 
 if TYPE_CHECKING:
     from gpt2cli.batch.output import Form
+    from gpt2cli.jobs.manifest import Manifest
 
 _OTHERS = (
     *("max_new_tokens", "stop", "ignore_eos", "num_return_sequences"),
@@ -78,6 +81,20 @@ class BatchFlags(ModelFlags, SamplingFlags, LengthFlags):
             if self.ray is None:
                 raise UsageError("--workers is for --ray")
         return Shard.parse(self.shard)
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """A command line that was found to be in order, the model's files included; nothing is loaded yet."""
+
+    terminal: Terminal
+    flags: BatchFlags
+    shard: Shard | None
+    model: FoundModel
+    defaults: Mapping[str, Any]
+    seed: int
+    manifest: Manifest | None
+    """Of the rows in the file of ``-o``; None for stdout."""
 
 
 def row_defaults(settings: Settings, flags: BatchFlags) -> Mapping[str, Any]:

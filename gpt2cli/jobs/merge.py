@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -13,9 +13,6 @@ from gpt2cli.errors import Gpt2cliError, UsageError
 from gpt2cli.files import as_created
 from gpt2cli.jobs.manifest import Manifest, read_manifest, write_manifest
 from gpt2cli.jobs.shards import Shard
-
-Known = Callable[[bytes], bytes | None]
-"""What tells a line's row from all others; None for a line that is no row."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,22 +24,25 @@ class Part:
     shard: Shard
 
 
-def merge(paths: Sequence[Path], target: Path, known: Known) -> int:
-    """Write the rows of all shards into ``target``, whole or not at all; how many there are.
+def read_parts(paths: Sequence[Path], target: Path) -> list[Part]:
+    """The shards in their order.
 
-    Raises `UsageError` where they are not the parts of one job, all of them and complete; `Gpt2cliError`.
+    Raises `UsageError` unless they are the parts of one job, all complete, and none of them is ``target``.
     """
     parts = sorted((_part(path) for path in paths), key=lambda part: part.shard.number)
     _check_parts(parts)
     if any(part.path.resolve() == target.resolve() for part in parts):
         raise UsageError(f"{target} is one of the parts", hint="give another file with -o")
-    rows = 0
+    return parts
+
+
+def write_merged(parts: Sequence[Part], target: Path, lines: Iterable[bytes]) -> None:
+    """Put ``lines`` into ``target``, whole or not at all, and a manifest beside it. Raises `Gpt2cliError`."""
     try:
         handle, temporary = tempfile.mkstemp(dir=target.resolve().parent, prefix=f".{target.name[:80]}-")
         try:
             with os.fdopen(handle, "wb") as file:
-                for part in parts:
-                    rows += _copy(part, known, file.write)
+                file.writelines(line + b"\n" for line in lines)
                 file.flush()
                 os.fsync(handle)
             as_created(Path(temporary))
@@ -53,8 +53,19 @@ def merge(paths: Sequence[Path], target: Path, known: Known) -> int:
             raise
     except OSError as error:
         raise Gpt2cliError(f"cannot write {target}: {error.strerror or error}") from None
-    write_manifest(target, replace(parts[0].manifest, shard=None, rows=rows))
-    return rows
+    rows = sum(part.manifest.rows or 0 for part in parts)
+    write_manifest(target, replace(parts[0].manifest, shard=None, rows=rows, state={}))
+
+
+def lines_of(path: Path) -> Iterator[bytes]:
+    """The whole lines of a file, without their ends. Raises `UsageError`."""
+    try:
+        with path.open("rb") as file:
+            for line in file:
+                if line.endswith(b"\n"):
+                    yield line[:-1]
+    except OSError as error:
+        raise UsageError(f"cannot read {path}: {error.strerror or error}") from None
 
 
 def _part(path: Path) -> Part:
@@ -66,6 +77,11 @@ def _part(path: Path) -> Part:
     shard = Shard.parse(manifest.shard)
     if shard is None:
         raise UsageError(f"{path}: it is no part of a job, but a whole one")
+    if not manifest.complete:
+        raise UsageError(
+            f"{path}: some of its {manifest.rows or 0:,} rows are missing",
+            hint=f"run shard {shard} again: it goes on where it stopped",
+        )
     return Part(path, manifest, shard)
 
 
@@ -84,30 +100,3 @@ def _check_parts(parts: Sequence[Part]) -> None:
     if len(numbers) > first.shard.of:
         twice = next(number for number in numbers if numbers.count(number) > 1)
         raise UsageError(f"shard {twice}/{first.shard.of} is there twice")
-
-
-def _copy(part: Part, known: Known, write: Callable[[bytes], object]) -> int:
-    """Copy a part's rows, each once; how many. Raises `UsageError` where some are missing."""
-    seen: set[bytes] = set()
-    for line in _lines(part.path):
-        key = known(line)
-        if key is not None and key not in seen:
-            seen.add(key)
-            write(line + b"\n")
-    wanted = part.manifest.rows
-    if not part.manifest.complete or (wanted is not None and len(seen) < wanted):
-        raise UsageError(
-            f"{part.path}: {len(seen):,} rows are there, and some of {wanted or 0:,} are missing",
-            hint=f"run shard {part.shard} again: it goes on where it stopped",
-        )
-    return len(seen)
-
-
-def _lines(path: Path) -> Iterator[bytes]:
-    try:
-        with path.open("rb") as file:
-            for line in file:
-                if line.endswith(b"\n"):
-                    yield line[:-1]
-    except OSError as error:
-        raise UsageError(f"cannot read {path}: {error.strerror or error}") from None

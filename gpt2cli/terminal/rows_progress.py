@@ -50,12 +50,12 @@ class RowsProgress:
         self._recent.append((now, tokens, cost_done))
         while len(self._recent) > 2 and now - self._recent[0][0] > RECENT_S:
             self._recent.popleft()
-        if self._task is None:
-            self._task = self._bar.add_task("", total=max(1, cost), speed="")
-            self._bar.start()
         text = f"{self._label}: {done:,} of {self._rows:,} rows"
         if failed:
             text += f", {failed:,} failed"
+        if self._task is None:
+            self._task = self._bar.add_task(text, total=max(1, cost), speed="")
+            self._bar.start()
         self._bar.update(self._task, completed=cost_done, description=text, speed=self._speed(cost))
         self._bar.refresh()
 
@@ -71,6 +71,7 @@ class RowsProgress:
 def _bar(terminal: Terminal) -> Any:
     from rich.console import Console
     from rich.progress import BarColumn, Progress, TextColumn
+    from rich.table import Column
 
     console = Console(
         file=cast(IO[str], StderrText(terminal)),
@@ -82,9 +83,9 @@ def _bar(terminal: Terminal) -> Any:
         emoji=False,
     )
     return Progress(
-        TextColumn("{task.description}", markup=False),
-        BarColumn(bar_width=None),
-        TextColumn("{task.fields[speed]}", markup=False),
+        TextColumn("{task.description}", markup=False, table_column=Column(no_wrap=True)),
+        BarColumn(bar_width=None, table_column=Column(min_width=4, ratio=1)),
+        TextColumn("{task.fields[speed]}", markup=False, table_column=Column(no_wrap=True)),
         console=console,
         auto_refresh=False,
         transient=True,
