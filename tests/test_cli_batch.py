@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from cli import Outcome, call, run, start
+from cli import call, start
 from support import make_model
 
 KILLS = int(os.environ.get("GPT2CLI_KILLS", "10"))
@@ -353,10 +353,13 @@ def test_features_go_on(model: Path, tmp_path: Path) -> None:
     assert sorted(os.listdir(tmp_path)) == ["in.txt", "out.jsonl", "whole.jsonl"]
 
 
-def to_its_end(arguments: tuple[str | os.PathLike[str], ...]) -> Outcome:
-    done = run(*arguments)
-    assert done.code == 0, done.err
-    return done
+def to_its_end(*arguments: str | os.PathLike[str]) -> None:
+    process = start(*arguments)
+    try:
+        _, err = process.communicate(timeout=300)
+    finally:
+        process.kill()
+    assert process.returncode == 0, err
 
 
 @pytest.mark.slow
@@ -366,10 +369,10 @@ def test_killed_again_and_again(model: Path, tmp_path: Path) -> None:
     ``GPT2CLI_KILLS`` says how many.
     """
     rows = many(tmp_path / "in.jsonl", 40 * max(10, KILLS), max_tokens=24)
-    flags = ("batch", "-m", model, rows, "--seed", "5", "--threads", "1", "--slots", "4")
+    flags = ("batch", "-m", model, rows, "--seed", "5", "--threads", "1")
     out, chance, kills = tmp_path / "out.jsonl", random.Random(7), 0
     for _ in range(50 * KILLS):
-        process = start(*flags, "-o", out)
+        process = start(*flags, "-o", out, "--slots", "4")
         time.sleep(chance.uniform(0.2, 1.4))
         over = process.poll() is not None
         process.send_signal(signal.SIGKILL)
@@ -379,8 +382,8 @@ def test_killed_again_and_again(model: Path, tmp_path: Path) -> None:
         if over or kills == KILLS:
             break
     assert kills == KILLS, "the job was too short"
-    to_its_end((*flags, "-o", out))
-    to_its_end((*flags, "-o", tmp_path / "whole.jsonl"))
+    to_its_end(*flags, "-o", out)
+    to_its_end(*flags, "-o", tmp_path / "whole.jsonl")
     assert answers(out) == answers(tmp_path / "whole.jsonl")
 
 
@@ -435,5 +438,5 @@ def test_ray_with_a_worker_that_dies(model: Path, tmp_path: Path) -> None:
     _, err = process.communicate(timeout=120)
     assert process.returncode == 0, err
     assert b"a worker has died" in err
-    to_its_end((*flags, "-o", tmp_path / "whole.jsonl"))
+    to_its_end(*flags, "-o", tmp_path / "whole.jsonl")
     assert answers(out) == answers(tmp_path / "whole.jsonl")

@@ -232,6 +232,7 @@ TOKENS = [
     pytest.param(("generate", "-q", "--max-new-tokens", "1", "ab"), "", id="generate"),
     pytest.param(("generate", "-q", "--max-new-tokens", "3", "-n", "3", "--top-p", "0.9", "ab"), "", id="-n"),
     pytest.param(("chat", "-q", "--max-new-tokens", "1"), "ab\n", id="chat"),
+    pytest.param(("batch", "-q", "--max-new-tokens", "1", "-"), "ab\n", id="batch"),
 ]
 
 

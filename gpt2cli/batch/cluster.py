@@ -33,6 +33,10 @@ PATIENCE_S = 30.0
 """After so long without a worker something is said."""
 
 
+_ENVIRONMENT = {"RAY_USAGE_STATS_ENABLED": "0", "RAY_BACKEND_LOG_LEVEL": "error"}
+"""It tells nobody of its use, and a cluster that does not answer is not told line by line."""
+
+
 def check_installed() -> None:
     """Raise `UsageError` where there is no Ray."""
     if find_spec("ray") is None:
@@ -145,6 +149,8 @@ class ClusterEngine:
     def __init__(self, address: str, plan: Plan, warn: Callable[[str], None]) -> None:
         """Connect. Raises `Unavailable` where no cluster answers, and `Gpt2cliError`."""
         self._warn = warn
+        for name, value in _ENVIRONMENT.items():
+            os.environ.setdefault(name, value)
         self._ray: Any = importlib.import_module("ray")
         _connect(self._ray, address)
         try:
@@ -248,7 +254,6 @@ class ClusterEngine:
 
 def _connect(ray: Any, address: str) -> None:
     """Raises `Unavailable`, `Gpt2cliError`."""
-    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     more = {"include_dashboard": False} if address == "local" else {}
     handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
