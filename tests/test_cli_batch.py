@@ -6,7 +6,6 @@ import json
 import os
 import random
 import re
-import resource
 import signal
 import subprocess
 import sys
@@ -255,6 +254,7 @@ def test_a_disk_that_fills(model: Path, tmp_path: Path) -> None:
     """A clear error, no torn line, and the same command goes on."""
     rows, out = many(tmp_path / "in.jsonl", 12, max_tokens=3), tmp_path / "out.jsonl"
     flags = ("batch", "-m", model, rows, "-o", out, "--slots", "2", "--seed", "5")
+    resource = pytest.importorskip("resource")
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (4000, limits[1]))
     try:

@@ -79,11 +79,12 @@ class Rows:
             self._device.close()
         if self._file is None or self._path is None or self.partial is None:
             return
+        # Windows renames no open file.
+        self._file.close()
         try:
             os.replace(self.partial, self._path.resolve())
         except OSError as error:
             raise self._failure(error) from None
-        self._file.close()
 
     def abandon(self, *, keep: bool) -> None:
         """No more rows come; ``keep`` what is there for another run."""

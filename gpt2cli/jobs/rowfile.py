@@ -79,12 +79,16 @@ class RowFile:
                     file.flush()
                     os.fsync(handle)
                 as_created(Path(temporary))
+                if os.name == "nt":  # pragma: no cover
+                    # It puts no file in the place of an open one.
+                    os.close(self._descriptor)
                 os.replace(temporary, self.path)
             except BaseException:
                 with contextlib.suppress(OSError):
                     os.unlink(temporary)
                 raise
-            os.close(self._descriptor)
+            if os.name != "nt":
+                os.close(self._descriptor)
             self._descriptor = self._open_locked()
         except OSError as error:
             raise self._failure(error) from None
