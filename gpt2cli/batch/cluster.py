@@ -174,7 +174,7 @@ class ClusterEngine:
             self._hand_out(fresh, back)
             calls = {actor.call: actor for actor in self._actors if actor.call is not None}
             busy = [actor for actor in self._actors if actor.rows]
-            if not busy and not back and all(actor.ready for actor in self._actors):
+            if not busy and not back and any(actor.ready for actor in self._actors):
                 return
             ready, _ = self._ray.wait(list(calls), num_returns=len(calls), timeout=BEAT_S / 2)
             if ready:

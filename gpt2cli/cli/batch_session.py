@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import time
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -14,7 +15,7 @@ from gpt2cli.batch.source import Source
 from gpt2cli.cli.batch_flags import Job
 from gpt2cli.cli.loading import load_engine, model_hash, served_model
 from gpt2cli.errors import Gpt2cliError
-from gpt2cli.jobs.manifest import write_manifest
+from gpt2cli.jobs.manifest import read_manifest, write_manifest
 from gpt2cli.jobs.rowfile import RowFile
 from gpt2cli.terminal.rows_progress import RowsProgress
 from gpt2cli.text.sanitize import one_line
@@ -32,7 +33,8 @@ class Session:
 
     def run(self) -> None:
         """Do it all. Raises `Gpt2cliError`, and what a signal asked for, at the end."""
-        job, terminal, source = self._job, self._terminal, self._source
+        job, source = self._job, self._source
+        self._check_same()
         part = source.part(job.shard)
         present = Present() if self._rows is None else self._present(self._rows)
         defaults = Defaults(job.defaults, job.seed)
@@ -40,25 +42,36 @@ class Session:
         self._say_before(work.strangers, tally)
         self._keep_manifest(tally)
         if len(work.todo):
-            engine = self._engine()
-            started = time.perf_counter()
-            with (
-                contextlib.closing(engine),
-                RowsProgress(terminal, one_line(Path(source.name).name), tally.rows) as progress,
-            ):
+            self._run(work, tally)
+        self._keep_manifest(tally)
+        self._end(tally)
 
-                def told(now: Tally) -> None:
-                    progress.move(now.done, now.failed, now.tokens, now.cost, now.cost_done)
+    def _run(self, work: Work, tally: Tally) -> None:
+        """Have what is left answered."""
+        terminal, name = self._terminal, one_line(Path(self._source.name).name)
+        with RowsProgress(terminal, name, tally.rows) as progress:
 
+            def told(now: Tally) -> None:
+                progress.move(now.done, now.failed, now.tokens, now.cost, now.cost_done)
+
+            with contextlib.closing(self._engine(progress.warn)) as engine:
+                started = time.perf_counter()
                 run = Run(work, tally, self._write, told)
                 terminal.signals.soften(run.stop)
                 run.run(engine)
-            terminal.signals.soften(lambda: None)
-            if self._rows is not None:
-                self._rows.sync()
-            self._say_after(tally, time.perf_counter() - started)
-        self._keep_manifest(tally)
-        self._end(tally)
+                took = time.perf_counter() - started
+                # A first signal that comes only now must not tear what is being written.
+                terminal.signals.soften(lambda: None)
+        if self._rows is not None:
+            self._rows.sync()
+        self._say_after(tally, took)
+
+    def _check_same(self) -> None:
+        """The file is locked only now: somebody may have written it in between. Raises `UsageError`."""
+        if self._rows is not None and self._job.manifest is not None and self._rows.size:
+            earlier = read_manifest(self._rows.path)
+            if earlier is not None:
+                self._job.manifest.check_against(earlier, self._rows.path)
 
     def _present(self, rows: RowFile) -> Present:
         """What is there; damaged rows, and with ``--retry-errors`` those with errors, are taken out."""
@@ -71,7 +84,8 @@ class Session:
             present = Present.of(rows)
         return present
 
-    def _engine(self) -> Engine:
+    def _engine(self, warn: Callable[[str], None]) -> Engine:
+        """What answers the rows; ``warn`` is told what a person should know meanwhile."""
         job = self._job
         if job.flags.ray is not None:
             from gpt2cli.batch.cluster import ClusterEngine, Plan
@@ -85,7 +99,7 @@ class Session:
                 slots=job.flags.slots,
                 workers=job.flags.workers,
             )
-            return ClusterEngine(job.flags.ray, plan, self._terminal.warn)
+            return ClusterEngine(job.flags.ray, plan, warn)
         served = served_model(job.model)
         served.engine = load_engine(self._terminal, job.model)
         with self._terminal.signals.deferred():

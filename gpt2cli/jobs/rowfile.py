@@ -26,7 +26,7 @@ class RowFile:
 
     def __init__(self, path: Path) -> None:
         """Open ``path``, made where it is not there, for this process alone. Raises `Gpt2cliError`."""
-        self.path = path
+        self.path, self._target = path, path.resolve()
         try:
             self._descriptor = self._open_locked()
             self._drop_torn()
@@ -72,7 +72,7 @@ class RowFile:
     def keep(self, wanted: Callable[[bytes], bool]) -> None:
         """Drop the lines that are not ``wanted``, all of them or none. Raises `Gpt2cliError`."""
         try:
-            handle, temporary = tempfile.mkstemp(dir=self.path.parent, prefix=f".{self.path.name[:80]}-")
+            handle, temporary = tempfile.mkstemp(dir=self._target.parent, prefix=f".{self.path.name[:80]}-")
             try:
                 with os.fdopen(handle, "wb") as file:
                     file.writelines(line + b"\n" for line in self.lines() if wanted(line))
@@ -82,7 +82,7 @@ class RowFile:
                 if os.name == "nt":  # pragma: no cover
                     # It puts no file in the place of an open one.
                     os.close(self._descriptor)
-                os.replace(temporary, self.path)
+                os.replace(temporary, self._target)
             except BaseException:
                 with contextlib.suppress(OSError):
                     os.unlink(temporary)
@@ -116,7 +116,7 @@ class RowFile:
     def _open_locked(self) -> int:
         flags = os.O_RDWR | os.O_APPEND | os.O_CREAT | getattr(os, "O_CLOEXEC", 0)
         while True:
-            descriptor = os.open(self.path, flags | getattr(os, "O_BINARY", 0), 0o666)
+            descriptor = os.open(self._target, flags | getattr(os, "O_BINARY", 0), 0o666)
             if not stat.S_ISREG(os.fstat(descriptor).st_mode):
                 os.close(descriptor)
                 raise UsageError(f"{self.path}: it is no regular file, so a job cannot go on with it")
@@ -127,7 +127,7 @@ class RowFile:
                 )
             with contextlib.suppress(FileNotFoundError):
                 # Whoever had the lock may have put another file in its place.
-                if os.path.samestat(os.fstat(descriptor), os.stat(self.path)):
+                if os.path.samestat(os.fstat(descriptor), os.stat(self._target)):
                     return descriptor
             os.close(descriptor)
 

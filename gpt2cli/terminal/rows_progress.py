@@ -10,6 +10,7 @@ from typing import IO, Any, cast
 
 from gpt2cli.terminal.progress import FRAME_EVERY_S, StderrText, seconds
 from gpt2cli.terminal.streams import Terminal
+from gpt2cli.text.sanitize import one_line
 
 RECENT_S = 30.0
 """Tokens a second, and the time that is left, are those of the last half minute."""
@@ -24,7 +25,7 @@ class RowsProgress:
     def __init__(
         self, terminal: Terminal, label: str, rows: int, clock: Callable[[], float] = time.monotonic
     ) -> None:
-        self._clock, self._rows, self._label = clock, rows, label
+        self._terminal, self._clock, self._rows, self._label = terminal, clock, rows, label
         self._bar: Any = None
         self._task: Any = None
         self._drawn = 0.0
@@ -40,6 +41,16 @@ class RowsProgress:
     ) -> None:
         if self._bar is not None:
             self._bar.stop()
+
+    def warn(self, line: str) -> None:
+        """A warning, above the bar where there is one."""
+        if self._task is None:
+            self._terminal.warn(line)
+        elif not self._terminal.quiet:
+            from rich.text import Text
+
+            style = "yellow" if self._terminal.styled else ""
+            self._bar.console.print(Text(f"warning: {one_line(line)}", style=style))
 
     def move(self, done: int, failed: int, tokens: int, cost: int, cost_done: int) -> None:
         """``done`` rows are there, ``failed`` of them without an answer, and so many ``tokens`` drawn."""
