@@ -3,13 +3,13 @@
 # What the command $1 takes.
 _gpt2cli_command() {
     case $1 in
-    '') commands=(generate chat score inspect compare features pull list show rm verify import export gc train finetune distill serve bench completions config) flags=(--version -V --help -h) ;;
+    '') commands=(generate chat score inspect compare features pull list show rm verify import export gc train finetune distill batch serve bench completions config) flags=(--version -V --help -h) ;;
     generate) commands=() flags=(--prompt -p --file -f --model -m --revision --offline --allow-pickle --max-new-tokens --max-length --stop --ignore-eos --overflow --temperature --temp --top-k --top-p --min-p --typical-p --repetition-penalty --no-repeat-ngram-size --presence-penalty --frequency-penalty --logit-bias --greedy --num-return-sequences -n --seed --rng --special-tokens --strict --sanitize --json --jsonl --echo --logprobs --output -o --no-stream --quiet -q --device --precision --threads --draft --endpoint --api-key-file --timeout --debug --help -h) ;;
     chat) commands=() flags=(--model -m --revision --offline --allow-pickle --format --system --resume --last --save --no-save --max-new-tokens --stop --ignore-eos --temperature --temp --top-k --top-p --min-p --typical-p --repetition-penalty --no-repeat-ngram-size --greedy --seed --strict --sanitize --json --quiet -q --device --precision --threads --draft --endpoint --api-key-file --timeout --debug --help -h) ;;
-    score) commands=() flags=(--prompt -p --file -f --model -m --revision --offline --allow-pickle --lines --from-jsonl --field --stride --window --bos --eos --keep-newline --drop-newline --special-tokens --strict --choices --choice --normalize --task --limit --tokens --top --plot --json --jsonl --output -o --no-resume --quiet -q --device --precision --threads --batch-tokens --debug --help -h) ;;
+    score) commands=() flags=(--prompt -p --file -f --model -m --revision --offline --allow-pickle --lines --from-jsonl --field --stride --window --bos --eos --keep-newline --drop-newline --special-tokens --strict --choices --choice --normalize --task --limit --tokens --top --plot --json --jsonl --output -o --no-resume --shard --quiet -q --device --precision --threads --batch-tokens --debug --help -h) ;;
     inspect) commands=() flags=(--prompt -p --file -f --by --top --stride --marks --no-marks --explain --at --model -m --revision --offline --allow-pickle --temperature --temp --top-k --top-p --min-p --typical-p --repetition-penalty --no-repeat-ngram-size --greedy --seed --bos --special-tokens --strict --json --jsonl --csv --svg --html --theme --output -o --quiet -q --device --precision --threads --debug --help -h) ;;
     compare) commands=() flags=(--prompt -p --file -f --lines --vary --next --words --model -m --offline --allow-pickle --max-new-tokens --stop --ignore-eos --temperature --top-k --top-p --min-p --typical-p --repetition-penalty --no-repeat-ngram-size --seed --greedy --special-tokens --strict --json --jsonl --csv --svg --html --theme --output -o --quiet -q --device --precision --threads --endpoint --api-key-file --timeout --debug --help -h) ;;
-    features) commands=() flags=(--prompt -p --file -f --model -m --revision --offline --allow-pickle --lines --from-jsonl --field --bos --truncate --special-tokens --strict --layer --layers --pool --attention --output -o --quiet -q --device --precision --threads --batch-tokens --debug --help -h) ;;
+    features) commands=() flags=(--prompt -p --file -f --model -m --revision --offline --allow-pickle --lines --from-jsonl --field --bos --truncate --special-tokens --strict --layer --layers --pool --attention --output -o --no-resume --shard --quiet -q --device --precision --threads --batch-tokens --debug --help -h) ;;
     pull) commands=() flags=(--revision --allow-pickle --offline --jsonl --quiet -q --debug --help -h) ;;
     list) commands=() flags=(--available --json --quiet -q --debug --help -h) ;;
     show) commands=() flags=(--json --debug --help -h) ;;
@@ -21,6 +21,7 @@ _gpt2cli_command() {
     train) commands=() flags=(--field --separator --validation --validation-data --test-data --layers --width --heads --context --vocab-size --steps --epochs --batch-size --micro-batch-size --window --short-window --short-share --learning-rate --schedule --warmup --decay --optimizer --muon-scale --weight-decay --dropout --clip --seed --patience --evaluate-every --save-every --sample-every --log-every --precision --device --threads --resume --config --output -o --name --save-precision --samples --sample-tokens --sample-prompt --default-temperature --default-repetition-penalty --default-no-repeat-ngram-size --title --license --description --keep-checkpoints --plot --jsonl --quiet -q --debug --help -h) ;;
     finetune) commands=() flags=(--field --separator --validation --validation-data --test-data --model -m --revision --lora --lora-rank --lora-alpha --lora-dropout --steps --epochs --batch-size --micro-batch-size --window --short-window --short-share --learning-rate --schedule --warmup --decay --optimizer --muon-scale --weight-decay --dropout --clip --seed --patience --evaluate-every --save-every --sample-every --log-every --precision --device --threads --resume --config --output -o --name --save-precision --samples --sample-tokens --sample-prompt --default-temperature --default-repetition-penalty --default-no-repeat-ngram-size --title --license --description --keep-checkpoints --plot --jsonl --quiet -q --debug --help -h) ;;
     distill) commands=() flags=(--field --separator --validation --validation-data --test-data --teacher --revision --student-layers --distill-temperature --soft-weight --lm-weight --cosine-weight --random-init --steps --epochs --batch-size --micro-batch-size --window --short-window --short-share --learning-rate --schedule --warmup --decay --optimizer --muon-scale --weight-decay --dropout --clip --seed --patience --evaluate-every --save-every --sample-every --log-every --precision --device --threads --resume --config --output -o --name --save-precision --samples --sample-tokens --sample-prompt --default-temperature --default-repetition-penalty --default-no-repeat-ngram-size --title --license --description --keep-checkpoints --plot --jsonl --quiet -q --debug --help -h) ;;
+    batch) commands=() flags=(--output -o --simple --text --lines --from-jsonl --retry-errors --shard --merge --ray --workers --model -m --revision --offline --allow-pickle --max-new-tokens --stop --ignore-eos --temperature --temp --top-k --top-p --min-p --typical-p --repetition-penalty --no-repeat-ngram-size --presence-penalty --frequency-penalty --logit-bias --greedy --num-return-sequences -n --seed --quiet -q --device --precision --threads --slots --debug --help -h) ;;
     serve) commands=() flags=(--model -m --offline --allow-pickle --host --port --uds --api-key-file --allow-host --slots --queue --log-json --device --precision --threads --quiet -q --debug --help -h) ;;
     bench) commands=() flags=(--model -m --revision --offline --allow-pickle --against --gguf --precision --rounds --processes --no-processes --settled --no-settled --busy --plot --json --markdown --quiet -q --device --threads --debug --help -h) ;;
     completions) commands=() flags=(--help -h) ;;
@@ -103,6 +104,7 @@ _gpt2cli_flag() {
     'score --top') kind=text words=() ;;
     'score --plot') kind=file words=() ;;
     'score --output'|'score -o') kind=file words=() ;;
+    'score --shard') kind=text words=() ;;
     'score --device') kind=words words=(auto cpu cuda mps) ;;
     'score --precision') kind=words words=(auto fp32 fp16 bf16 int8 int4) ;;
     'score --threads') kind=text words=() ;;
@@ -161,6 +163,7 @@ _gpt2cli_flag() {
     'features --pool') kind=words words=(none mean last) ;;
     'features --attention') kind=text words=() ;;
     'features --output'|'features -o') kind=file words=() ;;
+    'features --shard') kind=text words=() ;;
     'features --device') kind=words words=(auto cpu cuda mps) ;;
     'features --precision') kind=words words=(auto fp32 fp16 bf16 int8 int4) ;;
     'features --threads') kind=text words=() ;;
@@ -317,6 +320,30 @@ _gpt2cli_flag() {
     'distill --license') kind=text words=() ;;
     'distill --description') kind=text words=() ;;
     'distill --plot') kind=file words=() ;;
+    'batch --output'|'batch -o') kind=file words=() ;;
+    'batch --shard') kind=text words=() ;;
+    'batch --ray') kind=text words=() ;;
+    'batch --workers') kind=text words=() ;;
+    'batch --model'|'batch -m') kind=model words=() ;;
+    'batch --revision') kind=text words=() ;;
+    'batch --max-new-tokens') kind=text words=() ;;
+    'batch --stop') kind=text words=() ;;
+    'batch --temperature'|'batch --temp') kind=text words=() ;;
+    'batch --top-k') kind=text words=() ;;
+    'batch --top-p') kind=text words=() ;;
+    'batch --min-p') kind=text words=() ;;
+    'batch --typical-p') kind=text words=() ;;
+    'batch --repetition-penalty') kind=text words=() ;;
+    'batch --no-repeat-ngram-size') kind=text words=() ;;
+    'batch --presence-penalty') kind=text words=() ;;
+    'batch --frequency-penalty') kind=text words=() ;;
+    'batch --logit-bias') kind=text words=() ;;
+    'batch --num-return-sequences'|'batch -n') kind=text words=() ;;
+    'batch --seed') kind=text words=() ;;
+    'batch --device') kind=words words=(auto cpu cuda mps) ;;
+    'batch --precision') kind=words words=(auto fp32 fp16 bf16 int8 int4) ;;
+    'batch --threads') kind=text words=() ;;
+    'batch --slots') kind=text words=() ;;
     'serve --model'|'serve -m') kind=model words=() ;;
     'serve --host') kind=text words=() ;;
     'serve --port') kind=text words=() ;;
@@ -360,6 +387,7 @@ _gpt2cli_argument() {
     'train '[0-9]*) kind=file words=() ;;
     'finetune '[0-9]*) kind=file words=() ;;
     'distill '[0-9]*) kind=file words=() ;;
+    'batch '[0-9]*) kind=file words=() ;;
     'completions '0) kind=words words=(bash zsh fish powershell) ;;
     'config get '0) kind=words words=(model max_new_tokens temperature top_k top_p min_p typical_p repetition_penalty no_repeat_ngram_size rng overflow draft device precision threads offline editing_mode send_token quiet) ;;
     'config set '0) kind=words words=(model max_new_tokens temperature top_k top_p min_p typical_p repetition_penalty no_repeat_ngram_size rng overflow draft device precision threads offline editing_mode send_token quiet) ;;

@@ -23,6 +23,7 @@ Register-ArgumentCompleter -Native -CommandName gpt2cli -ScriptBlock {
         @{Of = ''; What = 'command'; Name = 'train'; Help = 'Train a new model from scratch, with a tokenizer of its own'; Kind = ''; Words = @()}
         @{Of = ''; What = 'command'; Name = 'finetune'; Help = 'Continue training a model on your own text: all of its weights, or low-rank adapters'; Kind = ''; Words = @()}
         @{Of = ''; What = 'command'; Name = 'distill'; Help = 'Train a student with fewer layers on a teacher''s predictions, the way DistilGPT2 was made'; Kind = ''; Words = @()}
+        @{Of = ''; What = 'command'; Name = 'batch'; Help = 'Answer a file of prompts: many at once, resumed after any end, on one machine or many'; Kind = ''; Words = @()}
         @{Of = ''; What = 'command'; Name = 'serve'; Help = 'Serve models to other programs, over HTTP, as OpenAI''s API'; Kind = ''; Words = @()}
         @{Of = ''; What = 'command'; Name = 'bench'; Help = 'How fast a model runs here: whole processes from their start, then settled rates, in each precision'; Kind = ''; Words = @()}
         @{Of = ''; What = 'command'; Name = 'completions'; Help = 'Print the script that makes a shell complete commands, flags, model names and files'; Kind = ''; Words = @()}
@@ -156,7 +157,8 @@ Register-ArgumentCompleter -Native -CommandName gpt2cli -ScriptBlock {
         @{Of = 'score'; What = 'flag'; Name = '--jsonl'; Help = 'Print JSON events, one per line: token, text, choices, summary'; Kind = ''; Words = @()}
         @{Of = 'score'; What = 'flag'; Name = '--output'; Help = 'Write to FILE, completely or not at all; the suffixes .json and .jsonl mean --json and --jsonl'; Kind = 'file'; Words = @()}
         @{Of = 'score'; What = 'flag'; Name = '-o'; Help = 'Write to FILE, completely or not at all; the suffixes .json and .jsonl mean --json and --jsonl'; Kind = 'file'; Words = @()}
-        @{Of = 'score'; What = 'flag'; Name = '--no-resume'; Help = 'Score a long file from its beginning, not from where an interrupted run stopped'; Kind = ''; Words = @()}
+        @{Of = 'score'; What = 'flag'; Name = '--no-resume'; Help = 'Read a long file from its beginning, not from where an interrupted run stopped'; Kind = ''; Words = @()}
+        @{Of = 'score'; What = 'flag'; Name = '--shard'; Help = 'Take only part I of N of the lines; gpt2cli batch --merge puts the outputs together'; Kind = 'text'; Words = @()}
         @{Of = 'score'; What = 'flag'; Name = '--quiet'; Help = 'Print no notes or warnings on stderr'; Kind = ''; Words = @()}
         @{Of = 'score'; What = 'flag'; Name = '-q'; Help = 'Print no notes or warnings on stderr'; Kind = ''; Words = @()}
         @{Of = 'score'; What = 'flag'; Name = '--device'; Help = 'The device to run on'; Kind = 'words'; Words = @('auto', 'cpu', 'cuda', 'mps')}
@@ -281,6 +283,8 @@ Register-ArgumentCompleter -Native -CommandName gpt2cli -ScriptBlock {
         @{Of = 'features'; What = 'flag'; Name = '--attention'; Help = 'Also write the attention weights of these blocks: 1 is the first, -1 the last; or all'; Kind = 'text'; Words = @()}
         @{Of = 'features'; What = 'flag'; Name = '--output'; Help = 'Write an .npz, .safetensors or .jsonl file; without this option JSON lines go to stdout'; Kind = 'file'; Words = @()}
         @{Of = 'features'; What = 'flag'; Name = '-o'; Help = 'Write an .npz, .safetensors or .jsonl file; without this option JSON lines go to stdout'; Kind = 'file'; Words = @()}
+        @{Of = 'features'; What = 'flag'; Name = '--no-resume'; Help = 'Read a long file from its beginning, not from where an interrupted run stopped'; Kind = ''; Words = @()}
+        @{Of = 'features'; What = 'flag'; Name = '--shard'; Help = 'Take only part I of N of the lines; gpt2cli batch --merge puts the outputs together'; Kind = 'text'; Words = @()}
         @{Of = 'features'; What = 'flag'; Name = '--quiet'; Help = 'Print no notes or warnings on stderr'; Kind = ''; Words = @()}
         @{Of = 'features'; What = 'flag'; Name = '-q'; Help = 'Print no notes or warnings on stderr'; Kind = ''; Words = @()}
         @{Of = 'features'; What = 'flag'; Name = '--device'; Help = 'The device to run on'; Kind = 'words'; Words = @('auto', 'cpu', 'cuda', 'mps')}
@@ -534,6 +538,50 @@ Register-ArgumentCompleter -Native -CommandName gpt2cli -ScriptBlock {
         @{Of = 'distill'; What = 'flag'; Name = '--help'; Help = 'Show this message and exit'; Kind = ''; Words = @()}
         @{Of = 'distill'; What = 'flag'; Name = '-h'; Help = 'Show this message and exit'; Kind = ''; Words = @()}
         @{Of = 'distill'; What = '0+'; Name = 'DATA'; Help = 'DATA'; Kind = 'file'; Words = @()}
+        @{Of = 'batch'; What = 'flag'; Name = '--output'; Help = 'Append a line to FILE for each row as it ends; rows that are there are not run again'; Kind = 'file'; Words = @()}
+        @{Of = 'batch'; What = 'flag'; Name = '-o'; Help = 'Append a line to FILE for each row as it ends; rows that are there are not run again'; Kind = 'file'; Words = @()}
+        @{Of = 'batch'; What = 'flag'; Name = '--simple'; Help = 'Write the id, the text and a few figures of each row'; Kind = ''; Words = @()}
+        @{Of = 'batch'; What = 'flag'; Name = '--text'; Help = 'Write the id, the text and a few figures of each row'; Kind = ''; Words = @()}
+        @{Of = 'batch'; What = 'flag'; Name = '--lines'; Help = 'Each line of IN is a prompt, as it stands'; Kind = ''; Words = @()}
+        @{Of = 'batch'; What = 'flag'; Name = '--from-jsonl'; Help = 'Each line of IN is a JSON object'; Kind = ''; Words = @()}
+        @{Of = 'batch'; What = 'flag'; Name = '--retry-errors'; Help = 'Run the rows again that ended with an error'; Kind = ''; Words = @()}
+        @{Of = 'batch'; What = 'flag'; Name = '--shard'; Help = 'Run only part I of N; the parts need no other link'; Kind = 'text'; Words = @()}
+        @{Of = 'batch'; What = 'flag'; Name = '--merge'; Help = 'Put the outputs of all shards together, into the file of -o'; Kind = ''; Words = @()}
+        @{Of = 'batch'; What = 'flag'; Name = '--ray'; Help = 'Run on a Ray cluster: a new one on this machine, the one it is in, or one at ADDRESS'; Kind = 'text'; Words = @()}
+        @{Of = 'batch'; What = 'flag'; Name = '--workers'; Help = 'The number of engines on Ray'; Kind = 'text'; Words = @()}
+        @{Of = 'batch'; What = 'flag'; Name = '--model'; Help = 'A model directory, or a name (gpt2, owner/name); a model that is not on this disk is pulled first'; Kind = 'model'; Words = @()}
+        @{Of = 'batch'; What = 'flag'; Name = '-m'; Help = 'A model directory, or a name (gpt2, owner/name); a model that is not on this disk is pulled first'; Kind = 'model'; Words = @()}
+        @{Of = 'batch'; What = 'flag'; Name = '--revision'; Help = 'A branch, tag or commit of the model'; Kind = 'text'; Words = @()}
+        @{Of = 'batch'; What = 'flag'; Name = '--offline'; Help = 'Never use the network'; Kind = ''; Words = @()}
+        @{Of = 'batch'; What = 'flag'; Name = '--allow-pickle'; Help = 'Also read .bin checkpoints; only plain tensors are unpickled (weights_only)'; Kind = ''; Words = @()}
+        @{Of = 'batch'; What = 'flag'; Name = '--max-new-tokens'; Help = 'Generate at most N tokens'; Kind = 'text'; Words = @()}
+        @{Of = 'batch'; What = 'flag'; Name = '--stop'; Help = 'Stop before TEXT; may be given several times'; Kind = 'text'; Words = @()}
+        @{Of = 'batch'; What = 'flag'; Name = '--ignore-eos'; Help = 'Keep generating after an end-of-text token'; Kind = ''; Words = @()}
+        @{Of = 'batch'; What = 'flag'; Name = '--temperature'; Help = 'Below 1 is more predictable, above 1 more varied; 0 is greedy'; Kind = 'text'; Words = @()}
+        @{Of = 'batch'; What = 'flag'; Name = '--temp'; Help = 'Below 1 is more predictable, above 1 more varied; 0 is greedy'; Kind = 'text'; Words = @()}
+        @{Of = 'batch'; What = 'flag'; Name = '--top-k'; Help = 'Sample from the K most likely tokens; 0 turns this off'; Kind = 'text'; Words = @()}
+        @{Of = 'batch'; What = 'flag'; Name = '--top-p'; Help = 'Sample from the most likely tokens whose probabilities add up to P; 1 turns this off'; Kind = 'text'; Words = @()}
+        @{Of = 'batch'; What = 'flag'; Name = '--min-p'; Help = 'Drop tokens less likely than P times the most likely one; 0 turns this off'; Kind = 'text'; Words = @()}
+        @{Of = 'batch'; What = 'flag'; Name = '--typical-p'; Help = 'Sample from the most typical tokens whose probabilities add up to P; 1 turns this off'; Kind = 'text'; Words = @()}
+        @{Of = 'batch'; What = 'flag'; Name = '--repetition-penalty'; Help = 'Above 1, tokens that are already in the text become less likely; 1 turns this off'; Kind = 'text'; Words = @()}
+        @{Of = 'batch'; What = 'flag'; Name = '--no-repeat-ngram-size'; Help = 'Never repeat a sequence of N tokens; 0 turns this off'; Kind = 'text'; Words = @()}
+        @{Of = 'batch'; What = 'flag'; Name = '--presence-penalty'; Help = 'Above 0, tokens that the continuation already has become less likely, however often they are there; -2 to 2, 0 turns this off'; Kind = 'text'; Words = @()}
+        @{Of = 'batch'; What = 'flag'; Name = '--frequency-penalty'; Help = 'The same for each time that the token is there; -2 to 2, 0 turns this off'; Kind = 'text'; Words = @()}
+        @{Of = 'batch'; What = 'flag'; Name = '--logit-bias'; Help = 'Add X, from -100 to 100, to the score of the token ID; may be given several times'; Kind = 'text'; Words = @()}
+        @{Of = 'batch'; What = 'flag'; Name = '--greedy'; Help = 'Always take the most likely token (the same as --temperature 0)'; Kind = ''; Words = @()}
+        @{Of = 'batch'; What = 'flag'; Name = '--num-return-sequences'; Help = 'Generate N texts'; Kind = 'text'; Words = @()}
+        @{Of = 'batch'; What = 'flag'; Name = '-n'; Help = 'Generate N texts'; Kind = 'text'; Words = @()}
+        @{Of = 'batch'; What = 'flag'; Name = '--seed'; Help = 'Each row without a seed gets one, made of S and its id'; Kind = 'text'; Words = @()}
+        @{Of = 'batch'; What = 'flag'; Name = '--quiet'; Help = 'Print no notes or warnings on stderr'; Kind = ''; Words = @()}
+        @{Of = 'batch'; What = 'flag'; Name = '-q'; Help = 'Print no notes or warnings on stderr'; Kind = ''; Words = @()}
+        @{Of = 'batch'; What = 'flag'; Name = '--device'; Help = 'The device to run on'; Kind = 'words'; Words = @('auto', 'cpu', 'cuda', 'mps')}
+        @{Of = 'batch'; What = 'flag'; Name = '--precision'; Help = 'The precision of the weights; auto is lossless in practice'; Kind = 'words'; Words = @('auto', 'fp32', 'fp16', 'bf16', 'int8', 'int4')}
+        @{Of = 'batch'; What = 'flag'; Name = '--threads'; Help = 'The number of CPU threads'; Kind = 'text'; Words = @()}
+        @{Of = 'batch'; What = 'flag'; Name = '--slots'; Help = 'The most texts that run at once'; Kind = 'text'; Words = @()}
+        @{Of = 'batch'; What = 'flag'; Name = '--debug'; Help = 'Show a traceback if there is an error'; Kind = ''; Words = @()}
+        @{Of = 'batch'; What = 'flag'; Name = '--help'; Help = 'Show this message and exit'; Kind = ''; Words = @()}
+        @{Of = 'batch'; What = 'flag'; Name = '-h'; Help = 'Show this message and exit'; Kind = ''; Words = @()}
+        @{Of = 'batch'; What = '0+'; Name = 'IN'; Help = 'IN'; Kind = 'file'; Words = @()}
         @{Of = 'serve'; What = 'flag'; Name = '--model'; Help = 'A model directory, or a name; may be given several times'; Kind = 'model'; Words = @()}
         @{Of = 'serve'; What = 'flag'; Name = '-m'; Help = 'A model directory, or a name; may be given several times'; Kind = 'model'; Words = @()}
         @{Of = 'serve'; What = 'flag'; Name = '--offline'; Help = 'Never use the network'; Kind = ''; Words = @()}

@@ -10,6 +10,12 @@ from pathlib import Path
 
 from gpt2cli.errors import Gpt2cliError, UsageError
 
+try:
+    import fcntl
+except ImportError:  # pragma: no cover
+    # Windows: without locks.
+    fcntl = None  # type: ignore[assignment]
+
 
 def check_writable(path: Path) -> None:
     """Raise `UsageError` when ``path`` cannot be written: before work is done for nothing."""
@@ -65,3 +71,17 @@ def _umask() -> int:
     mask = os.umask(0)
     os.umask(mask)
     return mask
+
+
+def try_lock(descriptor: int) -> bool:
+    """Lock the file for this process, until it is closed; false when another one has it."""
+    if fcntl is None:
+        return True
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    except OSError:
+        # A file system without locks.
+        return True
+    return True

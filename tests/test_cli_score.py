@@ -288,11 +288,11 @@ def test_reader_that_goes_away() -> None:
 
 FALL = """
 import os, signal, sys
-from gpt2cli.analysis import resume
+from gpt2cli.jobs import standing
 from gpt2cli.cli.app import main
 
-resume.FIRST_AFTER_S = resume.SAVE_EVERY_S = 0.0
-save, calls = resume.Progress.save, [0]
+standing.FIRST_AFTER_S = standing.SAVE_EVERY_S = 0.0
+save, calls = standing.Standing.save, [0]
 
 def falling(self, state, *, now=False):
     calls[0] += 1
@@ -301,7 +301,7 @@ def falling(self, state, *, now=False):
         os.kill(os.getpid(), getattr(signal, sys.argv[1]))
     save(self, state, now=now)
 
-resume.Progress.save = falling
+standing.Standing.save = falling
 sys.exit(main(sys.argv[2:]))
 """
 """The command, sent a signal in the middle: after two states were kept and a third part was put out."""
@@ -324,9 +324,10 @@ def fall(name: str, *arguments: str) -> subprocess.CompletedProcess[bytes]:
     )
 
 
-def states() -> list[Path]:
-    folder = paths.cache_dir() / "score"
-    return list(folder.glob("*.json")) if folder.exists() else []
+def states(beside: Path | None = None) -> list[Path]:
+    """Where runs stand: beside their rows, or in the cache."""
+    folders = [paths.cache_dir() / "score", *([beside] if beside is not None else [])]
+    return [path for folder in folders for path in folder.glob("*.manifest.json")]
 
 
 @pytest.mark.parametrize("kind", ["text", "tokens", "lines"])
@@ -337,8 +338,8 @@ def test_killed_and_resumed(long: tuple[str, ...], tmp_path: Path, kind: str) ->
     arguments = (*long, "--jsonl", *flags)
     killed = fall("SIGKILL", *arguments, "-o", str(out))
     assert killed.returncode == -signal.SIGKILL, killed.stderr
-    assert not out.exists() and len(states()) == 1
-    done = json.loads(states()[0].read_text())["totals"]["tokens"]
+    assert not out.exists() and len(states(tmp_path)) == 1
+    done = json.loads(states(tmp_path)[0].read_text())["state"]["totals"]["tokens"]
     resumed = call(*arguments, "-o", out)
     assert resumed.code == 0 and f"going on after {done:,} tokens" in resumed.err and done > 1000
     assert states() == [] and sorted(os.listdir(tmp_path)) == ["out.jsonl"]

@@ -8,6 +8,8 @@ from typing import Any, get_type_hints
 
 import pytest
 
+from gpt2cli.cli.batch import batch
+from gpt2cli.cli.batch_flags import BatchFlags
 from gpt2cli.cli.chat import ChatFlags, chat
 from gpt2cli.cli.compare import compare
 from gpt2cli.cli.compare_request import CompareFlags
@@ -22,6 +24,7 @@ from gpt2cli.errors import UsageError
 from gpt2cli.settings import Setting, Settings
 
 COMMANDS = [
+    (batch, BatchFlags),
     (chat, ChatFlags),
     (compare, CompareFlags),
     (features, FeaturesFlags),

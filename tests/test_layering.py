@@ -35,12 +35,15 @@ ALLOWED: dict[str, set[str]] = {
     "bench": BASE | MIDDLE | {"core"},
     "terminal": {"errors", "files", "text"},
     "remote": BASE | {"text", "hub", "__init__"},
+    "jobs": BASE | {"checkpoint", "__init__"},
 }
 EVERYTHING_BELOW = {*ALLOWED}
 ALLOWED["repl"] = EVERYTHING_BELOW
-# Of chat it needs the formats; it writes nothing itself.
-ALLOWED["serve"] = BASE | MIDDLE - {"settings"} | {"core", "repl", "__init__"}
-ALLOWED["cli"] = EVERYTHING_BELOW | {"repl", "serve", "__init__"}
+# Of chat they need the formats; they write nothing themselves.
+ALLOWED["api"] = BASE | MIDDLE - {"settings"} | {"core", "repl", "__init__"}
+ALLOWED["serve"] = ALLOWED["api"] | {"api"}
+ALLOWED["batch"] = ALLOWED["api"] | {"api", "jobs", "hub"}
+ALLOWED["cli"] = EVERYTHING_BELOW | {"repl", "api", "serve", "batch", "__init__"}
 ALLOWED["__init__"] = {"core", "errors", "options"}
 ALLOWED["__main__"] = {"cli", "terminal"}
 
@@ -52,6 +55,7 @@ ONLY_IN = {
     "starlette": {"serve"},
     "uvicorn": {"serve"},
     "h11": {"serve"},
+    "ray": {"batch"},
 }
 AT_MODULE_LEVEL = {"torch": {"core", "analysis", "train", "bench"}, "transformers": {"train"}}
 
@@ -237,6 +241,7 @@ TOKENS = [
     pytest.param(("generate", "-q", "--max-new-tokens", "1", "ab"), "", id="generate"),
     pytest.param(("generate", "-q", "--max-new-tokens", "3", "-n", "3", "--top-p", "0.9", "ab"), "", id="-n"),
     pytest.param(("chat", "-q", "--max-new-tokens", "1"), "ab\n", id="chat"),
+    pytest.param(("batch", "-q", "--max-new-tokens", "1", "-"), "ab\n", id="batch"),
 ]
 
 

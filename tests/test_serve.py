@@ -19,9 +19,9 @@ from cli import call
 from serving import Server, ask_on, serving
 from support import END_OF_TEXT_ID, load_on, load_torch, make_model, native_available, text_logits
 
+from gpt2cli.api import bodies
 from gpt2cli.core.engine import Engine
 from gpt2cli.options import GenerateOptions, LoadOptions
-from gpt2cli.serve import bodies
 
 CONTEXT = 64
 

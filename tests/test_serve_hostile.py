@@ -16,7 +16,7 @@ import pytest
 from serving import Server, ask_on, serving
 from support import make_model
 
-from gpt2cli.serve import bodies
+from gpt2cli.api import bodies
 
 PATHS = {
     "/v1/completions": (bodies.COMPLETION, {"prompt": "ab", "max_tokens": 2}),

@@ -14,15 +14,15 @@ import pytest
 from numpy_gpt2 import NumpyBackend
 from support import make_model
 
+from gpt2cli.api import bodies
+from gpt2cli.api.chat import Stripped
+from gpt2cli.api.errors import ApiError
+from gpt2cli.api.schema import check_body
 from gpt2cli.checkpoint import open_checkpoint
 from gpt2cli.core.backend import Batch
-from gpt2cli.serve import bodies
-from gpt2cli.serve.chat import Stripped
-from gpt2cli.serve.errors import ApiError
 from gpt2cli.serve.fair import FairQueue
 from gpt2cli.serve.guard import Keys
 from gpt2cli.serve.prefixes import LEAST, Held, Prefixes, common_length
-from gpt2cli.serve.schema import check_body
 from gpt2cli.serve.sockets import is_loopback, open_port
 
 

@@ -12,17 +12,18 @@ import pytest
 from support import make_model
 
 import gpt2cli
+from gpt2cli.api.answers import dumps, dumps_long
+from gpt2cli.api.errors import ApiError
+from gpt2cli.api.models import Served
+from gpt2cli.api.parts import Event, Texts
 from gpt2cli.checkpoint import open_checkpoint
 from gpt2cli.errors import ModelFileError
 from gpt2cli.options import GenerateOptions, LoadOptions
-from gpt2cli.serve.answers import dumps, dumps_long
-from gpt2cli.serve.errors import ApiError
 from gpt2cli.serve.guard import Doors, Guard, Keys
 from gpt2cli.serve.log import Log
 from gpt2cli.serve.metrics import Metrics
-from gpt2cli.serve.models import Served
 from gpt2cli.serve.streaming import Stream
-from gpt2cli.serve.tickets import Event, Texts, Ticket
+from gpt2cli.serve.tickets import Ticket
 from gpt2cli.serve.worker import Worker
 from gpt2cli.text.tokenizer import Tokenizer
 

@@ -59,6 +59,7 @@ COMMANDS = {
     "train": ("train", "train", "EXAMPLES"),
     "finetune": ("finetune", "finetune", "EXAMPLES"),
     "distill": ("distill", "distill", "EXAMPLES"),
+    "batch": ("batch", "batch", "EXAMPLES"),
     "serve": ("serve", "serve", "EXAMPLES"),
     "bench": ("bench", "bench", "EXAMPLES"),
     "config": ("config", "app", None),

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import io
 import json as json_module
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -13,7 +14,15 @@ import typer
 
 from gpt2cli.cli import params
 from gpt2cli.cli.flags import ModelFlags, output_file, read_flags, read_settings
-from gpt2cli.cli.loading import FoundModel, encode_text, load_engine, model_to_measure, tokenizer_of
+from gpt2cli.cli.loading import (
+    FoundModel,
+    encode_text,
+    load_engine,
+    model_hash,
+    model_to_measure,
+    tokenizer_of,
+)
+from gpt2cli.cli.row_output import Rows
 from gpt2cli.cli.sources import (
     Record,
     Source,
@@ -26,6 +35,9 @@ from gpt2cli.cli.sources import (
 )
 from gpt2cli.errors import PromptTooLong, UsageError
 from gpt2cli.files import write_atomically
+from gpt2cli.jobs.manifest import Manifest, write_manifest
+from gpt2cli.jobs.shards import Shard
+from gpt2cli.jobs.standing import Standing, fingerprint
 from gpt2cli.options import check_whole
 from gpt2cli.terminal.jsonout import json_line
 from gpt2cli.terminal.streams import Terminal
@@ -128,6 +140,8 @@ def features(
             show_default=False,
         ),
     ] = None,
+    no_resume: params.NoResume = False,
+    shard: params.ShardPart = None,
     quiet: params.Quiet = None,
     device: params.DeviceName = None,
     precision: params.PrecisionName = None,
@@ -145,9 +159,14 @@ def features(
     if flags.batch_tokens is not None:
         check_whole("batch_tokens", flags.batch_tokens, 1, 10**7, f"1 to {10**7}")
     flags.check()
+    part = Shard.parse(flags.shard)
+    as_rows = target is None or target.suffix.lower() == ".jsonl"
+    if part is not None and not (flags.many and as_rows):
+        raise UsageError("--shard is for --lines or --from-jsonl, to stdout or a .jsonl file")
     with open_source(terminal, flags, lines=flags.many) as source:
         found = model_to_measure(terminal, settings, flags)
-        _Run(terminal, flags, source, found, load_engine(terminal, found, to_look_inside=True), target).run()
+        engine = load_engine(terminal, found, to_look_inside=True)
+        _Run(terminal, flags, source, found, engine, target, part).run()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -161,6 +180,8 @@ class FeaturesFlags(ModelFlags, TextsFlags):
     pool: PoolName
     attention: str | None
     output: Path | None
+    no_resume: bool
+    shard: str | None
     quiet: bool | None
     batch_tokens: int | None
 
@@ -173,6 +194,7 @@ class _Run:
     found: FoundModel
     engine: Engine
     output: Path | None
+    shard: Shard | None
 
     def run(self) -> None:
         """Read, compute, write."""
@@ -186,18 +208,87 @@ class _Run:
             attention=() if wanted is None else parse_layers(wanted, depth, first=1),
         )
         batch_tokens = self.flags.batch_tokens
-        computed = extract(self.engine.model, self._texts(), options, batch_tokens=batch_tokens)
-        if self.output is None:
-            for features in computed:
-                self.terminal.write(_line(features))
-        else:
-            self._write(self.output, list(computed), options)
+        model = self.engine.model
 
-    def _texts(self) -> Iterator[tuple[Record, list[int]]]:
+        def computed(after: int = -1) -> Iterator[Features]:
+            return extract(model, self._texts(after), options, batch_tokens=batch_tokens)
+
+        if self.output is None:
+            for features in computed():
+                self.terminal.write(_line(features))
+        elif self.output.suffix.lower() == ".jsonl":
+            self._write_rows(self.output, computed)
+        else:
+            self._write(self.output, list(computed()), options)
+
+    def _write_rows(self, path: Path, computed: Callable[[int], Iterator[Features]]) -> None:
+        """A line for each text, into a file that appears when it is whole; a run that was ended goes on."""
+        rows = Rows(self.terminal, path)
+        standing = self._standing(rows)
+        state = standing.load() if standing is not None and not self.flags.no_resume else None
+        if state is not None and rows.begin(int(state["rows"])):
+            after = int(state["last"])
+            self.terminal.note(
+                f"{self.source.name}: going on at line {after + 2:,} (--no-resume begins anew)"
+            )
+        else:
+            after = -1
+            rows.begin()
+        count, done = int(state["texts"]) if state is not None and after >= 0 else 0, False
+        try:
+            for features in computed(after):
+                rows.write(_line(features))
+                count, after = count + 1, features.tag.index
+                if standing is not None:
+                    standing.save(partial(self._state, rows, after, count))
+            done = True
+        finally:
+            if not done:
+                if standing is not None and count:
+                    standing.save(partial(self._state, rows, after, count), now=True)
+                rows.abandon(keep=standing is not None)
+        rows.finish()
+        if standing is not None:
+            standing.remove()
+        if self.shard is not None:
+            size = None if self.source.size is None else str(self.source.size)
+            write_manifest(path, replace(self._manifest(), source=size, rows=count, complete=True))
+
+    @staticmethod
+    def _state(rows: Rows, last: int, texts: int) -> dict[str, int]:
+        rows.flush()
+        return {"rows": rows.size, "last": last, "texts": texts}
+
+    def _standing(self, rows: Rows) -> Standing | None:
+        """Where the run stands; None for what cannot be read or written again from the middle."""
+        if self.source.path is None or rows.partial is None or not self.flags.many:
+            return None
+        manifest, source = self._manifest(), fingerprint(self.source.path)
+        return Standing(rows.partial, replace(manifest, options={**manifest.options, "source": source}))
+
+    def _manifest(self) -> Manifest:
+        """What all rows have in common, on any machine."""
+        flags, info = self.flags, self.engine.info
+        names = ("bos", "truncate", "special_tokens", "layers", "pool", "attention", "field", "as_records")
+        return Manifest(
+            job="features",
+            model=self.found.resolved.name,
+            model_hash=model_hash(self.found),
+            options={
+                **{name: getattr(flags, name) for name in names},
+                "precision": info.precision,
+                "device": info.device,
+            },
+            shard=str(self.shard) if self.shard is not None else None,
+        )
+
+    def _texts(self, after: int = -1) -> Iterator[tuple[Record, list[int]]]:
         """The texts, as ids that fit the context. Raises `UsageError`, `PromptTooLong`."""
         config, bad = self.engine.config, 0
         special = bool(self.flags.special_tokens)
         for record in some_records(self._records(), self.source.name):
+            if record.index <= after or (self.shard is not None and record.index not in self.shard):
+                continue
             bad += record.bad
             if record.bad and self.flags.strict:
                 raise UsageError(bad_bytes(f"{self.source.name}: {record.place}", record.bad))
@@ -226,9 +317,6 @@ class _Run:
 
     def _write(self, path: Path, found: Sequence[Features], options: FeatureOptions) -> None:
         kind = path.suffix.lower()
-        if kind == ".jsonl":
-            write_atomically(path, "".join(map(_line, found)))
-            return
         from gpt2cli.analysis.features import arrays
 
         tensors = arrays(found, options)

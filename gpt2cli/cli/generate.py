@@ -216,14 +216,14 @@ def given_of(settings: Settings, flags: GenerateFlags) -> dict[str, Any]:
     """What the flags and the settings say of `GenerateOptions`; the rest is left to the model."""
     others = [field.name for field in fields(GenerateOptions) if field.name not in SAMPLING_NAMES]
     given = given_options(settings, flags, *others)
-    given["logit_bias"] = _read_bias(flags.logit_bias or [])
+    given["logit_bias"] = read_bias(flags.logit_bias or [])
     if flags.max_length is not None and flags.max_new_tokens is None:
         # A setting does not get in a flag's way.
         given.pop("max_new_tokens", None)
     return given
 
 
-def _read_bias(given: Sequence[str]) -> tuple[tuple[int, float], ...]:
+def read_bias(given: Sequence[str]) -> tuple[tuple[int, float], ...]:
     """What ``--logit-bias`` says of each token. Raises `UsageError`."""
     pairs = []
     for text in given:

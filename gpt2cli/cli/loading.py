@@ -18,6 +18,7 @@ from gpt2cli.terminal.progress import ConversionProgress
 from gpt2cli.terminal.streams import Terminal
 
 if TYPE_CHECKING:
+    from gpt2cli.api.models import Served
     from gpt2cli.core.engine import Engine
     from gpt2cli.text.tokenizer import Tokenizer
 
@@ -60,6 +61,34 @@ def check_model(resolved: ResolvedModel, load: LoadOptions) -> FoundModel:
     """A model whose files are in order, to be loaded as ``load`` says. Raises `Gpt2cliError`."""
     checkpoint = open_checkpoint(resolved.directory, allow_pickle=load.allow_pickle)
     return FoundModel(resolved, checkpoint, replace(load, converted=converted_stem(resolved)))
+
+
+def served_model(found: FoundModel) -> Served:
+    """A model as requests name it. Raises `ModelFileError` where its tokenizer or template is not right."""
+    from gpt2cli.api.models import Served
+    from gpt2cli.text.tokenizer_files import has_tokenizer
+
+    resolved = found.resolved
+    if not has_tokenizer(resolved.directory):
+        raise ModelFileError(
+            f"{resolved.directory}: it has no tokenizer, so there are no texts to serve",
+            hint="a model directory holds tokenizer.json, or vocab.json and merges.txt",
+        )
+    # The path of a directory is nobody's business.
+    called = resolved.name if resolved.stored is not None else resolved.directory.resolve().name
+    return Served(called, found.checkpoint, found.load)
+
+
+def model_hash(found: FoundModel) -> str:
+    """What tells a model from all others, on any machine: a hash of its files. Raises `Gpt2cliError`."""
+    from gpt2cli.jobs.manifest import model_hash as hash_of
+
+    stored = found.resolved.stored
+    records = stored.manifest.files if stored is not None and stored.manifest is not None else ()
+    try:
+        return hash_of(found.resolved.directory, {record.path: record.sha256 for record in records})
+    except OSError as error:
+        raise ModelFileError(f"{found.resolved.directory}: {error.strerror or error}") from None
 
 
 def find_draft_model(

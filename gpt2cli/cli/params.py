@@ -312,6 +312,15 @@ Sanitize = Annotated[
     ),
 ]
 
+ShardPart = Annotated[
+    str | None,
+    _option(
+        _TEXTS,
+        "--shard",
+        metavar="I/N",
+        help="Take only part I of N of the lines; gpt2cli batch --merge puts the outputs together.",
+    ),
+]
 Lines = Annotated[bool, _flag(_TEXTS, "--lines", help="Treat each line as a separate text.")]
 FromJsonl = Annotated[
     bool,
@@ -380,6 +389,14 @@ OutputFile = Annotated[
         "-o",
         metavar="FILE",
         help="Write to FILE, completely or not at all; - is stdout.",
+    ),
+]
+NoResume = Annotated[
+    bool,
+    _flag(
+        _OUTPUT,
+        "--no-resume",
+        help="Read a long file from its beginning, not from where an interrupted run stopped.",
     ),
 ]
 NoStream = Annotated[bool, _flag(_OUTPUT, "--no-stream", help="Print the text only when it is complete.")]

@@ -176,14 +176,8 @@ def score(
             "and --jsonl. - is stdout.",
         ),
     ] = None,
-    no_resume: Annotated[
-        bool,
-        _flag(
-            _SHOWN,
-            "--no-resume",
-            help="Score a long file from its beginning, not from where an interrupted run stopped.",
-        ),
-    ] = False,
+    no_resume: params.NoResume = False,
+    shard: params.ShardPart = None,
     quiet: params.Quiet = None,
     device: params.DeviceName = None,
     precision: params.PrecisionName = None,

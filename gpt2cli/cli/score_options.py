@@ -11,6 +11,7 @@ from gpt2cli.cli.formats import format_of
 from gpt2cli.cli.sources import Source, TextsFlags
 from gpt2cli.errors import UsageError
 from gpt2cli.files import check_writable
+from gpt2cli.jobs.shards import Shard
 from gpt2cli.options import check_whole
 from gpt2cli.settings import Settings
 from gpt2cli.terminal.plots import check_plot_path
@@ -42,6 +43,7 @@ class ScoreFlags(ModelFlags, TextsFlags):
     jsonl: bool
     output: Path | None
     no_resume: bool
+    shard: str | None
     quiet: bool | None
     batch_tokens: int | None
 
@@ -81,6 +83,7 @@ class ScoreOptions:
     jsonl: bool
     output: Path | None
     resume: bool
+    shard: Shard | None
     batch_tokens: int | None
 
 
@@ -131,6 +134,7 @@ def read_options(terminal: Terminal, flags: ScoreFlags) -> ScoreOptions:
         jsonl=flags.jsonl or by_suffix == "jsonl",
         output=output,
         resume=not flags.no_resume,
+        shard=Shard.parse(flags.shard),
         batch_tokens=flags.batch_tokens,
     )
     flags.check()
@@ -144,6 +148,8 @@ def _check(options: ScoreOptions) -> None:
         raise UsageError("--json and --jsonl do not go together")
     if options.field is not None and not options.records:
         raise UsageError("--field is for --from-jsonl")
+    if options.shard is not None and not (options.many and options.jsonl):
+        raise UsageError("--shard is for --lines or --from-jsonl with --jsonl")
     if options.task is not None and options.choices:
         raise UsageError("--task and --choices do not go together")
     if options.task == "cloze" and not options.records:
@@ -159,6 +165,7 @@ def _check(options: ScoreOptions) -> None:
         "stride": options.stride is not None,
         "window": options.window is not None,
         "eos": options.eos,
+        "shard": options.shard is not None,
     }
     for name, given in others.items():
         if ranks and given:

@@ -2,16 +2,11 @@
 
 from __future__ import annotations
 
-import contextlib
 import math
-import os
 from collections.abc import Callable, Iterable, Mapping
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from gpt2cli.errors import Gpt2cliError
 from gpt2cli.terminal.jsonout import json_line
-from gpt2cli.terminal.streams import Terminal
 from gpt2cli.terminal.table import tab_separated
 from gpt2cli.text.sanitize import one_line, sanitize
 from gpt2cli.text.visible import quoted
@@ -23,83 +18,6 @@ if TYPE_CHECKING:
 
 TOKEN_HEADER = "    token    logprob  probability    rank  entropy  text"
 TEXT_HEADER = "   line  tokens          nll     mean nll   perplexity  text"
-
-
-class Rows:
-    """Where rows go as they come: stdout, or a file that appears when it is whole.
-
-    Until then the rows are in a hidden file beside it, so that a job can go on with them.
-    """
-
-    def __init__(self, terminal: Terminal, path: Path | None) -> None:
-        self._terminal = terminal
-        self._device = path is not None and path.exists() and not path.is_file()
-        self._path = path
-        self._partial = None if path is None else path.resolve().parent / f".{path.name[:80]}.partial"
-        self._file: Any = None
-        self.size = 0
-        """Bytes written."""
-
-    def begin(self, keep: int | None = None) -> bool:
-        """Start anew, or after ``keep`` bytes that another run wrote; false if they are not there."""
-        if self._partial is None or self._path is None:
-            return True
-        try:
-            if self._device:
-                self._file = self._path.open("ab")
-                return keep is None
-            if keep is None:
-                self._file = self._partial.open("wb")
-                return True
-            if not self._partial.exists() or self._partial.stat().st_size < keep:
-                return False
-            self._file = self._partial.open("r+b")
-            self._file.truncate(keep)
-            self._file.seek(keep)
-        except OSError as error:
-            raise Gpt2cliError(f"cannot write {self._path}: {error.strerror or error}") from None
-        self.size = keep
-        return True
-
-    def write(self, text: str) -> None:
-        """Put out a row. Raises `Gpt2cliError`, `ReaderGone`."""
-        if self._file is None:
-            self._terminal.write(text)
-            return
-        data = text.encode("utf-8", "replace")
-        try:
-            self._file.write(data)
-        except OSError as error:
-            raise Gpt2cliError(f"cannot write {self._path}: {error.strerror or error}") from None
-        self.size += len(data)
-
-    def flush(self) -> None:
-        """Have everything on disk."""
-        if self._file is not None:
-            try:
-                self._file.flush()
-                if not self._device:
-                    os.fsync(self._file.fileno())
-            except OSError as error:
-                raise Gpt2cliError(f"cannot write {self._path}: {error.strerror or error}") from None
-
-    def finish(self) -> None:
-        """All rows are there."""
-        if self._file is None or self._path is None or self._partial is None:
-            return
-        self.flush()
-        self._file.close()
-        if not self._device:
-            os.replace(self._partial, self._path.resolve())
-
-    def abandon(self, *, keep: bool) -> None:
-        """No more rows come; ``keep`` what is there for another run."""
-        if self._file is not None:
-            with contextlib.suppress(OSError):
-                self._file.close()
-            if not keep and not self._device and self._partial is not None:
-                with contextlib.suppress(OSError):
-                    self._partial.unlink()
 
 
 def finite(value: float | None) -> float | None:

@@ -21,6 +21,7 @@ from gpt2cli.analysis.tasks import (
 )
 from gpt2cli.cli import score_output as show
 from gpt2cli.cli.loading import FoundModel, encode_text, tokenizer_of
+from gpt2cli.cli.row_output import Rows
 from gpt2cli.cli.score_options import Job
 from gpt2cli.cli.sources import Record, at_record, read_lines, read_records, some_records
 from gpt2cli.core.engine import Engine
@@ -41,7 +42,7 @@ class _Run:
     def __init__(self, job: Job, found: FoundModel, engine: Engine) -> None:
         self.job, self.found, self.engine = job, found, engine
         self.options = job.options
-        self.rows = show.Rows(job.terminal, job.options.output)
+        self.rows = Rows(job.terminal, job.options.output)
         self.batcher = Batcher(engine.model, job.options.batch_tokens)
         self._tokenizer = tokenizer_of(engine)
         self._started = time.perf_counter()

@@ -8,19 +8,20 @@ from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from typing import Any
 
-from gpt2cli import __version__
-from gpt2cli.analysis.resume import Progress, fingerprint
 from gpt2cli.analysis.score import Scorer, WindowScore
 from gpt2cli.analysis.surprisal import Surprisal
 from gpt2cli.analysis.totals import Totals
 from gpt2cli.analysis.windows import Window, WindowOptions, from_token, windows
 from gpt2cli.cli import score_output as show
 from gpt2cli.cli.loading import FoundModel, encode_text, tokenizer_of
+from gpt2cli.cli.row_output import Rows
 from gpt2cli.cli.score_options import Job
+from gpt2cli.cli.score_standing import keep_manifest, manifest_of, standing_of
 from gpt2cli.cli.sources import Record, at_record, read_lines, read_records, some_records
 from gpt2cli.core.engine import Engine
 from gpt2cli.errors import ModelFileError, UsageError
 from gpt2cli.files import write_atomically
+from gpt2cli.jobs.standing import Standing
 from gpt2cli.terminal.jsonout import json_line
 from gpt2cli.terminal.plots import Panel, save_panels
 from gpt2cli.terminal.progress import Meter, make_meter
@@ -44,7 +45,7 @@ class TextRun:
         self._tokenizer = tokenizer_of(engine)
         self._text_of = show.text_of(engine.tokenizer)
         self._started = time.perf_counter()
-        self._rows = show.Rows(job.terminal, None if self._options.json else self._row_file())
+        self._rows = Rows(job.terminal, None if self._options.json else self._row_file())
         self._texts: list[dict[str, Any]] = []
         """The documents of the texts so far, for --json."""
         self._tokens: list[dict[str, Any]] = []
@@ -119,26 +120,15 @@ class TextRun:
 
     # Going on.
 
-    def _progress(self) -> Progress | None:
+    def _progress(self) -> Standing | None:
         """Where the run's state is kept; None for what cannot be read or written again from the middle."""
         options, path = self._options, self._source.path
         if path is None or (self._has_rows and (options.json or options.output is None)):
             return None
-        checkpoint = self._found.checkpoint
-        files = {info.file for info in checkpoint.tensors.values()} | set(checkpoint.pickles)
-        files |= {checkpoint.directory / "config.json"}
-        info = self._engine.info
-        key = {
-            "version": __version__,
-            "source": fingerprint(path),
-            "model": sorted(fingerprint(file) for file in files),
-            "precision": [info.precision, info.device, *info.kernels],
-            "windows": [self._windows.size, self._windows.stride],
-            "options": {name: str(value) for name, value in asdict(options).items() if name != "resume"},
-        }
-        return Progress(key)
+        beside = self._rows.partial if self._has_rows else None
+        return standing_of(self._job, self._found, self._engine, self._windows, beside)
 
-    def _resume(self, progress: Progress | None) -> None:
+    def _resume(self, progress: Standing | None) -> None:
         if progress is None:
             return
         state = progress.load()
@@ -262,7 +252,9 @@ class TextRun:
             found = read_records(source, name, self._options.field, offset=offset, index=index)
         else:
             found = read_lines(source, name, offset=offset, index=index)
-        return found if self._resumed else some_records(found, name)
+        found = found if self._resumed else some_records(found, name)
+        shard = self._options.shard
+        return found if shard is None else (record for record in found if record.index in shard)
 
     # Putting out.
 
@@ -327,8 +319,15 @@ class TextRun:
             self._put_last("".join(show.totals_lines(totals, shown)))
         if self._has_rows and not options.json:
             self._rows.finish()
+            self._keep_manifest()
         if plot is not None and options.plot is not None:
             save_panels(options.plot, _panels(self._source.name, plot))
+
+    def _keep_manifest(self) -> None:
+        """For whoever puts shards together."""
+        if self._options.shard is not None:
+            manifest = manifest_of(self._job, self._found, self._engine, self._windows)
+            keep_manifest(self._job, manifest, self._total, self._count)
 
     def _put_last(self, text: str) -> None:
         if self._has_rows:

@@ -13,16 +13,16 @@ import typer
 from gpt2cli.cli import params
 from gpt2cli.cli.flags import EngineFlags, load_options, read_flags, read_settings
 from gpt2cli.cli.keys import read_key_file
-from gpt2cli.cli.loading import check_model
+from gpt2cli.cli.loading import check_model, served_model
 from gpt2cli.cli.pulling import resolve_or_pull
-from gpt2cli.errors import ModelFileError, UsageError
+from gpt2cli.errors import UsageError
 from gpt2cli.options import LoadOptions, check_whole
 from gpt2cli.settings import Settings
 from gpt2cli.terminal.streams import Terminal
 from gpt2cli.text.sanitize import one_line
 
 if TYPE_CHECKING:
-    from gpt2cli.serve.models import Served
+    from gpt2cli.api.models import Served
 
 EXAMPLES = """Examples:
 
@@ -204,9 +204,6 @@ def _find_models(
     terminal: Terminal, settings: Settings, flags: ServeFlags, load: LoadOptions
 ) -> list[Served]:
     """The models, their files checked, pulled where they are not on this disk. Raises `Gpt2cliError`."""
-    from gpt2cli.serve.models import Served
-    from gpt2cli.text.tokenizer_files import has_tokenizer
-
     names = flags.model or [settings.value("model")]
     served: list[Served] = []
     for name in names:
@@ -214,16 +211,10 @@ def _find_models(
             terminal, settings, name, None, offline=flags.offline, allow_pickle=load.allow_pickle
         )
         found = check_model(resolved, load)
-        if not has_tokenizer(resolved.directory):
-            raise ModelFileError(
-                f"{resolved.directory}: it has no tokenizer, so there are no texts to serve",
-                hint="a model directory holds tokenizer.json, or vocab.json and merges.txt",
-            )
-        # The path of a directory is nobody's business.
-        called = resolved.name if resolved.stored is not None else resolved.directory.resolve().name
-        if any(other.name == called for other in served):
-            raise UsageError(f"--model {name}: there are two models of the name {called}")
-        served.append(Served(called, found.checkpoint, found.load))
+        model = served_model(found)
+        if any(other.name == model.name for other in served):
+            raise UsageError(f"--model {name}: there are two models of the name {model.name}")
+        served.append(model)
     return served
 
 

@@ -82,20 +82,6 @@ def read_at(descriptor: int, size: int, offset: int = 0) -> bytes:
     return b"".join(parts)
 
 
-def try_lock(descriptor: int) -> bool:
-    """Lock the file for this process, until it is closed; false when another one has it."""
-    if fcntl is None:
-        return True
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
-    except OSError:
-        # A file system without locks.
-        return True
-    return True
-
-
 @contextmanager
 def locked(path: Path) -> Iterator[int]:
     """A descriptor of ``path`` as `open_private` has it, locked while the block runs; waits for the lock.

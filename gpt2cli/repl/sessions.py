@@ -20,9 +20,10 @@ from typing import Any
 
 from gpt2cli import paths
 from gpt2cli.errors import Gpt2cliError, UsageError
+from gpt2cli.files import try_lock
 from gpt2cli.options import MAX_SEED, shown
 from gpt2cli.repl.formats import FORMATS
-from gpt2cli.repl.jsonl_log import append_lines, decode_lines, encode_line, open_private, read_at, try_lock
+from gpt2cli.repl.jsonl_log import append_lines, decode_lines, encode_line, open_private, read_at
 from gpt2cli.repl.options import checked_options
 from gpt2cli.repl.tree import Tree, Turn
 from gpt2cli.text.reading import cleaned

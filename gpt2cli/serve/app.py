@@ -16,22 +16,24 @@ from starlette.routing import Route, Router
 from starlette.types import Receive, Scope, Send
 
 from gpt2cli import __version__
+from gpt2cli.api import bodies
+from gpt2cli.api.answers import Answer, dumps, dumps_long
+from gpt2cli.api.chat import ChatCompletion, read_chat
+from gpt2cli.api.completions import Completion
+from gpt2cli.api.errors import ApiError
+from gpt2cli.api.models import Served, choose
+from gpt2cli.api.parts import Call, Computed, Text
+from gpt2cli.api.reading import Request, check_text, read_completion, tokenizer_of
+from gpt2cli.api.schema import Schema, check_body
 from gpt2cli.errors import Gpt2cliError
 from gpt2cli.options import shown
-from gpt2cli.serve import bodies, limits, openapi
-from gpt2cli.serve.answers import Answer, dumps, dumps_long
-from gpt2cli.serve.chat import ChatCompletion, read_chat
-from gpt2cli.serve.completions import Completion
+from gpt2cli.serve import limits, openapi
 from gpt2cli.serve.embeddings import embed, embeddings_document, read_inputs
-from gpt2cli.serve.errors import ApiError
 from gpt2cli.serve.guard import Gone
 from gpt2cli.serve.log import Record
-from gpt2cli.serve.models import Served, choose
-from gpt2cli.serve.reading import Request, check_text, read_completion, tokenizer_of
-from gpt2cli.serve.schema import Schema, check_body
 from gpt2cli.serve.service import Service
 from gpt2cli.serve.streaming import Stream
-from gpt2cli.serve.tickets import Call, Computed, Text, Ticket
+from gpt2cli.serve.tickets import Ticket
 
 AT_ONCE = 2**10
 """Bytes of a body that are read in the event loop: about a millisecond."""

@@ -8,12 +8,12 @@ from typing import Any
 
 import numpy as np
 
+from gpt2cli.api.errors import ApiError
+from gpt2cli.api.models import Served
+from gpt2cli.api.reading import check_length, check_text, given
 from gpt2cli.core.backend import Floats
 from gpt2cli.core.engine import Engine
 from gpt2cli.errors import ModelFileError, PromptTooLong
-from gpt2cli.serve.errors import ApiError
-from gpt2cli.serve.models import Served
-from gpt2cli.serve.reading import check_length, check_text, given
 
 
 def read_inputs(body: Mapping[str, Any], model: Served) -> list[list[int]]:

@@ -10,9 +10,9 @@ from dataclasses import dataclass
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from gpt2cli.api.answers import dumps
+from gpt2cli.api.errors import ApiError
 from gpt2cli.serve import limits
-from gpt2cli.serve.answers import dumps
-from gpt2cli.serve.errors import ApiError
 from gpt2cli.serve.log import Log, Record
 from gpt2cli.serve.metrics import Metrics
 

@@ -1,4 +1,4 @@
-"""What a request may ask for. Whatever is beyond is refused before anything is allocated."""
+"""What a connection may cost. Whatever is beyond is refused or cut off before anything is allocated."""
 
 from __future__ import annotations
 
@@ -19,16 +19,3 @@ IDLE_S = 30.0
 DRAIN_S = 30.0
 """After the first signal, running requests have so long to end."""
 MAX_CONNECTIONS = 512
-
-MAX_PROMPTS = 256
-MAX_N = 128
-MAX_TEXTS = 512
-"""Of one request: prompts times the texts of each."""
-MAX_STOPS = 16
-MAX_STOP_LENGTH = 512
-MAX_LOGPROBS = 5
-MAX_TOP_LOGPROBS = 20
-MAX_BIASES = 1024
-MAX_MESSAGES = 1024
-MAX_INPUTS = 256
-"""Texts of one request for embeddings."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from gpt2cli.serve import bodies
+from gpt2cli.api import bodies
 
 _ERROR = {
     "type": "object",

@@ -8,9 +8,9 @@ from typing import Any
 import h11
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
+from gpt2cli.api.answers import dumps
+from gpt2cli.api.errors import ApiError
 from gpt2cli.serve import limits
-from gpt2cli.serve.answers import dumps
-from gpt2cli.serve.errors import ApiError
 
 
 class Protocol(H11Protocol):

@@ -13,12 +13,12 @@ from dataclasses import dataclass
 
 import uvicorn
 
+from gpt2cli.api.models import Served
 from gpt2cli.serve import limits
 from gpt2cli.serve.app import Api
 from gpt2cli.serve.guard import Doors, Guard
 from gpt2cli.serve.log import Log
 from gpt2cli.serve.metrics import Metrics
-from gpt2cli.serve.models import Served
 from gpt2cli.serve.protocol import Protocol
 from gpt2cli.serve.service import Service
 from gpt2cli.serve.worker import Worker

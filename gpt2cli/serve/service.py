@@ -11,11 +11,12 @@ from typing import TypeVar
 
 from starlette.types import Receive
 
-from gpt2cli.serve.errors import ApiError, unavailable
+from gpt2cli.api.errors import ApiError, unavailable
+from gpt2cli.api.models import Served
+from gpt2cli.api.parts import Ended, Event
 from gpt2cli.serve.guard import Gone
 from gpt2cli.serve.metrics import Metrics
-from gpt2cli.serve.models import Served
-from gpt2cli.serve.tickets import Ended, Event, Ticket
+from gpt2cli.serve.tickets import Ticket
 from gpt2cli.serve.worker import Worker
 
 T = TypeVar("T")

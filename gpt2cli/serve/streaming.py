@@ -8,8 +8,8 @@ from typing import Any
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
-from gpt2cli.serve.answers import Answer, dumps
-from gpt2cli.serve.errors import ApiError
+from gpt2cli.api.answers import Answer, dumps
+from gpt2cli.api.errors import ApiError
 from gpt2cli.serve.guard import Gone
 
 _HEADERS = [

@@ -11,16 +11,17 @@ from collections.abc import Callable, Hashable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import partial
 
+from gpt2cli.api.errors import ApiError, unavailable
+from gpt2cli.api.models import Served
+from gpt2cli.api.parts import Call, Computed, Ended, Event, Part, Scored, Text, Texts
 from gpt2cli.core.engine import Engine
 from gpt2cli.core.memory import available_memory
 from gpt2cli.core.scheduler import Scheduler, Step
 from gpt2cli.core.sequence import Group
-from gpt2cli.serve.errors import ApiError, unavailable
 from gpt2cli.serve.fair import FairQueue
 from gpt2cli.serve.log import Log
-from gpt2cli.serve.models import Served
 from gpt2cli.serve.prefixes import Held, Prefixes
-from gpt2cli.serve.tickets import Call, Computed, Ended, Event, Part, Scored, Text, Texts, Ticket
+from gpt2cli.serve.tickets import Ticket
 
 BESIDE = {"int8": 128, "int4": 128}
 BESIDE_OTHERWISE = 64

@@ -6,8 +6,8 @@ import re
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from gpt2cli.api.errors import ApiError
 from gpt2cli.options import shown
-from gpt2cli.serve.errors import ApiError
 
 Schema = Mapping[str, Any]
 

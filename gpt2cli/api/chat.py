@@ -5,17 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from gpt2cli.core.engine import Engine
-from gpt2cli.core.results import Chunk
-from gpt2cli.core.sampling import TokenLogprobs
-from gpt2cli.repl.formats import Answer as AnswerPart
-from gpt2cli.repl.formats import Format, Special
-from gpt2cli.repl.tree import Turn
-from gpt2cli.serve.answers import Answer, State, finite, token_text
-from gpt2cli.serve.bodies import CHAT_REFUSED
-from gpt2cli.serve.errors import ApiError
-from gpt2cli.serve.models import Served
-from gpt2cli.serve.reading import (
+from gpt2cli.api.answers import Answer, State, finite, token_text
+from gpt2cli.api.bodies import CHAT_REFUSED
+from gpt2cli.api.errors import ApiError
+from gpt2cli.api.models import Served
+from gpt2cli.api.reading import (
     Prompt,
     Request,
     check_length,
@@ -25,6 +19,12 @@ from gpt2cli.serve.reading import (
     read_seed,
     split,
 )
+from gpt2cli.core.engine import Engine
+from gpt2cli.core.results import Chunk
+from gpt2cli.core.sampling import TokenLogprobs
+from gpt2cli.repl.formats import Answer as AnswerPart
+from gpt2cli.repl.formats import Format, Special
+from gpt2cli.repl.tree import Turn
 
 
 def read_chat(body: Mapping[str, Any], model: Served) -> Request:
@@ -131,8 +131,8 @@ class ChatCompletion(Answer):
 
     object, chunk_object, prefix = "chat.completion", "chat.completion.chunk", "chatcmpl"
 
-    def __init__(self, request: Request) -> None:
-        super().__init__(request)
+    def __init__(self, request: Request, name: str | None = None) -> None:
+        super().__init__(request, name)
         strips = request.model.format.strips
         self._stripped = [Stripped() if strips else None for _ in self.states]
 

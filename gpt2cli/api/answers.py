@@ -11,10 +11,10 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from gpt2cli import __version__
+from gpt2cli.api.parts import Ended, Event, Scored, Text
+from gpt2cli.api.reading import Request
 from gpt2cli.core.results import Chunk
 from gpt2cli.core.sampling import TokenLogprobs
-from gpt2cli.serve.reading import Request
-from gpt2cli.serve.tickets import Ended, Event, Scored, Text
 from gpt2cli.text.tokenizer import Tokenizer
 
 FINISH = {"eos": "stop", "stop": "stop", "length": "length", "context": "length", "interrupted": "length"}
@@ -120,7 +120,8 @@ class Answer:
 
     object = chunk_object = prefix = ""
 
-    def __init__(self, request: Request) -> None:
+    def __init__(self, request: Request, name: str | None = None) -> None:
+        """``name`` is what the answer's id ends with; any without it."""
         self.request = request
         self.states = [State(index) for index in range(len(request.prompts) * request.texts)]
         self.scores: dict[int, Sequence[TokenLogprobs]] = {}
@@ -128,7 +129,7 @@ class Answer:
         self.cached = 0
         self.left = len(request.parts)
         self._head = {
-            "id": f"{self.prefix}-{secrets.token_hex(12)}",
+            "id": f"{self.prefix}-{name or secrets.token_hex(12)}",
             "created": int(time.time()),
             "model": request.model.name,
             "system_fingerprint": f"gpt2cli-{__version__}-{request.model.ready.info.precision}",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from gpt2cli.serve import limits
+from gpt2cli.api import limits
 
 TEXT: dict[str, Any] = {"type": "string"}
 TOKEN: dict[str, Any] = {"type": "integer", "minimum": 0, "maximum": 2**31 - 1}

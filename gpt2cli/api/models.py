@@ -6,11 +6,11 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
+from gpt2cli.api.errors import ApiError
 from gpt2cli.checkpoint import Checkpoint
 from gpt2cli.core.engine import Engine
 from gpt2cli.options import LoadOptions
 from gpt2cli.repl.formats import Format, Transcript, choose_format
-from gpt2cli.serve.errors import ApiError
 
 
 @dataclass

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import Any
 
+from gpt2cli.api.answers import Answer, Offsets, State, finite, token_text
+from gpt2cli.api.reading import Request
 from gpt2cli.core.results import Chunk
 from gpt2cli.core.sampling import TokenLogprobs
-from gpt2cli.serve.answers import Answer, Offsets, State, finite, token_text
-from gpt2cli.serve.reading import Request
 
 
 class Completion(Answer):
@@ -17,8 +17,8 @@ class Completion(Answer):
     object = chunk_object = "text_completion"
     prefix = "cmpl"
 
-    def __init__(self, request: Request) -> None:
-        super().__init__(request)
+    def __init__(self, request: Request, name: str | None = None) -> None:
+        super().__init__(request, name)
         # The bos that stands for an empty prompt is listed, and is not in the text.
         prompts = [request.prompts[state.index // request.texts] for state in self.states]
         silent = [len(prompt.ids) if request.echo and not prompt.text else 0 for prompt in prompts]

@@ -7,13 +7,13 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+from gpt2cli.api import limits
+from gpt2cli.api.errors import ApiError
+from gpt2cli.api.models import Served
+from gpt2cli.api.parts import Texts
 from gpt2cli.core.engine import Engine
 from gpt2cli.errors import InvalidOption, PromptTooLong, UsageError
 from gpt2cli.options import MAX_SEED, GenerateOptions
-from gpt2cli.serve import limits
-from gpt2cli.serve.errors import ApiError
-from gpt2cli.serve.models import Served
-from gpt2cli.serve.tickets import Texts
 from gpt2cli.text.tokenizer import Tokenizer
 
 DEFAULT_MAX_TOKENS = 16
