@@ -19,6 +19,8 @@ import pytest
 from cli import call, start
 from support import make_model
 
+from gpt2cli.batch.rows import read_line
+
 KILLS = int(os.environ.get("GPT2CLI_KILLS", "10"))
 
 
@@ -147,6 +149,18 @@ def test_hostile_rows(model: Path, tmp_path: Path) -> None:
     # Nothing is run again, and the code is the same.
     again = call("batch", "-m", model, rows, "-o", out)
     assert again.code == 1 and len(out.read_text().splitlines()) == wrong + 3
+
+
+def test_rows_nested_as_deep_as_can_be_read() -> None:
+    """What can just be read may be too deep to be written again, for its key."""
+    for depth in range(sys.getrecursionlimit() - 120, sys.getrecursionlimit() + 20):
+        nested = b"[" * depth + b"]" * depth
+        for line in (
+            b'{"id": "x", "prompt": ' + nested + b"}",
+            b'{"url": "x", "body": {"y": ' + nested + b"}}",
+        ):
+            asked = read_line(line, 1, as_json=True)
+            assert asked.error is not None or asked.body is not None
 
 
 def test_retry_errors(model: Path, tmp_path: Path) -> None:

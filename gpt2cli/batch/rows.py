@@ -112,6 +112,9 @@ def _identified(text: str, fallback: Asked) -> Asked:
         return _openai(data, asked) if _FIELDS & data.keys() - {"custom_id"} else _own(data, asked)
     except ApiError as error:
         return asked.refused(error)
+    except RecursionError:
+        # It could just be read, and not be written again.
+        return asked.refused(ApiError(400, "the line is nested too deep", code="invalid_json"))
 
 
 def _loose_id(text: str) -> str | None:
