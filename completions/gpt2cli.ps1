@@ -551,6 +551,9 @@ Register-ArgumentCompleter -Native -CommandName gpt2cli -ScriptBlock {
         @{Of = 'batch'; What = 'flag'; Name = '--workers'; Help = 'The number of engines on Ray'; Kind = 'text'; Words = @()}
         @{Of = 'batch'; What = 'flag'; Name = '--model'; Help = 'A model directory, or a name (gpt2, owner/name); a model that is not on this disk is pulled first'; Kind = 'model'; Words = @()}
         @{Of = 'batch'; What = 'flag'; Name = '-m'; Help = 'A model directory, or a name (gpt2, owner/name); a model that is not on this disk is pulled first'; Kind = 'model'; Words = @()}
+        @{Of = 'batch'; What = 'flag'; Name = '--endpoint'; Help = 'A server that speaks OpenAI''s API (vLLM, llama.cpp, ollama, gpt2cli serve); -m then names one of its models'; Kind = 'text'; Words = @()}
+        @{Of = 'batch'; What = 'flag'; Name = '--api-key-file'; Help = 'Send the server the first key in FILE'; Kind = 'file'; Words = @()}
+        @{Of = 'batch'; What = 'flag'; Name = '--timeout'; Help = 'Give up when the server says nothing for S seconds'; Kind = 'text'; Words = @()}
         @{Of = 'batch'; What = 'flag'; Name = '--revision'; Help = 'A branch, tag or commit of the model'; Kind = 'text'; Words = @()}
         @{Of = 'batch'; What = 'flag'; Name = '--offline'; Help = 'Never use the network'; Kind = ''; Words = @()}
         @{Of = 'batch'; What = 'flag'; Name = '--allow-pickle'; Help = 'Also read .bin checkpoints; only plain tensors are unpickled (weights_only)'; Kind = ''; Words = @()}

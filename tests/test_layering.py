@@ -42,7 +42,7 @@ ALLOWED["repl"] = EVERYTHING_BELOW
 # Of chat they need the formats; they write nothing themselves.
 ALLOWED["api"] = BASE | MIDDLE - {"settings"} | {"core", "repl", "__init__"}
 ALLOWED["serve"] = ALLOWED["api"] | {"api"}
-ALLOWED["batch"] = ALLOWED["api"] | {"api", "jobs", "hub"}
+ALLOWED["batch"] = ALLOWED["api"] | {"api", "jobs", "hub", "remote"}
 ALLOWED["cli"] = EVERYTHING_BELOW | {"repl", "api", "serve", "batch", "__init__"}
 ALLOWED["__init__"] = {"core", "errors", "options"}
 ALLOWED["__main__"] = {"cli", "terminal"}

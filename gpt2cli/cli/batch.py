@@ -6,16 +6,17 @@ import contextlib
 import secrets
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, BinaryIO
+from typing import TYPE_CHECKING, Annotated, Any, BinaryIO
 
 import typer
 
 from gpt2cli.cli import params
-from gpt2cli.cli.batch_flags import BatchFlags, Job, row_defaults
+from gpt2cli.cli.batch_flags import OPTION_NAMES, BatchFlags, Job, row_defaults
 from gpt2cli.cli.flags import load_options, output_file, read_flags, read_settings
-from gpt2cli.cli.loading import check_model, model_hash, resolve_model
+from gpt2cli.cli.loading import FoundModel, check_model, model_hash, resolve_model
+from gpt2cli.cli.remote import Place, check_local_flags, find_place
 from gpt2cli.cli.sources import says_jsonl
 from gpt2cli.errors import Gpt2cliError, UsageError
 from gpt2cli.jobs.shards import Shard
@@ -24,7 +25,7 @@ from gpt2cli.settings import Settings
 from gpt2cli.terminal.streams import Terminal
 
 if TYPE_CHECKING:
-    pass
+    from gpt2cli.remote.client import Client
 
 EXAMPLES = """Examples:
 
@@ -119,7 +120,10 @@ def batch(
             help="The number of engines on Ray. Default: one for each GPU, else for each machine.",
         ),
     ] = None,
-    model: params.Model = None,
+    model: params.RemoteModel = None,
+    endpoint: params.Endpoint = None,
+    api_key_file: params.ApiKeyFile = None,
+    timeout: params.Timeout = None,
     revision: params.Revision = None,
     offline: params.Offline = None,
     allow_pickle: params.AllowPickle = None,
@@ -181,14 +185,20 @@ def _merge(terminal: Terminal, flags: BatchFlags) -> None:
 def _read_job(terminal: Terminal, settings: Settings, flags: BatchFlags, shard: Shard | None) -> Job:
     """Check everything that can be checked without loading the model. Raises `Gpt2cliError`."""
     defaults = row_defaults(settings, flags)
-    load = load_options(settings, flags)
-    if flags.ray is not None:
-        from gpt2cli.batch.cluster import check_installed
+    model: FoundModel | Client
+    place = find_place(terminal, settings, flags.model, flags)
+    if place is not None:
+        model, defaults = _ask_server(terminal, flags, place, defaults)
+        load = None
+    else:
+        load = load_options(settings, flags)
+        if flags.ray is not None:
+            from gpt2cli.batch.cluster import check_installed
 
-        check_installed()
-    found = check_model(resolve_model(terminal, settings, flags, load), load)
+            check_installed()
+        model = check_model(resolve_model(terminal, settings, flags, load), load)
     if flags.target is None:
-        return Job(terminal, flags, shard, found, defaults, _seed(flags, shard, None), None)
+        return Job(terminal, flags, shard, model, defaults, _seed(flags, shard, None), None)
     from gpt2cli.jobs.manifest import Manifest, read_manifest
 
     target = flags.target
@@ -202,21 +212,39 @@ def _read_job(terminal: Terminal, settings: Settings, flags: BatchFlags, shard: 
     seed = _seed(flags, shard, earlier.seed if earlier else None)
     options = {
         **defaults,
-        "precision": load.precision,
-        "device": load.device,
+        "precision": load and load.precision,
+        "device": load and load.device,
         "form": flags.form,
     }
     manifest = Manifest(
         job="batch",
-        model=found.resolved.name,
-        model_hash=model_hash(found),
+        model=model.name,
+        model_hash=model_hash(model) if isinstance(model, FoundModel) else model.name,
         options=options,
         seed=seed,
         shard=str(shard) if shard else None,
     ).normal()
     if earlier is not None:
         manifest.check_against(earlier, target)
-    return Job(terminal, flags, shard, found, defaults, seed, manifest)
+    return Job(terminal, flags, shard, model, defaults, seed, manifest)
+
+
+def _ask_server(
+    terminal: Terminal, flags: BatchFlags, place: Place, defaults: Mapping[str, Any]
+) -> tuple[Client, Mapping[str, Any]]:
+    """The model of a server, and what a row has that does not say otherwise, by the server's names.
+
+    Raises `Gpt2cliError`.
+    """
+    from gpt2cli.cli.generate_remotely import warn_of
+
+    check_local_flags(flags)
+    if flags.ray is not None:
+        raise UsageError("--ray is for a model on this machine", hint="leave it out: the server has its own")
+    client = place.client(terminal.note)
+    names = {name: OPTION_NAMES.get(name, name) for name in defaults}
+    warn_of(terminal, client, frozenset(names.values()) - {"num_return_sequences"})
+    return client, {client.kind.names.get(names[name], name): value for name, value in defaults.items()}
 
 
 def _seed(flags: BatchFlags, shard: Shard | None, earlier: int | None) -> int:

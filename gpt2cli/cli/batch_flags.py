@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from gpt2cli.cli.flags import LengthFlags, ModelFlags, SamplingFlags, given_options
+from gpt2cli.cli.flags import LengthFlags, ModelFlags, SamplingFlags, ServerFlags, given_options
 from gpt2cli.cli.generate import read_bias
 from gpt2cli.cli.loading import FoundModel
 from gpt2cli.errors import UsageError
@@ -19,17 +19,20 @@ from gpt2cli.terminal.streams import Terminal
 if TYPE_CHECKING:
     from gpt2cli.batch.output import Form
     from gpt2cli.jobs.manifest import Manifest
+    from gpt2cli.remote.client import Client
 
 _OTHERS = (
     *("max_new_tokens", "stop", "ignore_eos", "num_return_sequences"),
     *("presence_penalty", "frequency_penalty"),
 )
 _NAMES = {"max_new_tokens": "max_tokens", "num_return_sequences": "n"}
+OPTION_NAMES = {api: ours for ours, api in _NAMES.items()}
+"""Options of ours by their names in the API, where these are other ones."""
 MAX_SLOTS, MAX_WORKERS = 1024, 10_000
 
 
 @dataclass(frozen=True, kw_only=True)
-class BatchFlags(ModelFlags, SamplingFlags, LengthFlags):
+class BatchFlags(ModelFlags, SamplingFlags, LengthFlags, ServerFlags):
     """The flags of `batch`."""
 
     files: list[Path]
@@ -85,12 +88,15 @@ class BatchFlags(ModelFlags, SamplingFlags, LengthFlags):
 
 @dataclass(frozen=True, slots=True)
 class Job:
-    """A command line that was found to be in order, the model's files included; nothing is loaded yet."""
+    """A command line that was found to be in order, the model's files included; nothing is loaded yet.
+
+    ``model`` is one of this machine's, or a client that is connected to the server which has it.
+    """
 
     terminal: Terminal
     flags: BatchFlags
     shard: Shard | None
-    model: FoundModel
+    model: FoundModel | Client
     defaults: Mapping[str, Any]
     seed: int
     manifest: Manifest | None

@@ -13,7 +13,7 @@ from gpt2cli.batch.rows import Defaults
 from gpt2cli.batch.run import Present, Run, Tally, Work, drop_lines
 from gpt2cli.batch.source import Source
 from gpt2cli.cli.batch_flags import Job
-from gpt2cli.cli.loading import load_engine, model_hash, served_model
+from gpt2cli.cli.loading import FoundModel, load_engine, model_hash, served_model
 from gpt2cli.errors import Gpt2cliError
 from gpt2cli.jobs.manifest import read_manifest, write_manifest
 from gpt2cli.jobs.rowfile import RowFile
@@ -87,6 +87,10 @@ class Session:
     def _engine(self, warn: Callable[[str], None]) -> Engine:
         """What answers the rows; ``warn`` is told what a person should know meanwhile."""
         job = self._job
+        if not isinstance(job.model, FoundModel):
+            from gpt2cli.batch.server import ServerEngine
+
+            return ServerEngine(job.model, job.flags.slots, self._terminal.note)
         if job.flags.ray is not None:
             from gpt2cli.batch.cluster import ClusterEngine, Plan
 

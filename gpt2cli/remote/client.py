@@ -26,6 +26,14 @@ _TRANSIENT = (408, 425, 429, 500, 502, 503, 504)
 _TOO_LONG = ("context length", "context size", "context is")
 
 
+class Busy(Unavailable):
+    """The server is there, and answers with a ``status`` that may pass."""
+
+    def __init__(self, message: str, status: int) -> None:
+        super().__init__(message, hint="try again later")
+        self.status = status
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Policy:
     """How often a request is repeated that failed before anything of its answer came."""
@@ -55,6 +63,11 @@ class Client:
     def kind(self) -> Kind:
         """What kind of server it is, once it is `connect`ed."""
         return self.server.kind
+
+    @property
+    def name(self) -> str:
+        """The address with the model."""
+        return f"{self.url}#{self.model.name}"
 
     @property
     def url(self) -> str:
@@ -92,6 +105,25 @@ class Client:
         Raises `Unavailable`, `UsageError`, `PromptTooLong`, and `Stopped`.
         """
         return Stream(self, request, stop or Stop())
+
+    def ask(self, path: str, body: bytes, stop: Stop) -> tuple[int, object]:
+        """The status and the JSON of the whole answer to a request; what breaks off is asked for again.
+
+        Raises `Busy`, `Unavailable` where there is no server, or none for this key, and `Stopped`.
+        """
+
+        def attempt() -> tuple[int, object]:
+            with self.site.request("POST", path, body, stop) as answer:
+                if answer.status in _TRANSIENT or answer.status in (401, 403) or 300 <= answer.status < 400:
+                    self._refuse(answer, path)
+                try:
+                    return answer.status, parse(answer.read())
+                except CutOff as error:
+                    if answer.status != 200:
+                        return answer.status, None
+                    raise Transient(Unavailable(f"{self.url}: {error}")) from None
+
+        return self._retried(attempt, stop)
 
     def begin(self, request: Request, n: int, seed: int, stop: Stop) -> Generator[Answer, None, None]:
         """A generator that gives the head of an answer, and closes its connection when it is closed."""
@@ -145,7 +177,7 @@ class Client:
         why = f": {said}" if said else ""
         if status in _TRANSIENT:
             reason = "asks to slow down" if status == 429 else "cannot answer now"
-            error = Unavailable(f"{url}: the server {reason} ({status}){why}", hint="try again later")
+            error = Busy(f"{url}: the server {reason} ({status}){why}", status)
             raise Transient(error, retry_after(answer.headers))
         if 300 <= status < 400:
             where = answer.headers.get("location", "")

@@ -38,6 +38,10 @@ class Transient(Exception):
         self.error, self.retry_after = error, retry_after
 
 
+class Silent(Unavailable):
+    """The server is there, and does not answer in time."""
+
+
 class CutOff(Exception):
     """The answer ended before its end, or is not what it should be; why is the exception's text."""
 
@@ -135,6 +139,8 @@ class Site:
     key: Key | None = None
     timeout_s: float = DEFAULT_TIMEOUT_S
     """Seconds in which something must come: the head of an answer, then each line of it."""
+    patient: bool = False
+    """Whether a server that is not there may come back."""
 
     @contextmanager
     def request(self, method: str, path: str, body: bytes | None, stop: Stop) -> Iterator[Answer]:
@@ -218,13 +224,14 @@ class Site:
                 raise Unavailable(
                     f"{url}: no connection in {seconds:g} s", hint="is the address right, and the server up?"
                 ) from None
-            raise Unavailable(
+            raise Silent(
                 f"{url}: no answer in {self.timeout_s:g} s", hint="--timeout S waits longer"
             ) from None
         except ConnectionRefusedError:
-            raise Unavailable(
+            nobody = Unavailable(
                 f"{url}: nothing listens there", hint="start the server, or correct the address"
-            ) from None
+            )
+            raise (Transient(nobody) if self.patient else nobody) from None
         except socket.gaierror:
             raise Unavailable(f"{url}: there is no such host", hint="correct the address") from None
         except ConnectionError:
