@@ -90,7 +90,7 @@ class Session:
         if not isinstance(job.model, FoundModel):
             from gpt2cli.batch.server import ServerEngine
 
-            return ServerEngine(job.model, job.flags.slots, self._terminal.note)
+            return ServerEngine(job.model, job.flags.slots, warn)
         if job.flags.ray is not None:
             from gpt2cli.batch.cluster import ClusterEngine, Plan
 
