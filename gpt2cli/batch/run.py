@@ -86,6 +86,9 @@ class Work:
         cls, source: Source, defaults: Defaults, part: Numbers, present: Present, form: Form
     ) -> tuple[Work, Tally]:
         """What is left of ``part``, and how far it is."""
+        if not present.keys:
+            todo = source.by_length(part)
+            return cls(source, defaults, todo, form, 0), Tally(len(part), cost=source.cost(todo))
         ours, there = source.index.key_array()[part], present.array()
         done = np.isin(ours, there)
         todo = source.by_length(part[~done])
@@ -122,9 +125,10 @@ class Run:
     def _rows(self) -> Iterator[Row]:
         """The rows that can be run; what is wrong with the others is written at once."""
         work = self._work
-        for number in work.todo.tolist():
+        for place in work.todo:
             if self._stopped:
                 return
+            number = int(place)
             asked, cost = work.source.row(number), work.source.index.costs[number]
             key = asked.key.hex()
             self._costs[key] = cost

@@ -45,11 +45,11 @@ class Index:
 
     def key_array(self) -> Keys:
         """The keys of all rows."""
-        return np.frombuffer(bytes(self.keys), dtype=f"S{KEY_BYTES}")
+        return np.frombuffer(self.keys, dtype=f"S{KEY_BYTES}")
 
     def repeated(self) -> Numbers:
         """The rows whose ids an earlier row has."""
-        found = np.array(self.ids, dtype=np.int64)
+        found = np.frombuffer(self.ids, dtype=np.int64)
         order = np.argsort(found, kind="stable")
         same = found[order][1:] == found[order][:-1]
         return np.sort(order[1:][same])
@@ -83,12 +83,12 @@ class Source:
 
     def by_length(self, rows: Numbers) -> Numbers:
         """``rows``, the longest first: like lengths meet, and no long one is left alone at the end."""
-        costs = np.array(self.index.costs, dtype=np.int64)[rows]
+        costs = np.frombuffer(self.index.costs, dtype=np.int64)[rows]
         return rows[np.argsort(-costs, kind="stable")]
 
     def cost(self, rows: Numbers) -> int:
         """About how many tokens they are."""
-        return int(np.array(self.index.costs, dtype=np.int64)[rows].sum())
+        return int(np.frombuffer(self.index.costs, dtype=np.int64)[rows].sum())
 
     def row(self, row: int) -> Asked:
         """What a row asks for. Raises `Gpt2cliError` where it is not what it was before."""
