@@ -129,14 +129,20 @@ class TestWhatErrorsTell:
         assert any(str(tmp_path) in line for line in server.log)
 
 
+def slow_model(folder: Path) -> Path:
+    """A text of it takes seconds, so that what is asked meanwhile is asked in time on a busy machine too."""
+    return make_model(folder, n_embd=768, n_layer=6, n_head=12, n_positions=512)
+
+
 def test_a_key_has_its_share_of_the_queue_and_no_more(tmp_path: Path) -> None:
     """Or one could keep all others out. Two of each key may wait here."""
+    model = slow_model(tmp_path / "slow")
     path = tmp_path / "keys"
     path.write_text(f"{KEY}\n{OTHER_KEY}\n")
     path.chmod(0o600)
     arguments = ("--api-key-file", path, "--slots", "1", "--queue", "4", "--threads", "1")
-    with serving("-m", "tiny", *arguments) as server:
-        body = {"prompt": "Once", "max_tokens": 400, "ignore_eos": True}
+    with serving("-m", model, *arguments) as server:
+        body = {"prompt": "Once", "max_tokens": 250, "ignore_eos": True}
         with ThreadPoolExecutor(9) as pool:
             greedy = [
                 pool.submit(server.post, "/v1/completions", body, authorization=f"Bearer {KEY}")
@@ -154,9 +160,9 @@ def test_a_key_has_its_share_of_the_queue_and_no_more(tmp_path: Path) -> None:
 
 def test_a_busy_model_keeps_no_other_one_waiting(tmp_path: Path) -> None:
     """Nor does what waits for it."""
-    model = make_model(tmp_path / "other")
-    with serving("-m", "tiny", "-m", model, "--slots", "1", "--threads", "1") as server:
-        fields = {"model": "tiny", "max_tokens": 500, "ignore_eos": True}
+    slow, model = slow_model(tmp_path / "slow"), make_model(tmp_path / "other")
+    with serving("-m", slow, "-m", model, "--slots", "1", "--threads", "1") as server:
+        fields = {"model": "slow", "max_tokens": 300, "ignore_eos": True}
         with ThreadPoolExecutor(2) as pool:
             busy = [pool.submit(server.complete, "Once", **fields) for _ in range(2)]
             while not server.metric("num_requests_waiting"):
