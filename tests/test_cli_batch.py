@@ -382,7 +382,7 @@ def test_killed_again_and_again(model: Path, tmp_path: Path) -> None:
 
     ``GPT2CLI_KILLS`` says how many.
     """
-    rows = many(tmp_path / "in.jsonl", 40 * max(10, KILLS), max_tokens=24)
+    rows = many(tmp_path / "in.jsonl", 120 * max(10, KILLS), max_tokens=24)
     flags = ("batch", "-m", model, rows, "--seed", "5", "--threads", "1")
     out, chance, kills = tmp_path / "out.jsonl", random.Random(7), 0
     for _ in range(50 * KILLS):
