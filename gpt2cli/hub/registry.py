@@ -59,7 +59,7 @@ def refuse_address(text: str) -> None:
     if text.lower().startswith(("http://", "https://")):
         raise UsageError(
             "this needs the model itself, and the address of a server was given",
-            hint="generate, chat and compare talk to servers; else name a model of this machine",
+            hint="generate, chat, batch and compare talk to servers; else name a model of this machine",
         )
 
 
