@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 from cli import call, start
-from remote_server import error, hostile, raw, reply
+from remote_server import error, hang, hostile, raw, reply
 from serving import KEY, serving
 
 SEED = ("--seed", "7")
@@ -90,6 +90,33 @@ def test_options_of_this_machine(tmp_path: Path) -> None:
             done = call("batch", write(tmp_path / "in", *ROWS), "-m", server.url, *flags)
             assert done.code == 2 and flags[0] in done.err
         assert server.bodies == []
+
+
+def test_so_many_at_once(tmp_path: Path) -> None:
+    """As ``--slots`` says; options by the server's names."""
+    fine = reply(200, {"choices": [{"text": "x"}]})
+    rows = write(tmp_path / "in", *({"id": f"{n}", "prompt": "a"} for n in range(40)))
+    with hostile(fine, owned_by="llamacpp") as server:
+        done = call("batch", rows, "-m", server.url, "--slots", "6", "--repetition-penalty", "1.2")
+        assert done.code == 0 and len(done.out.splitlines()) == len(server.bodies) == 40
+        seeds = {row["response"]["body"]["choices"][0]["seed"] for row in done.events}
+        assert seeds == {body["seed"] for body in server.bodies} and len(seeds) == 40
+        assert server.most_at_once <= 6
+        assert all(body["repeat_penalty"] == 1.2 and body["repeat_last_n"] > 64 for body in server.bodies)
+
+
+def test_ctrl_c_while_a_server_hangs(tmp_path: Path) -> None:
+    rows = write(tmp_path / "in", *({"id": f"{n}", "prompt": "a"} for n in range(9)))
+    with hostile(reply(200, {"choices": [{"text": "x"}]}), hang) as server:
+        batch = start("batch", rows, "-m", server.url, "--simple", "--slots", "3", "-o", tmp_path / "out")
+        end = time.monotonic() + 20
+        while not (tmp_path / "out").exists() or not answers(tmp_path / "out") or len(server.bodies) < 4:
+            assert time.monotonic() < end
+            time.sleep(0.02)
+        batch.send_signal(signal.SIGINT)
+        _, told = batch.communicate(timeout=20)
+    assert batch.returncode == 130 and b"1 of 9 rows are done; the same command goes on" in told
+    assert len(answers(tmp_path / "out")) == 1 and b"Traceback" not in told
 
 
 @pytest.mark.slow

@@ -30,12 +30,7 @@ from remote_server import (
 from test_layering import modules_loaded_by
 
 from gpt2cli.errors import UsageError
-from gpt2cli.options import GenerateOptions
 from gpt2cli.remote.address import Key, parse_address
-from gpt2cli.remote.asking import Request
-from gpt2cli.remote.client import Client
-from gpt2cli.remote.many import run_many
-from gpt2cli.remote.wire import Site
 
 KEY = "sk-very-secret-indeed"
 
@@ -269,6 +264,7 @@ def test_what_a_server_does_not_know() -> None:
     with hostile(stream("x"), owned_by="llamacpp") as server:
         generate(server, "--repetition-penalty", "1.5")
         assert server.bodies[-1]["repeat_penalty"] == 1.5
+        assert server.bodies[-1]["repeat_last_n"] > 1024
     with hostile(stream("x")) as server:
         done = generate(server, "--top-k", "5", "--min-p", "0.1")
     assert "may ignore --min-p, --top-k: they are not of OpenAI's API" in done.err
@@ -420,46 +416,6 @@ def test_ctrl_c_before_there_is_text(step: Step) -> None:
         out, err = process.communicate(timeout=20)
     assert (process.returncode, out) == (130, b"")
     assert b"Traceback" not in err
-
-
-def test_many_at_once() -> None:
-    """A bounded number of connections; each row comes back once, and one that fails fails alone."""
-    steps = [stream("x") if number % 5 else error(400, "no") for number in range(40)]
-    with hostile(*steps) as server:
-        client = Client(Site(parse_address(server.url)[0]))
-        client.connect(None)
-        options = GenerateOptions(seed=1, max_new_tokens=3)
-        rows = ((number, Request(f"p{number}", options)) for number in range(40))
-        found = sorted(run_many(client, rows, connections=6), key=lambda each: each.key)
-    assert [each.key for each in found] == [*range(40)]
-    assert sum(each.error is not None for each in found) == 8
-    assert {each.texts[0].text for each in found if each.error is None} == {"x"}
-    assert server.most_at_once <= 6
-
-
-def test_many_can_be_left() -> None:
-    """Closing the generator ends what hangs."""
-    with hostile(stream("x"), hang) as server:
-        client = Client(Site(parse_address(server.url)[0]))
-        client.connect(None)
-        endless = ((0, Request("p", GenerateOptions(seed=1, max_new_tokens=3))) for _ in iter(int, 1))
-        found = run_many(client, endless, connections=3)
-        assert next(found).texts[0].text == "x"
-        began = time.monotonic()
-        found.close()
-        assert time.monotonic() - began < 10
-
-
-def test_what_many_reads_may_fail() -> None:
-    def rows() -> object:
-        yield 1, Request("p", GenerateOptions(seed=1, max_new_tokens=3))
-        raise UsageError("line 2: no JSON")
-
-    with hostile(stream("x")) as server:
-        client = Client(Site(parse_address(server.url)[0]))
-        client.connect(None)
-        with pytest.raises(UsageError, match="line 2"):
-            list(run_many(client, rows(), connections=2))  # type: ignore[arg-type]
 
 
 def chat(server: Hostile, *arguments: str, stdin: bytes) -> Outcome:

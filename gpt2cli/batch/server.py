@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import time
 from collections.abc import Callable, Iterable, Iterator
@@ -12,7 +11,6 @@ from typing import Any
 
 from gpt2cli.api.errors import ApiError
 from gpt2cli.batch.engine import Beat, Finished, Row
-from gpt2cli.errors import Gpt2cliError
 from gpt2cli.remote.answers import message_of
 from gpt2cli.remote.client import Busy, Client, Policy
 from gpt2cli.remote.wire import Silent, Stop
@@ -77,13 +75,15 @@ class ServerEngine:
         except ApiError as error:
             return Finished.refused(row.id, row.key, error)
         assert isinstance(document, dict)
+        if len(document["choices"]) == 1:
+            # Few servers name the seed; with several texts it is theirs to say.
+            document["choices"][0].setdefault("seed", row.body.get("seed"))
         return Finished(row.id, row.key, 200, document)
 
     def _told(self, text: str) -> None:
         if time.monotonic() - self._said > SILENCE_S:
             self._said = time.monotonic()
-            with contextlib.suppress(Gpt2cliError):
-                self._say(text)
+            self._say(text)
 
 
 def _is_answer(document: object) -> bool:

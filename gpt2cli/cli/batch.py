@@ -244,7 +244,10 @@ def _ask_server(
     client = place.client(terminal.note)
     names = {name: OPTION_NAMES.get(name, name) for name in defaults}
     warn_of(terminal, client, frozenset(names.values()) - {"num_return_sequences"})
-    return client, {client.kind.names.get(names[name], name): value for name, value in defaults.items()}
+    body = {client.kind.names.get(names[name], name): value for name, value in defaults.items()}
+    for name in names.values():
+        body.update(client.kind.beside.get(name, {}))
+    return client, body
 
 
 def _seed(flags: BatchFlags, shard: Shard | None, earlier: int | None) -> int:

@@ -12,7 +12,6 @@ from gpt2cli.core.sampling import TokenLogprobs
 from gpt2cli.options import GenerateOptions
 from gpt2cli.remote.asking import Request, SentOptions, sent_options
 from gpt2cli.remote.client import Client
-from gpt2cli.remote.many import collect
 from gpt2cli.remote.pieces import Text
 from gpt2cli.terminal.streams import Terminal
 
@@ -39,12 +38,15 @@ class RemoteWriter:
         """As `Engine.generate`. Raises `Gpt2cliError`."""
         options = options.settled()
         given = options.given if isinstance(options, SentOptions) else frozenset[str]()
-        done = collect(self.client, None, Request(prompt, options, given))
-        if done.error is not None:
-            raise done.error
-        drawn = done.usage.completion_tokens or 0
-        stats = Stats(done.usage.prompt_tokens or 0, drawn, 0, 0, 0.0, 0.0, 0.0, None, 0, 0, 0)
-        return Result(tuple(map(_choice, done.texts)), options, stats)
+        texts = [Text(index, seed) for index, seed in enumerate(options.seeds)]
+        stream = self.client.stream(Request(prompt, options, given))
+        for piece in stream:
+            texts[piece.sequence].add(piece)
+        if stream.error is not None:
+            raise stream.error
+        read, drawn = stream.usage.prompt_tokens or 0, stream.usage.completion_tokens or 0
+        stats = Stats(read, drawn, 0, 0, 0.0, 0.0, 0.0, None, 0, 0, 0)
+        return Result(tuple(map(_choice, texts)), options, stats)
 
 
 def remote_writer(terminal: Terminal, place: Place, settings: Sequence[Mapping[str, Any]]) -> RemoteWriter:

@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import contextlib
-import os
-import tempfile
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from gpt2cli.errors import Gpt2cliError, UsageError
-from gpt2cli.files import as_created
+from gpt2cli.files import replacing
 from gpt2cli.jobs.manifest import Manifest, read_manifest, write_manifest
 from gpt2cli.jobs.shards import Shard
 
@@ -39,18 +36,8 @@ def read_parts(paths: Sequence[Path], target: Path) -> list[Part]:
 def write_merged(parts: Sequence[Part], target: Path, lines: Iterable[bytes]) -> None:
     """Put ``lines`` into ``target``, whole or not at all, and a manifest beside it. Raises `Gpt2cliError`."""
     try:
-        handle, temporary = tempfile.mkstemp(dir=target.resolve().parent, prefix=f".{target.name[:80]}-")
-        try:
-            with os.fdopen(handle, "wb") as file:
-                file.writelines(line + b"\n" for line in lines)
-                file.flush()
-                os.fsync(handle)
-            as_created(Path(temporary))
-            os.replace(temporary, target.resolve())
-        except BaseException:
-            with contextlib.suppress(OSError):
-                os.unlink(temporary)
-            raise
+        with replacing(target) as file:
+            file.writelines(line + b"\n" for line in lines)
     except OSError as error:
         raise Gpt2cliError(f"cannot write {target}: {error.strerror or error}") from None
     rows = sum(part.manifest.rows or 0 for part in parts)

@@ -5,14 +5,13 @@ from __future__ import annotations
 import contextlib
 import os
 import stat
-import tempfile
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import TracebackType
 
 from gpt2cli.errors import Gpt2cliError, UsageError
-from gpt2cli.files import as_created, try_lock
+from gpt2cli.files import replacing, try_lock
 
 BLOCK_BYTES = 2**20
 SYNC_EVERY_S = 5.0
@@ -72,21 +71,11 @@ class RowFile:
     def keep(self, wanted: Callable[[bytes], bool]) -> None:
         """Drop the lines that are not ``wanted``, all of them or none. Raises `Gpt2cliError`."""
         try:
-            handle, temporary = tempfile.mkstemp(dir=self._target.parent, prefix=f".{self.path.name[:80]}-")
-            try:
-                with os.fdopen(handle, "wb") as file:
-                    file.writelines(line + b"\n" for line in self.lines() if wanted(line))
-                    file.flush()
-                    os.fsync(handle)
-                as_created(Path(temporary))
+            with replacing(self._target) as file:
+                file.writelines(line + b"\n" for line in self.lines() if wanted(line))
                 if os.name == "nt":  # pragma: no cover
                     # It puts no file in the place of an open one.
                     os.close(self._descriptor)
-                os.replace(temporary, self._target)
-            except BaseException:
-                with contextlib.suppress(OSError):
-                    os.unlink(temporary)
-                raise
             if os.name != "nt":
                 os.close(self._descriptor)
             self._descriptor = self._open_locked()

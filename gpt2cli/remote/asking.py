@@ -64,6 +64,7 @@ class Request:
             body["messages"] = [{"role": each.role, "content": each.content} for each in self.prompt]
         for name in sorted((self.given | {"max_new_tokens", "seed"}) & kind.names.keys()):
             self._add(body, name, kind.names[name])
+            body.update(kind.beside.get(name, {}))
         body["seed"] = seed
         if n > 1:
             body["n"] = n

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from gpt2cli.errors import UsageError
-from gpt2cli.remote.pieces import whole
+from gpt2cli.remote.pieces import Json, whole
 from gpt2cli.text.sanitize import one_line
 
 STANDARD: Mapping[str, str] = {
@@ -49,6 +49,8 @@ class Kind:
     """Whether ``n`` draws text *i* from the seed plus *i*; else each text is a request."""
     token_ids: bool = False
     """Whether it tells the ids of tokens, and lets them be asked for."""
+    beside: Mapping[str, Mapping[str, Json]] = field(default_factory=dict)
+    """What is sent beside an option, so that it means what ours does."""
 
 
 def _without(*left_out: str, **other: str) -> dict[str, str]:
@@ -59,7 +61,12 @@ def _without(*left_out: str, **other: str) -> dict[str, str]:
 
 OURS = Kind("gpt2cli", _without(), several=True, token_ids=True)
 VLLM = Kind("vLLM", _without("typical_p", "no_repeat_ngram_size"), several=True, token_ids=True)
-LLAMA_CPP = Kind("llama.cpp", _without("no_repeat_ngram_size", repetition_penalty="repeat_penalty"))
+LLAMA_CPP = Kind(
+    "llama.cpp",
+    _without("no_repeat_ngram_size", repetition_penalty="repeat_penalty"),
+    # Else it looks at the last 64 tokens only; -1 is refused.
+    beside={"repetition_penalty": {"repeat_last_n": 2**16}},
+)
 OLLAMA = Kind("ollama", _without(*EXTRA, "logit_bias"))
 UNKNOWN = Kind("a server of a kind that is not known here", _without(), known=False)
 
