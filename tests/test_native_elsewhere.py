@@ -33,7 +33,7 @@ from gpt2cli.core.native.library import PLACE
 pytestmark = [needs_native, pytest.mark.slow]
 
 SANITIZERS = "-O1 -fsanitize=address,undefined -fno-sanitize-recover=all -fno-omit-frame-pointer"
-CASES, AT_ONCE = series(1000, 300), 25
+CASES, AT_ONCE = series(1000, 200), 25
 ARM = ("-DCMAKE_SYSTEM_NAME=Linux", "-DCMAKE_SYSTEM_PROCESSOR=aarch64")
 TIMEOUT_S = 3600
 
