@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from native_models import needs_native
 from numpy_gpt2 import NumpyBackend
-from support import make_model, some_slow
+from support import make_model, series, some_slow
 
 import gpt2cli
 from gpt2cli.checkpoint import open_checkpoint
@@ -421,7 +421,11 @@ class TestPassTimes:
 
 SERIES: list[tuple[Kind, str, int]] = [
     *(("int8", name, 3) for name in SETTINGS),
-    *((precision, name, 25) for precision in ("fp32", "fp16", "int8", "int4") for name in SETTINGS),
+    *(
+        (precision, name, series(25, 10))
+        for precision in ("fp32", "fp16", "int8", "int4")
+        for name in SETTINGS
+    ),
 ]
 
 
@@ -431,12 +435,12 @@ def test_a_trained_model(case: tuple[Kind, str, int]) -> None:
     """Prompts of all lengths; lookup, a draft model, and nonsense."""
     precision, settings, count = case
     engine, small = engine_on("native", BUILTIN, precision), engine_on("native", BUILTIN, "int4")
-    series(engine, small, settings, count)
+    check_prompts(engine, small, settings, count)
     engine.backend.close()
     small.backend.close()
 
 
-def series(engine: Engine, small: Engine, settings: str, count: int) -> None:
+def check_prompts(engine: Engine, small: Engine, settings: str, count: int) -> None:
     """``count`` prompts with and without drafts, bit for bit."""
     pick = random.Random(settings)
     text = (Path(__file__).parent.parent / "README.md").read_text("utf-8")

@@ -32,7 +32,7 @@ from native_models import (
     whole,
 )
 from safetensors.torch import load_file, save_file
-from support import make_model, shared, some_slow
+from support import make_model, series, shared, some_slow
 
 import gpt2cli
 from gpt2cli.checkpoint import ACTIVATIONS
@@ -43,7 +43,7 @@ from gpt2cli.core.quantise import Kind
 
 pytestmark = needs_native
 
-MODELS, FAST = 35, 14
+MODELS, FAST = series(35, 21), 14
 LONGEST = 320
 """Tokens of a text for a trained model: two blocks of 256 places, five of 64."""
 CHUNKS = (1, 7, 64, 512)

@@ -32,7 +32,11 @@ from gpt2cli.core.native.library import PLACE
 
 pytestmark = [needs_native, pytest.mark.slow]
 
-SANITIZERS = "-O1 -fsanitize=address,undefined -fno-sanitize-recover=all -fno-omit-frame-pointer"
+SANITIZERS = (
+    "-O1 -fsanitize=address,undefined -fno-sanitize-recover=all -fno-omit-frame-pointer"
+    # A debugger's view of the variables costs two thirds of the whole build.
+    " -fno-var-tracking-assignments"
+)
 CASES, AT_ONCE = series(1000, 200), 25
 ARM = ("-DCMAKE_SYSTEM_NAME=Linux", "-DCMAKE_SYSTEM_PROCESSOR=aarch64")
 TIMEOUT_S = 3600

@@ -19,7 +19,7 @@ from typing import Any
 
 import pytest
 from serving import Answered, Server, ask_on, read_events, serving
-from support import make_model
+from support import make_model, series
 
 from gpt2cli.core.engine import Engine
 from gpt2cli.options import LoadOptions
@@ -142,7 +142,10 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.mark.parametrize(
     ("clients", "each"),
-    [pytest.param(12, 5, id="some"), pytest.param(64, 20, id="64 clients", marks=pytest.mark.slow)],
+    [
+        pytest.param(12, 5, id="some"),
+        pytest.param(64, series(20, 8), id="64 clients", marks=pytest.mark.slow),
+    ],
 )
 @pytest.mark.parametrize("precision", ["fp16", pytest.param("int8", marks=pytest.mark.slow)])
 def test_each_gets_its_own_text(model: Path, precision: str, clients: int, each: int) -> None:
@@ -159,11 +162,11 @@ def test_each_gets_its_own_text(model: Path, precision: str, clients: int, each:
 
 @pytest.mark.slow
 def test_memory_stays_flat(model: Path) -> None:
-    """Over 2,000 requests of all kinds, and clients that leave; ``GPT2CLI_TEST_CROWDS`` 10 makes it 5,000."""
+    """Over 2,000 requests of all kinds, and clients that leave; over 5,000 in the full run."""
     engine = Engine.load(model, LoadOptions(threads=1))
     with serving("-m", model, "--slots", "8") as server:
         memory = []
-        for seed in range(int(os.environ.get("GPT2CLI_TEST_CROWDS", "4"))):
+        for seed in range(series(10, 4)):
             found = crowd(server, engine, 20, 25, seed)
             assert set(found) <= {"right", "left"}, found
             server.wait_until_idle()
