@@ -21,7 +21,8 @@ from gpt2cli.core.native.backend import _in_place, cache_type
 from gpt2cli.core.native.library import ACTIVATIONS, TYPES
 from gpt2cli.core.native.packed import KINDS, Source, check_finite, kind_of, sources
 from gpt2cli.core.quantise import Kind
-from gpt2cli.core.tensors import Tensors, as_float32, open_tensors
+from gpt2cli.core.arrays import as_float32
+from gpt2cli.core.tensors import Tensors, open_tensors
 
 NATIVE = REPOSITORY / "gpt2cli" / "core" / "native"
 DRIVER = REPOSITORY / "tests" / "native_driver.c"

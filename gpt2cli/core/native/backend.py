@@ -43,7 +43,8 @@ from gpt2cli.core.native.packed import (
     write_packed,
 )
 from gpt2cli.core.quantise import Kind
-from gpt2cli.core.tensors import Tensors, as_float32, open_tensors
+from gpt2cli.core.arrays import as_float32
+from gpt2cli.core.tensors import Tensors, open_tensors
 from gpt2cli.errors import Gpt2cliError
 
 if TYPE_CHECKING:
@@ -290,7 +291,7 @@ def _in_place(source: Source, tensors: Tensors, precision: Kind, small: bool, tu
     A large one of 16 bits is read faster panel after panel. The output head, whose rows are outputs, is worth
     turning (``turned``) where that costs little, or is kept.
     """
-    if direct_type(tensors.read(source.tensor)[1], precision) is None:
+    if direct_type(tensors.dtype(source.tensor), precision) is None:
         return False
     if source.layout == OUTPUTS and turned:
         return False
