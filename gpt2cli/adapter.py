@@ -7,9 +7,9 @@
       adapter_model.safetensors    for each: base_model.model.<module>.lora_A.weight, .lora_B.weight
 
 The update of a matrix W is scaling · B A with A [r, in] and B [out, r] (Hu et al. 2021, arXiv 2106.09685);
-scaling is alpha / r, or alpha / sqrt(r) (rsLoRA, Kalajdzievski 2023, arXiv 2312.03732). DoRA (Liu et al. 2024,
-arXiv 2402.09353) scales each output's weights to a length that it has learned. `gpt2cli.core.adapters` computes
-this.
+scaling is alpha / r, or alpha / sqrt(r) (rsLoRA, Kalajdzievski 2023, arXiv 2312.03732). DoRA (Liu et al.
+2024, arXiv 2402.09353) scales each output's weights to a length that it has learned. `gpt2cli.core.adapters`
+computes this.
 
 Nothing here trusts a file, as in `gpt2cli.checkpoint`: what an adapter asks for and is not done here is
 refused, and never left out.
@@ -105,8 +105,8 @@ class Adapter:
     def fitted(self, targets: Mapping[str, Target]) -> Adapter:
         """The adapter for a base that has ``targets`` and no others.
 
-        Raises `ModelFileError` where it changes what the base does not have in that shape, or lacks a module that
-        its config names.
+        Raises `ModelFileError` where it changes what the base does not have in that shape, or lacks a module
+        that its config names.
         """
         for name, info in self.replaced.items():
             target = self._target(targets, name)
@@ -125,8 +125,8 @@ class Adapter:
         if found != wanted:
             raise self._misfit(
                 name,
-                f"is updated as a matrix of {found[0]} inputs and {found[1]} outputs, the model's has {inputs} and "
-                f"{outputs}",
+                f"is updated as a matrix of {found[0]} inputs and {found[1]} outputs, the model's has "
+                f"{inputs} and {outputs}",
             )
         return replace(update, layout=target.layout)
 
@@ -141,7 +141,7 @@ class Adapter:
         return ModelFileError(f"{self.directory}: {shown(name)} {problem}", hint=hint)
 
     def _check_complete(self, targets: Mapping[str, Target]) -> None:
-        """Every matrix that the config names has its update, and no other one has; likewise what was saved whole."""
+        """Every matrix that the config names has its update, and no other one has; what was saved is there."""
         for name, target in targets.items():
             if name not in self.replaced and _is_saved(self.config, name, self.updates):
                 raise ModelFileError(f"{self.directory}: {name}, which was saved whole, is missing")
@@ -150,14 +150,16 @@ class Adapter:
                 raise ModelFileError(f"{self.directory}: the update of {name} is missing")
         for name, update in self.updates.items():
             if self.config.names(update.module) is False:
-                raise ModelFileError(f"{self.directory}: {shown(name)} is updated, and its config does not name it")
+                raise ModelFileError(
+                    f"{self.directory}: {shown(name)} is updated, and its config does not name it"
+                )
 
 
 def open_adapter(directory: Path, canonical: Callable[[str], str] = lambda name: name) -> Adapter:
     """Read and check the adapter in ``directory``; that it fits its base, `Adapter.fitted` checks.
 
-    ``canonical`` gives the name under which the base's checkpoint lists a tensor. Raises `ModelNotFound` where
-    there is no adapter, `ModelFileError` where one is damaged or asks for what is not done here.
+    ``canonical`` gives the name under which the base's checkpoint lists a tensor. Raises `ModelNotFound`
+    where there is no adapter, `ModelFileError` where one is damaged or asks for what is not done here.
     """
     check_is_adapter(directory)
     config = read_adapter_config(directory / ADAPTER_CONFIG)
@@ -203,7 +205,7 @@ def check_is_adapter(directory: Path) -> None:
             )
         if not (directory / ADAPTER_WEIGHTS).exists() and (directory / ADAPTER_PICKLE).exists():
             raise ModelFileError(
-                f"{directory / ADAPTER_PICKLE}: the adapter is a pickle, which can carry code; it is not read",
+                f"{directory / ADAPTER_PICKLE}: a pickle, which can carry code; it is not read",
                 hint="if you trust it, load it with peft and save it again: that writes safetensors",
             )
     except OSError as error:
@@ -228,9 +230,7 @@ def _add(table: dict[str, TensorInfo], name: str, info: TensorInfo, path: Path) 
     table[name] = info
 
 
-def _read_update(
-    module: str, found: Mapping[str, TensorInfo], config: AdapterConfig, path: Path
-) -> LowRank:
+def _read_update(module: str, found: Mapping[str, TensorInfo], config: AdapterConfig, path: Path) -> LowRank:
     """The update of one module. Raises `ModelFileError` unless its tensors go together."""
     embedding = _EMBEDDING + _A in found or _EMBEDDING + _B in found
     kind = _EMBEDDING if embedding else ""
@@ -243,8 +243,8 @@ def _read_update(
     rank = config.rank_of(module)
     if len(a.shape) != 2 or len(b.shape) != 2 or a.shape[0] != rank or b.shape[1] != rank:
         raise ModelFileError(
-            f"{path}: the update of {shown(module)} is {list(b.shape)} times {list(a.shape)}; the config asks for "
-            f"rank {rank}"
+            f"{path}: the update of {shown(module)} is {list(b.shape)} times {list(a.shape)}; the config "
+            f"asks for rank {rank}"
         )
     if magnitude is not None and magnitude.shape != (b.shape[0],):
         raise ModelFileError(f"{path}: {shown(magnitude.key)} has shape {list(magnitude.shape)}")
@@ -261,12 +261,14 @@ def _read_update(
 def _check_replaced(
     config: AdapterConfig, replaced: Iterable[str], updates: Mapping[str, LowRank], path: Path
 ) -> None:
-    """The config has a reason for each tensor that is replaced as a whole, and what it says was saved is there."""
+    """The config has a reason for each tensor that is replaced as a whole; what it names is there."""
     names = set(replaced)
     for name in names:
         own = name.endswith(".weight") and name in updates
         if not own and not _is_saved(config, name, updates):
-            raise ModelFileError(f"{path}: {shown(name)} is in the weights, and the config does not speak of it")
+            raise ModelFileError(
+                f"{path}: {shown(name)} is in the weights, and the config does not speak of it"
+            )
     for saved in config.modules_to_save:
         if not any(_lies_in(name, saved) for name in names):
             raise ModelFileError(f"{path}: the module {shown(saved)}, which was saved whole, is missing")
@@ -286,4 +288,3 @@ def _lies_in(name: str, saved: str) -> bool:
     """Whether the tensor ``name`` is in a module whose name ends as ``saved``."""
     parts = name.split(".")[:-1]
     return any(".".join(parts[: n + 1]).endswith(saved) for n in range(len(parts)))
-

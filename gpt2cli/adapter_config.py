@@ -7,7 +7,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 from gpt2cli.errors import ModelFileError
 from gpt2cli.options import shown
@@ -19,6 +19,7 @@ MAX_ALPHA = 1e6
 MAX_NAMES = 10_000
 _MAX_NAME = 300
 
+T = TypeVar("T")
 Bias = Literal["none", "all", "lora_only"]
 
 _NO_MATTER = frozenset(
@@ -28,10 +29,18 @@ _NO_MATTER = frozenset(
         *("loftq_config", "eva_config", "corda_config", "lora_ga_config"),
     }
 )
-"""What only a training, or a machine, needs to know. How a matrix lies (``fan_in_fan_out``) is known of the base."""
+"""What only a training or a machine needs to know; how a matrix lies (``fan_in_fan_out``), the base tells."""
 _READ = frozenset(
     {
-        *("peft_type", "task_type", "base_model_name_or_path", "r", "lora_alpha", "rank_pattern", "alpha_pattern"),
+        *(
+            "peft_type",
+            "task_type",
+            "base_model_name_or_path",
+            "r",
+            "lora_alpha",
+            "rank_pattern",
+            "alpha_pattern",
+        ),
         *("use_rslora", "use_dora", "bias", "modules_to_save", "target_modules", "exclude_modules"),
         *("layers_to_transform", "init_lora_weights"),
     }
@@ -44,7 +53,7 @@ _LITERAL = re.compile(r"\^?[A-Za-z0-9_.-]+")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AdapterConfig:
-    """The part of ``adapter_config.json`` that decides the weights. Field names are the file's, but ``base``."""
+    """The part of ``adapter_config.json`` that decides the weights. Names are the file's, but ``base``."""
 
     base: str | None
     """The model that it was made for, as its maker called it (``base_model_name_or_path``)."""
@@ -108,7 +117,7 @@ def read_adapter_config(path: Path) -> AdapterConfig:
     )
 
 
-def _matching(pattern: Mapping[str, Any], module: str, default: Any) -> Any:
+def _matching(pattern: Mapping[str, T], module: str, default: T) -> T:
     """What the first key of a pattern that means ``module`` says, as in peft: its whole name, or its end."""
     for key, value in pattern.items():
         if key.startswith("^"):
@@ -121,9 +130,7 @@ def _matching(pattern: Mapping[str, Any], module: str, default: Any) -> Any:
 
 def _ends_with(module: str, target: str) -> bool:
     """Whether ``target`` is the module's name or its end; GPT-2's modules are below ``transformer``."""
-    return any(
-        name == target or name.endswith(f".{target}") for name in (module, f"transformer.{module}")
-    )
+    return any(name == target or name.endswith(f".{target}") for name in (module, f"transformer.{module}"))
 
 
 class _Reader:

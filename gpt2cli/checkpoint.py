@@ -114,7 +114,7 @@ class Checkpoint:
     def with_adapter(self, directory: Path) -> Checkpoint:
         """This model with the LoRA adapter in ``directory``.
 
-        Raises `ModelNotFound` where there is none, `ModelFileError` where it is damaged, refused, or does not fit.
+        Raises `ModelNotFound` where there is none, `ModelFileError` where it is damaged, refused or misfit.
         """
         adapter = open_adapter(directory, lambda key: canonical_name(key) or key)
         return replace(self, adapter=adapter.fitted(adapter_targets(self.config)))

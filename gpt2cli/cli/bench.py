@@ -127,6 +127,7 @@ def bench(
     llama = find_llama(gguf or ()) if Peer.LLAMA in wanted else None
     flags = ModelFlags(
         model=model,
+        adapter=None,
         revision=revision,
         offline=offline,
         allow_pickle=allow_pickle,

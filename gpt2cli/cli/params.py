@@ -74,6 +74,24 @@ RemoteModel = Annotated[
         "the built-in model.",
     ),
 ]
+Adapter = Annotated[
+    str | None,
+    _option(
+        _MODEL,
+        "--adapter",
+        metavar="DIR",
+        help="Apply the LoRA adapter in DIR to the model; -m NAME+DIR is the same.",
+    ),
+]
+Adapters = Annotated[
+    list[str] | None,
+    _option(
+        _MODEL,
+        "--adapter",
+        metavar="DIR",
+        help="Also take each model with the LoRA adapter in DIR, as NAME+DIR; may be given several times.",
+    ),
+]
 Endpoint = Annotated[
     str | None,
     _option(

@@ -1,4 +1,5 @@
-"""The weights of a base with an adapter, tensor by tensor: W + scaling · B A (`gpt2cli.adapter` has the papers).
+"""The weights of a base with an adapter, tensor by tensor: W + scaling · B A (`gpt2cli.adapter` has the
+papers).
 
 The order of every sum is fixed, and each operation is rounded by itself, so that merged weights have the same
 bits on every machine, and so have the texts.
@@ -19,9 +20,9 @@ _AT_ONCE = 2**15
 def merged(adapter: Adapter, name: str, weight: Floats) -> Floats:
     """The tensor ``name`` of the base, ``weight``, as the adapter changes it.
 
-    ``adapter`` was fitted to the base (`Adapter.fitted`), and ``name`` is the base's. What it does not touch is
-    returned as it is, else a new array. Raises `ModelFileError` for a NaN or an infinity, and a file that was
-    cut short.
+    ``adapter`` was fitted to the base (`Adapter.fitted`), and ``name`` is the base's. What it does not touch
+    is returned as it is, else a new array. Raises `ModelFileError` for a NaN or an infinity, and a file that
+    was cut short.
     """
     if name in adapter.replaced:
         weight = read_float32(adapter.replaced[name])
@@ -38,7 +39,7 @@ def merged(adapter: Adapter, name: str, weight: Floats) -> Floats:
 
 
 def _add_product(weight: Floats, left: Floats, right: Floats, scaling: np.float32) -> Floats:
-    """weight [rows, cols] + scaling · left [rows, r] right [r, cols], the products added one after another."""
+    """weight [rows, cols] + scaling · left [rows, r] right [r, cols], one product added after another."""
     rows, cols = weight.shape
     result, right = np.empty_like(weight, order="C"), np.ascontiguousarray(right)
     step = max(1, _AT_ONCE // max(1, cols))
@@ -63,5 +64,6 @@ def _with_magnitude(weight: Floats, update: LowRank, magnitude: TensorInfo) -> F
         # One input after another, so that the order is fixed.
         squares += np.square(inputs, dtype=np.float64)
     lengths = np.sqrt(squares).astype(np.float32)
-    factors = read_float32(magnitude) / np.maximum(lengths, np.finfo(np.float32).tiny)
+    shortest = np.float32(np.finfo(np.float32).tiny)
+    factors = (read_float32(magnitude) / np.maximum(lengths, shortest)).astype(np.float32)
     return weight * (factors if axis == 0 else factors[:, None])

@@ -16,6 +16,7 @@ from gpt2cli.core.arrays import TYPES, Array, as_float32, is_finite
 from gpt2cli.errors import ModelFileError
 from gpt2cli.safetensors_header import TensorInfo
 
+
 class Tensors:
     """The tensors of one checkpoint, under their canonical names, as its adapter changes them.
 
@@ -50,16 +51,17 @@ class Tensors:
         return self._unpickled[own][1] if own in self._unpickled else self._infos[own].dtype
 
     def _own_name(self, name: str) -> str:
-        """The checkpoint's name of a tensor: a tied head is its embeddings, whatever an adapter makes of one."""
+        """The checkpoint's name of a tensor: a tied head is the embeddings, without what an adapter adds."""
         present = name in self._infos or name in self._unpickled
-        return "wte.weight" if name == "lm_head.weight" and not present else name
+        tied = self._adapter is not None and name == "lm_head.weight" and not present
+        return "wte.weight" if tied else name
 
     def read(self, name: str) -> tuple[Array, str]:
         """The tensor as it is stored, and its type: ``F32``, ``F16``, or ``BF16``, whose array is uint16.
 
         It is a view on the file, unless an adapter changes it, or the file has it where no processor may read
-        such numbers. Nobody may write to it. Raises `KeyError`, and `ModelFileError` for a file that cannot be
-        mapped or was cut short, or an adapter that is damaged.
+        such numbers. Nobody may write to it. Raises `KeyError`, and `ModelFileError` for a file that cannot
+        be mapped or was cut short, or an adapter that is damaged.
         """
         if self._adapter is not None and self._adapter.touches(name):
             if name not in self._merged:
@@ -107,9 +109,8 @@ class Tensors:
     def head_name(self) -> str:
         """The name of the output head's matrix: ``lm_head.weight``, or ``wte.weight`` where it is tied.
 
-        As in transformers a head that differs from the embeddings is used, whatever the config says. An adapter
-        of the embeddings leaves a tied head as it was, as peft does; where an adapter of either is there, the
-        head is one of its own.
+        As in transformers a head that differs from the embeddings is used, whatever the config says. An
+        adapter of the embeddings leaves a tied head as it was, as peft does: the head is then one of its own.
         """
         if self._is_adapted("wte.weight") or self._is_adapted("lm_head.weight"):
             return "lm_head.weight"

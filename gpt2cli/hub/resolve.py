@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from gpt2cli.errors import ModelNotFound, Unavailable, UsageError
@@ -24,26 +24,81 @@ from gpt2cli.hub.store import StoredModel, check_sizes, find_stored, stored_mode
 class ResolvedModel:
     """A model directory, the name that led to it, and the revision where it has one.
 
-    ``stored`` says more of a model that has a name.
+    ``stored`` says more of a model that has a name. With the directory of an ``adapter``, ``name`` is
+    ``MODEL+ADAPTER``.
     """
 
     name: str
     directory: Path
     revision: str | None = None
     stored: StoredModel | None = None
+    adapter: Path | None = None
+
+    @property
+    def base(self) -> str:
+        """The name without its adapter."""
+        return self.name if self.adapter is None else split_adapter(self.name)[0] or self.name
+
+    @property
+    def reference(self) -> str:
+        """What `resolve` finds it again by, from any working directory."""
+        own = self.base if self.stored is not None else str(self.directory.resolve())
+        return own if self.adapter is None else f"{own}+{self.adapter.resolve()}"
+
+    @property
+    def label(self) -> str:
+        """Its name for others, whose business the path of a directory is not."""
+        own = self.base if self.stored is not None else self.directory.resolve().name
+        return own if self.adapter is None else f"{own}+{self.adapter.resolve().name}"
+
+    def is_called(self, name: str) -> bool:
+        """Whether ``name`` means the model without its adapter, here or where it was trained."""
+        if self.stored is not None:
+            return ALIASES.get(name, name) in (ALIASES.get(self.base, self.base), self.stored.name)
+        return Path(name).name == self.directory.resolve().name
 
 
 def resolve(model: str | None, *, revision: str | None = None, offline: bool = False) -> ResolvedModel:
     """The directory of ``model``: a directory, a name in our store or in a Hugging Face cache.
 
     None stands for the built-in model. A model directory comes before a name, and what looks like a
-    path is never taken for a name. Raises `ModelNotFound`, `Unavailable` (``offline``), `UsageError`, and
-    `ModelFileError` when a stored file has not the size of its manifest.
+    path is never taken for a name. ``MODEL+ADAPTER`` is a model with an adapter (`with_adapter`). Raises
+    `ModelNotFound`, `Unavailable` (``offline``), `UsageError`, and `ModelFileError` when a stored file has
+    not the size of its manifest.
     """
+    model, adapter = split_adapter(model)
     found = locate(model, revision=revision, offline=offline)
     if found.stored is not None:
         check_sizes(found.stored)
-    return found
+    return found if adapter is None else with_adapter(found, adapter)
+
+
+def split_adapter(model: str | None) -> tuple[str | None, str | None]:
+    """``MODEL`` and ``ADAPTER`` of ``MODEL+ADAPTER``; what is a directory as a whole has none."""
+    if model is None or "+" not in model or os.path.isdir(os.path.expanduser(model)):
+        return model, None
+    ends = [at for at, char in enumerate(model) if char == "+" and at and at + 1 < len(model)]
+    for end in ends:
+        base = model[:end]
+        if is_name(base) or os.path.isdir(os.path.expanduser(base)):
+            return base, model[end + 1 :]
+    return model, None
+
+
+def with_adapter(model: ResolvedModel, adapter: str) -> ResolvedModel:
+    """``model`` with the adapter in a directory. Raises `ModelNotFound`, `UsageError` for a second one."""
+    if model.adapter is not None:
+        raise UsageError(
+            f"{model.name} has an adapter, and {adapter} would be a second one",
+            hint="merge the first one: gpt2cli export MODEL+ADAPTER DIR",
+        )
+    path = Path(os.path.expanduser(adapter))
+    if not os.path.isdir(path):
+        raise ModelNotFound(
+            f"{adapter}: no such adapter directory",
+            hint="an adapter is a directory with adapter_config.json, as peft writes it",
+        )
+    return replace(model, name=f"{model.name}+{adapter}", adapter=path)
 
 
 def locate(model: str | None, *, revision: str | None = None, offline: bool = False) -> ResolvedModel:

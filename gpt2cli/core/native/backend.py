@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from gpt2cli.checkpoint import Checkpoint, ModelConfig, expected_shapes
+from gpt2cli.core.arrays import as_float32
 from gpt2cli.core.backend import Batch, EngineInfo, Floats
 from gpt2cli.core.native.library import (
     ABI,
@@ -43,7 +44,6 @@ from gpt2cli.core.native.packed import (
     write_packed,
 )
 from gpt2cli.core.quantise import Kind
-from gpt2cli.core.arrays import as_float32
 from gpt2cli.core.tensors import Tensors, open_tensors
 from gpt2cli.errors import Gpt2cliError
 

@@ -32,9 +32,9 @@ from typing import IO, Any
 
 import numpy as np
 
+from gpt2cli.core.arrays import Array
 from gpt2cli.core.native.library import F32, GROUP, INPUTS, OUTPUTS, PANEL, TYPES, library
 from gpt2cli.core.quantise import FP16_MAX, Kind
-from gpt2cli.core.arrays import Array
 from gpt2cli.core.tensors import Tensors
 from gpt2cli.errors import ModelFileError
 from gpt2cli.safetensors_header import TensorInfo, read_header
