@@ -141,7 +141,7 @@ class Adapter:
         return ModelFileError(f"{self.directory}: {shown(name)} {problem}", hint=hint)
 
     def _check_complete(self, targets: Mapping[str, Target]) -> None:
-        """Every matrix that the config names has its update, and no other one has; what was saved is there."""
+        """Every matrix that the config names has its update, and no other; what was saved is there."""
         for name, target in targets.items():
             if name not in self.replaced and _is_saved(self.config, name, self.updates):
                 raise ModelFileError(f"{self.directory}: {name}, which was saved whole, is missing")
