@@ -19,7 +19,9 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Callable, Iterable, Mapping
+import os
+import re
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
@@ -92,6 +94,33 @@ class Adapter:
     updates: Mapping[str, LowRank]
     replaced: Mapping[str, TensorInfo]
 
+    @property
+    def files(self) -> tuple[Path, Path]:
+        """What it consists of."""
+        return self.directory / ADAPTER_CONFIG, self.directory / ADAPTER_WEIGHTS
+
+    @property
+    def ranks(self) -> str:
+        """The rank of its updates, as in ``8`` or ``4 to 16``; empty where it has none."""
+        ranks = {update.rank for update in self.updates.values()}
+        return " to ".join(str(rank) for rank in sorted({min(ranks), max(ranks)})) if ranks else ""
+
+    @property
+    def modules(self) -> tuple[str, ...]:
+        """The last part of the names of what it changes, each once: ``attn.c_attn`` and the like."""
+        names = sorted({*self.updates, *self.replaced})
+        return tuple(dict.fromkeys(re.sub(r"^(?:.*\.)?\d+\.", "", _module(name)) for name in names))
+
+    @property
+    def types(self) -> tuple[str, ...]:
+        """The types of its tensors, each once."""
+        return tuple(sorted({info.dtype for info in self._infos()}))
+
+    def _infos(self) -> Iterator[TensorInfo]:
+        for update in self.updates.values():
+            yield from (info for info in (update.a, update.b, update.magnitude) if info is not None)
+        yield from self.replaced.values()
+
     def touches(self, name: str) -> bool:
         """Whether the adapter changes the base's tensor of that name."""
         return name in self.updates or name in self.replaced
@@ -99,8 +128,7 @@ class Adapter:
     @property
     def parameters(self) -> int:
         """The number of weights that the adapter has."""
-        infos = [info for update in self.updates.values() for info in (update.a, update.b, update.magnitude)]
-        return sum(math.prod(info.shape) for info in (*infos, *self.replaced.values()) if info is not None)
+        return sum(math.prod(info.shape) for info in self._infos())
 
     def fitted(self, targets: Mapping[str, Target]) -> Adapter:
         """The adapter for a base that has ``targets`` and no others.
@@ -190,15 +218,19 @@ def open_adapter(directory: Path, canonical: Callable[[str], str] = lambda name:
     return Adapter(directory, config, updates, replaced)
 
 
+def _module(name: str) -> str:
+    return name.rpartition(".")[0]
+
+
 def is_adapter(directory: Path) -> bool:
-    """Whether there is an adapter in ``directory``, of whatever kind."""
-    return (directory / ADAPTER_CONFIG).is_file()
+    """Whether there is an adapter in ``directory``, of whatever kind, and no model."""
+    return os.path.isfile(directory / ADAPTER_CONFIG) and not os.path.exists(directory / "config.json")
 
 
 def check_is_adapter(directory: Path) -> None:
     """Raise `ModelNotFound` where there is no adapter, `ModelFileError` where its weights are a pickle."""
     try:
-        if not is_adapter(directory):
+        if not os.path.isfile(directory / ADAPTER_CONFIG):
             raise ModelNotFound(
                 f"{directory}: not an adapter (it has no {ADAPTER_CONFIG})",
                 hint=f"give a directory that holds {ADAPTER_CONFIG} and {ADAPTER_WEIGHTS}, as peft writes it",

@@ -31,7 +31,7 @@ ALLOWED: dict[str, set[str]] = {
     "checkpoint": BASE | {"adapter", "safetensors_header"},
     "text": BASE,
     "hub": BASE | MIDDLE,
-    "core": {"errors", "options", "adapter", "checkpoint", "safetensors_header", "text"},
+    "core": {"errors", "options", "untrusted", "adapter", "checkpoint", "safetensors_header", "text"},
     "analysis": BASE | MIDDLE | {"core"},
     "train": BASE | MIDDLE | {"core", "__init__"},
     "bench": BASE | MIDDLE | {"core"},

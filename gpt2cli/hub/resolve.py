@@ -6,6 +6,7 @@ import os
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from gpt2cli.adapter import check_is_adapter
 from gpt2cli.errors import ModelNotFound, Unavailable, UsageError
 from gpt2cli.hub.hfcache import cached_models, find_cached
 from gpt2cli.hub.registry import (
@@ -86,7 +87,10 @@ def split_adapter(model: str | None) -> tuple[str | None, str | None]:
 
 
 def with_adapter(model: ResolvedModel, adapter: str) -> ResolvedModel:
-    """``model`` with the adapter in a directory. Raises `ModelNotFound`, `UsageError` for a second one."""
+    """``model`` with the adapter in a directory.
+
+    Raises `ModelNotFound`, `ModelFileError` for a pickle, `UsageError` for a second one.
+    """
     if model.adapter is not None:
         raise UsageError(
             f"{model.name} has an adapter, and {adapter} would be a second one",
@@ -98,6 +102,7 @@ def with_adapter(model: ResolvedModel, adapter: str) -> ResolvedModel:
             f"{adapter}: no such adapter directory",
             hint="an adapter is a directory with adapter_config.json, as peft writes it",
         )
+    check_is_adapter(path)
     return replace(model, name=f"{model.name}+{adapter}", adapter=path)
 
 

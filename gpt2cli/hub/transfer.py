@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 
 from gpt2cli.checkpoint import open_checkpoint, weight_files
@@ -37,6 +39,30 @@ def check_empty(target: Path) -> None:
         raise UsageError(f"{target}: there is no directory {target.absolute().parent}")
 
 
+@contextlib.contextmanager
+def new_directory(target: Path, size: int) -> Iterator[Path]:
+    """A directory to fill, which appears at ``target`` when the block ends well, all of it or nothing.
+
+    ``size`` is what it will hold, in bytes. Raises `UsageError` when ``target`` is in use, `Gpt2cliError`
+    when the disk is full or cannot be written.
+    """
+    try:
+        check_empty(target)
+        parent = target.absolute().parent
+        check_space(parent, size)
+        incoming = Path(tempfile.mkdtemp(dir=parent, prefix=f".{target.name[:80]}-"))
+        try:
+            yield incoming
+            as_created(incoming)
+            if target.is_dir():
+                target.rmdir()
+            os.replace(incoming, target)
+        finally:
+            shutil.rmtree(incoming, ignore_errors=True)
+    except OSError as error:
+        raise Gpt2cliError(f"{error.filename or target}: {error.strerror or error}") from None
+
+
 def export_model(model: StoredModel, target: Path) -> int:
     """Copy the files of ``model`` into the new directory ``target``, all of them or none; their bytes.
 
@@ -48,25 +74,16 @@ def export_model(model: StoredModel, target: Path) -> int:
         open_checkpoint(model.directory)
         records = {record.path: record for record in model.manifest.files} if model.manifest else {}
         paths = [model.directory / name for name in records] or model_files(model.directory)
-        parent = target.absolute().parent
         size = sum(path.stat().st_size for path in paths)
-        check_space(parent, size)
-        incoming = Path(tempfile.mkdtemp(dir=parent, prefix=f".{target.name[:80]}-"))
-        try:
-            for path in paths:
-                copied = copy_file(path, incoming / path.name)
-                record = records.get(path.name)
-                if record and (copied.size, copied.sha256) != (record.size, record.sha256.lower()):
-                    raise ModelFileError(
-                        f"{path}: it is not the file that came in",
-                        hint=f"to repair it: {repair_command(model)}",
-                    )
-            as_created(incoming)
-            if target.is_dir():
-                target.rmdir()
-            os.replace(incoming, target)
-        finally:
-            shutil.rmtree(incoming, ignore_errors=True)
     except OSError as error:
         raise Gpt2cliError(f"{error.filename or target}: {error.strerror or error}") from None
+    with new_directory(target, size) as incoming:
+        for path in paths:
+            copied = copy_file(path, incoming / path.name)
+            record = records.get(path.name)
+            if record and (copied.size, copied.sha256) != (record.size, record.sha256.lower()):
+                raise ModelFileError(
+                    f"{path}: it is not the file that came in",
+                    hint=f"to repair it: {repair_command(model)}",
+                )
     return size
