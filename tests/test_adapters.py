@@ -296,6 +296,7 @@ def test_half_precision_bases_are_merged_in_fp32(tmp_path: Path) -> None:
         assert torch.equal(logits_of(half, adapter, **given), logits_of(tmp_path / "m", **given))
 
 
+@pytest.mark.slow
 def test_transformers_loads_the_export(exported: Path, base: Path, adapter: Path) -> None:
     import torch
     from transformers import GPT2LMHeadModel
@@ -329,6 +330,76 @@ def test_converted_weights_are_of_the_adapter(
     changed = converted_stem(model)
     assert changed is not None and changed != stem
     assert not torch.equal(first, logits_of(base, own, precision="int8", converted=changed))
+
+
+# With peft.
+
+
+PEFT_CASES: dict[str, dict[str, Any]] = {
+    "all": {"target_modules": ["c_attn", "c_proj", "c_fc"]},
+    "patterns": {
+        "target_modules": ["c_attn"],
+        "use_rslora": True,
+        "rank_pattern": {"h.0.attn.c_attn": 5},
+        "alpha_pattern": {"c_attn": 3},
+    },
+    "dora": {"target_modules": ["c_attn", "c_fc"], "use_dora": True},
+    "lora_only": {"target_modules": ["c_attn"], "bias": "lora_only"},
+    "biases": {"target_modules": ["c_attn"], "bias": "all"},
+    "saved head": {"target_modules": ["c_attn"], "modules_to_save": ["lm_head"]},
+    "saved": {"target_modules": ["c_attn"], "modules_to_save": ["wte", "lm_head", "ln_f"]},
+    "head": {"target_modules": ["c_attn", "lm_head"]},
+    "embeddings": {"target_modules": ["wte", "wpe", "c_fc"]},
+    "one layer": {"target_modules": ["c_attn"], "layers_to_transform": [1]},
+    "expression": {"target_modules": r".*h\.1\.mlp\.c_(fc|proj)"},
+    "all-linear": {"target_modules": "all-linear"},
+}
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("name", PEFT_CASES)
+def test_peft_computes_the_same(base: Path, tmp_path: Path, name: str) -> None:
+    """Of an adapter that peft has written, and read again."""
+    peft = pytest.importorskip("peft")
+    import torch
+    from transformers import GPT2LMHeadModel
+
+    config = peft.LoraConfig(r=3, lora_alpha=7, task_type="CAUSAL_LM", **PEFT_CASES[name])
+    model = peft.get_peft_model(GPT2LMHeadModel.from_pretrained(base), config)
+    generator = torch.Generator().manual_seed(4)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.requires_grad:
+                parameter.add_(0.1 * torch.randn(parameter.shape, generator=generator))
+    model.save_pretrained(tmp_path / "a")
+    again = peft.PeftModel.from_pretrained(GPT2LMHeadModel.from_pretrained(base), tmp_path / "a").eval()
+    with torch.no_grad():
+        expected = again(torch.tensor([IDS])).logits[0]
+    for backend in ("auto", "torch"):
+        found = logits_of(base, tmp_path / "a", backend=backend)
+        assert float((found - expected).abs().max()) < 1e-4
+    assert float((logits_of(base) - expected).abs().max()) > 0.1
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")
+def test_peft_loads_what_finetune_keeps(base: Path, tmp_path: Path) -> None:
+    peft = pytest.importorskip("peft")
+    import torch
+    from transformers import GPT2LMHeadModel
+
+    (tmp_path / "text.txt").write_text("\n".join(f"{n} dogs ran" for n in range(400)), "utf-8")
+    flags = ("--lora", "--lora-rank", "3", "--keep-adapter", "--steps", "4", "--learning-rate", "1e-2")
+    few = ("--batch-size", "4", "--warmup", "1", "--threads", "1", "--samples", "0", "--precision", "fp32")
+    made = call("finetune", tmp_path / "text.txt", "-m", base, *flags, *few, "--output", tmp_path / "tuned")
+    assert made.code == 0, made.err
+    kept = tmp_path / "tuned" / "adapter"
+    model = peft.PeftModel.from_pretrained(GPT2LMHeadModel.from_pretrained(base), kept).eval()
+    with torch.no_grad():
+        expected = model(torch.tensor([IDS])).logits[0]
+    assert float((logits_of(base, kept) - expected).abs().max()) < 1e-4
+    assert float((logits_of(base) - expected).abs().max()) > 1e-3
 
 
 # Names.
