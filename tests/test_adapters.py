@@ -496,6 +496,50 @@ def test_show(base: Path, adapter: Path, tmp_path: Path) -> None:
     assert "damaged" in call("show", damaged).err
 
 
+def test_an_adapter_in_the_store(base: Path, adapter: Path, tmp_path: Path) -> None:
+    """import, list, show, use by name, verify, export, rm; it is no model."""
+    done = call("import", adapter, "--name", "voice")
+    assert done.code == 0 and "imported the adapter voice" in done.err, done.err
+    (listed,) = (m for m in call("list", "--json").document["models"] if m["name"] == "voice")
+    assert listed["problem"] is None and listed["parameters"] > 0
+    assert "fp32 adapter" in call("list").out
+    assert dict(line.split("\t", 1) for line in call("show", "voice").out.splitlines())["made for"] == "base"
+    assert "voice" not in call("completions", "--models").out
+    same = ("--seed", "1", "--json", "--max-new-tokens", "5", "ab")
+    one = call("generate", "-m", base, "--adapter", "voice", *same).document
+    other = call("generate", "-m", f"{base}+{adapter}", *same).document
+    assert one["model"] == f"{base}+voice" and one["choices"] == other["choices"]
+    assert call("generate", "-m", f"{base}+voice@local", *same).document["choices"] == one["choices"]
+    outcome = call("generate", "-m", "voice", *same)
+    assert outcome.code == 3 and "an adapter, and no model" in outcome.err
+    assert call("verify", "voice").code == 0
+    assert call("export", "voice", tmp_path / "out").code == 0
+    assert fingerprint(tmp_path / "out") == fingerprint(adapter)
+    stored = resolve(f"{base}+voice").adapter
+    assert stored is not None
+    (stored / WEIGHTS).write_bytes(b"")
+    outcome = call("generate", "-m", base, "--adapter", "voice", *same)
+    assert outcome.code == 5 and "it has 0 bytes" in outcome.err
+    assert call("verify", "voice").code == 5
+    assert call("rm", "--yes", "voice").code == 0
+    outcome = call("generate", "-m", base, "--adapter", "voice", *same)
+    assert outcome.code == 3 and "no adapter of that name" in outcome.err
+    damaged = tmp_path / "damaged"
+    shutil.copytree(adapter, damaged)
+    edit_config(damaged, r=3)
+    assert call("import", damaged, "--name", "bad").code == 5
+
+
+def test_an_adapter_in_the_hugging_face_cache(base: Path, adapter: Path) -> None:
+    from stores import cache_model
+
+    cache_model(adapter, "owner/voice")
+    done = call("generate", "-m", f"{base}+owner/voice", "--seed", "1", "--max-new-tokens", "5", "ab")
+    assert done.code == 0, done.err
+    outcome = call("generate", "-m", base, "--adapter", "owner/other", "ab")
+    assert outcome.code == 4 and "owner/other: not on this disk, and offline" in outcome.err
+
+
 # What is refused.
 
 

@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING, Any
 from gpt2cli.adapter_config import read_adapter_config
 from gpt2cli.checkpoint import Checkpoint, open_checkpoint
 from gpt2cli.cli.flags import ModelFlags, load_options
-from gpt2cli.cli.pulling import resolve_or_pull
+from gpt2cli.cli.pulling import add_adapter, resolve_or_pull
 from gpt2cli.errors import ModelFileError, ModelNotFound, Unavailable, UsageError
 from gpt2cli.hub.converted import converted_stem
-from gpt2cli.hub.resolve import ResolvedModel, with_adapter
+from gpt2cli.hub.resolve import ResolvedModel
 from gpt2cli.hub.usage import mark_used
 from gpt2cli.model_files import ADAPTER_CONFIG
 from gpt2cli.options import DRAFTS, LoadOptions
@@ -56,7 +56,7 @@ def resolve_model(
         terminal, settings, wanted, flags.revision, offline=flags.offline, allow_pickle=load.allow_pickle
     )
     if flags.adapter is not None:
-        resolved = with_adapter(resolved, flags.adapter)
+        resolved = add_adapter(terminal, settings, resolved, flags.adapter, offline=flags.offline)
     note_base(terminal, resolved)
     if wanted is None and terminal.stderr_is_terminal:
         terminal.note(f"{resolved.name}: the built-in story-teller; for GPT-2: gpt2cli pull distilgpt2")

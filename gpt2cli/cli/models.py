@@ -10,7 +10,7 @@ from typing import Annotated, Any
 import typer
 
 from gpt2cli import paths
-from gpt2cli.adapter import Adapter
+from gpt2cli.adapter import Adapter, is_adapter
 from gpt2cli.cli import params
 from gpt2cli.cli.flags import read_settings
 from gpt2cli.hub.card import Card, read_card
@@ -120,7 +120,7 @@ def _row(model: LocalModel, default: Path | None) -> tuple[str, ...]:
         model.name,
         model.stored.revision[:7],
         "damaged" if model.problem else shown_count(model.parameters or 0),
-        model.precision or "-",
+        f"{model.precision or '-'}{' adapter' if is_adapter(model.stored.directory) else ''}",
         shown_bytes(model.size),
         shown_age(model.last_used),
         model.stored.source,
@@ -134,7 +134,7 @@ def _plain_row(model: LocalModel, default: Path | None) -> tuple[str, ...]:
         model.name,
         model.stored.revision,
         "" if model.parameters is None else str(model.parameters),
-        model.precision or "",
+        f"{model.precision or ''}{' adapter' if is_adapter(model.stored.directory) else ''}",
         str(model.size),
         model.last_used.isoformat(timespec="seconds") if model.last_used else "",
         model.stored.source,

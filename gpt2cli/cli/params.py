@@ -79,8 +79,9 @@ Adapter = Annotated[
     _option(
         _MODEL,
         "--adapter",
-        metavar="DIR",
-        help="Apply the LoRA adapter in DIR to the model; -m NAME+DIR is the same.",
+        metavar="DIR|NAME",
+        help="Apply a LoRA adapter to the model: a directory, or a name (owner/name). -m MODEL+ADAPTER is "
+        "the same.",
     ),
 ]
 Adapters = Annotated[
@@ -88,8 +89,9 @@ Adapters = Annotated[
     _option(
         _MODEL,
         "--adapter",
-        metavar="DIR",
-        help="Also take each model with the LoRA adapter in DIR, as NAME+DIR; may be given several times.",
+        metavar="DIR|NAME",
+        help="Also take each model with this LoRA adapter, as -m MODEL+ADAPTER does; may be given several "
+        "times.",
     ),
 ]
 Endpoint = Annotated[

@@ -14,9 +14,8 @@ from gpt2cli.cli import params
 from gpt2cli.cli.flags import EngineFlags, load_options, read_flags, read_settings
 from gpt2cli.cli.keys import read_key_file
 from gpt2cli.cli.loading import check_model, note_base, served_model
-from gpt2cli.cli.pulling import resolve_or_pull
+from gpt2cli.cli.pulling import add_adapter, resolve_or_pull
 from gpt2cli.errors import UsageError
-from gpt2cli.hub.resolve import with_adapter
 from gpt2cli.options import LoadOptions, check_whole
 from gpt2cli.settings import Settings
 from gpt2cli.terminal.streams import Terminal
@@ -213,7 +212,11 @@ def _find_models(
         resolved = resolve_or_pull(
             terminal, settings, name, None, offline=flags.offline, allow_pickle=load.allow_pickle
         )
-        for each in (resolved, *(with_adapter(resolved, adapter) for adapter in flags.adapter or ())):
+        adapted = (
+            add_adapter(terminal, settings, resolved, adapter, offline=flags.offline)
+            for adapter in flags.adapter or ()
+        )
+        for each in (resolved, *adapted):
             note_base(terminal, each)
             model = served_model(check_model(each, load))
             if any(other.name == model.name for other in served):

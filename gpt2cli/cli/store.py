@@ -10,6 +10,7 @@ from typing import Annotated, Any
 import typer
 
 from gpt2cli import paths
+from gpt2cli.adapter import is_adapter
 from gpt2cli.checkpoint import Checkpoint, open_checkpoint, weight_files
 from gpt2cli.cli import params
 from gpt2cli.cli.conversion import convert_for_auto
@@ -17,6 +18,7 @@ from gpt2cli.cli.flags import read_settings
 from gpt2cli.cli.loading import note_base
 from gpt2cli.errors import Gpt2cliError, ModelFileError, ModelNotFound, UsageError
 from gpt2cli.files import as_created
+from gpt2cli.hub.contents import check_contents
 from gpt2cli.hub.garbage import PARTIAL_DAYS, discard, find_garbage, tree_size
 from gpt2cli.hub.hfcache import find_cached
 from gpt2cli.hub.inventory import as_stored, default_directory, short_name
@@ -132,7 +134,11 @@ def import_model(
     directory: Annotated[
         Path,
         typer.Argument(
-            metavar="DIR", help="A model directory.", file_okay=False, exists=False, show_default=False
+            metavar="DIR",
+            help="A model or adapter directory.",
+            file_okay=False,
+            exists=False,
+            show_default=False,
         ),
     ],
     name: Annotated[
@@ -145,15 +151,20 @@ def import_model(
     quiet: params.Quiet = None,
     debug: params.Debug = False,
 ) -> None:
-    """Copy a model directory into the store, after checking that it is complete."""
+    """Copy the directory of a model or adapter into the store, after checking that it is complete."""
     terminal: Terminal = ctx.obj
     read_settings(terminal, quiet)
     parsed = _name_of(directory, name)
     check_name_is_free(parsed)
+    source: dict[str, Any] = {"kind": "import", "path": str(directory.absolute())}
+    if is_adapter(directory):
+        check_contents(directory)
+        stored = add_local(directory, parsed, source, model_files(directory))
+        terminal.note(f"imported the adapter {stored.name} ({shown_bytes(tree_size(stored.directory))})")
+        return
     checkpoint = open_checkpoint(directory, allow_pickle=bool(allow_pickle))
     if Tokenizer.from_directory(directory) is None:
         terminal.warn(f"{directory} has no tokenizer: the model will take token ids only")
-    source: dict[str, Any] = {"kind": "import", "path": str(directory.absolute())}
     if checkpoint.pickles:
         stored = _import_pickles(terminal, checkpoint, parsed, source)
     else:

@@ -8,9 +8,10 @@ from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 
-from gpt2cli.adapter import Adapter, is_adapter, open_adapter
-from gpt2cli.checkpoint import Checkpoint, ModelConfig, canonical_name, open_checkpoint, read_config
+from gpt2cli.adapter import Adapter, is_adapter
+from gpt2cli.checkpoint import Checkpoint, ModelConfig, open_checkpoint, read_config
 from gpt2cli.errors import Gpt2cliError
+from gpt2cli.hub.contents import read_adapter
 from gpt2cli.hub.hfcache import cached_models
 from gpt2cli.hub.registry import BUILTIN, PublishedModel, published_model
 from gpt2cli.hub.resolve import ResolvedModel, builtin_directory, locate
@@ -59,7 +60,7 @@ def describe(model: StoredModel) -> LocalModel:
     config, precision, problem, adapter = None, None, None, None
     try:
         if is_adapter(model.directory):
-            adapter = open_adapter(model.directory, lambda key: canonical_name(key) or key)
+            adapter = read_adapter(model.directory)
             precision = _shown_types(adapter.types)
         else:
             config, _ = read_config(model.directory)

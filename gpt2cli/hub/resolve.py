@@ -6,15 +6,16 @@ import os
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from gpt2cli.adapter import check_is_adapter
+from gpt2cli.adapter import check_is_adapter, is_adapter
 from gpt2cli.errors import ModelNotFound, Unavailable, UsageError
-from gpt2cli.hub.hfcache import cached_models, find_cached
+from gpt2cli.hub.hfcache import cached_models, find_cached, find_cached_adapter
 from gpt2cli.hub.registry import (
     ALIASES,
     BUILTIN,
     ModelName,
     is_name,
     parse_name,
+    parse_reference,
     parse_revision,
     refuse_address,
 )
@@ -87,23 +88,38 @@ def split_adapter(model: str | None) -> tuple[str | None, str | None]:
 
 
 def with_adapter(model: ResolvedModel, adapter: str) -> ResolvedModel:
-    """``model`` with the adapter in a directory.
+    """``model`` with an adapter: a directory, or a ``NAME`` or ``NAME@REVISION`` on this disk.
 
-    Raises `ModelNotFound`, `ModelFileError` for a pickle, `UsageError` for a second one.
+    Raises `ModelNotFound`, `ModelFileError` for a pickle or a damaged file, `UsageError` for a second one.
     """
     if model.adapter is not None:
         raise UsageError(
             f"{model.name} has an adapter, and {adapter} would be a second one",
             hint="merge the first one: gpt2cli export MODEL+ADAPTER DIR",
         )
+    return replace(model, name=f"{model.name}+{adapter}", adapter=_adapter_directory(adapter))
+
+
+def _adapter_directory(adapter: str) -> Path:
     path = Path(os.path.expanduser(adapter))
     if not os.path.isdir(path):
-        raise ModelNotFound(
-            f"{adapter}: no such adapter directory",
-            hint="an adapter is a directory with adapter_config.json, as peft writes it",
-        )
+        stored = _stored_adapter(adapter)
+        if stored is None:
+            raise ModelNotFound(
+                f"{adapter}: no such adapter directory, and no adapter of that name on this disk",
+                hint="an adapter is a directory with adapter_config.json, as peft writes it",
+            )
+        check_sizes(stored)
+        path = stored.directory
     check_is_adapter(path)
-    return replace(model, name=f"{model.name}+{adapter}", adapter=path)
+    return path
+
+
+def _stored_adapter(text: str) -> StoredModel | None:
+    if not is_name(text.partition("@")[0]):
+        return None
+    name, revision = parse_reference(text)
+    return find_stored(name, revision) or find_cached_adapter(name, revision)
 
 
 def locate(model: str | None, *, revision: str | None = None, offline: bool = False) -> ResolvedModel:
@@ -149,7 +165,8 @@ def _without_revision(model: ResolvedModel, revision: str | None) -> ResolvedMod
 def local_names() -> list[str]:
     """The names that ``-m`` takes for models on this disk, aliases first where one exists."""
     alias_of = {repository: alias for alias, repository in reversed(ALIASES.items())}
-    names = [alias_of.get(m.name, m.name) for m in (*stored_models(), *cached_models())]
+    models = (m for m in (*stored_models(), *cached_models()) if not is_adapter(m.directory))
+    names = [alias_of.get(m.name, m.name) for m in models]
     if builtin_directory().is_dir():
         names.insert(0, BUILTIN)
     return list(dict.fromkeys(names))

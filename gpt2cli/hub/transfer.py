@@ -9,9 +9,11 @@ import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
-from gpt2cli.checkpoint import open_checkpoint, weight_files
+from gpt2cli.adapter import is_adapter
+from gpt2cli.checkpoint import weight_files
 from gpt2cli.errors import Gpt2cliError, ModelFileError, UsageError
 from gpt2cli.files import as_created
+from gpt2cli.hub.contents import adapter_files, check_contents
 from gpt2cli.hub.store import StoredModel, check_space, copy_file, repair_command
 from gpt2cli.model_files import CONFIG_FILES, TEXT_FILES, TOKENIZER_FILES
 
@@ -23,7 +25,9 @@ def side_files(directory: Path) -> list[Path]:
 
 
 def model_files(directory: Path) -> list[Path]:
-    """The files of a model; what else lies beside them is none. Raises `ModelFileError`."""
+    """The files of a model or adapter; what else lies beside them is none. Raises `ModelFileError`."""
+    if is_adapter(directory):
+        return adapter_files(directory)
     return [*side_files(directory), *weight_files(directory)]
 
 
@@ -71,7 +75,7 @@ def export_model(model: StoredModel, target: Path) -> int:
     """
     try:
         check_empty(target)
-        open_checkpoint(model.directory)
+        check_contents(model.directory)
         records = {record.path: record for record in model.manifest.files} if model.manifest else {}
         paths = [model.directory / name for name in records] or model_files(model.directory)
         size = sum(path.stat().st_size for path in paths)
