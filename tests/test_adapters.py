@@ -320,16 +320,20 @@ def test_converted_weights_are_of_the_adapter(
     model = resolve(f"{base}+{own}")
     stem = converted_stem(model)
     assert stem is not None and stem != converted_stem(resolve(str(base)))
-    given = {"precision": "int8", "converted": stem}
-    first = logits_of(base, own, **given)
-    kept = sorted(path.name for path in stem.parent.iterdir())
-    assert len(kept) == 2 and all(name.startswith(stem.name) for name in kept)
-    assert torch.equal(first, logits_of(base, own, **given))
-    assert torch.equal(first, logits_of(base, own, precision="int8"))
+    for number, precision in enumerate(("int8", "fp32"), 1):
+        given = {"precision": precision, "converted": stem}
+        first = logits_of(base, own, **given)
+        kept = sorted(path.name for path in stem.parent.iterdir())
+        assert len(kept) == 2 * number and all(name.startswith(stem.name) for name in kept)
+        assert torch.equal(first, logits_of(base, own, precision=precision))
+        with monkeypatch.context() as patch:
+            # What is kept is not merged again.
+            patch.setattr("gpt2cli.core.tensors.merged", None)
+            assert torch.equal(first, logits_of(base, own, **given))
     make_adapter(own, base, seed=1)
     changed = converted_stem(model)
     assert changed is not None and changed != stem
-    assert not torch.equal(first, logits_of(base, own, precision="int8", converted=changed))
+    assert not torch.equal(first, logits_of(base, own, precision="fp32", converted=changed))
 
 
 # With peft.

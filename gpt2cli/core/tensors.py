@@ -31,9 +31,10 @@ class Tensors:
         self._merged: dict[str, Array] = {}
 
     def __contains__(self, name: str) -> bool:
-        return name in self._infos or name in self._unpickled or self._is_adapted(name)
+        return name in self._infos or name in self._unpickled or self.is_adapted(name)
 
-    def _is_adapted(self, name: str) -> bool:
+    def is_adapted(self, name: str) -> bool:
+        """Whether an adapter changes the tensor."""
         return self._adapter is not None and self._adapter.touches(name)
 
     def info(self, name: str) -> TensorInfo | None:
@@ -41,11 +42,11 @@ class Tensors:
 
         Raises `KeyError`.
         """
-        return None if name in self._unpickled or self._is_adapted(name) else self._infos[name]
+        return None if name in self._unpickled or self.is_adapted(name) else self._infos[name]
 
     def dtype(self, name: str) -> str:
         """The type that `read` gives the tensor. Raises `KeyError`."""
-        if self._is_adapted(name):
+        if self.is_adapted(name):
             return "F32"
         own = self._own_name(name)
         return self._unpickled[own][1] if own in self._unpickled else self._infos[own].dtype
@@ -63,7 +64,7 @@ class Tensors:
         such numbers. Nobody may write to it. Raises `KeyError`, and `ModelFileError` for a file that cannot
         be mapped or was cut short, or an adapter that is damaged.
         """
-        if self._adapter is not None and self._adapter.touches(name):
+        if self._adapter is not None and self.is_adapted(name):
             if name not in self._merged:
                 stored = as_float32(*self._stored(self._own_name(name)))
                 self._merged[name] = merged(self._adapter, name, stored)
@@ -112,7 +113,7 @@ class Tensors:
         As in transformers a head that differs from the embeddings is used, whatever the config says. An
         adapter of the embeddings leaves a tied head as it was, as peft does: the head is then one of its own.
         """
-        if self._is_adapted("wte.weight") or self._is_adapted("lm_head.weight"):
+        if self.is_adapted("wte.weight") or self.is_adapted("lm_head.weight"):
             return "lm_head.weight"
         if "lm_head.weight" not in self:
             return "wte.weight"

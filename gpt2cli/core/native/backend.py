@@ -289,11 +289,13 @@ def _in_place(source: Source, tensors: Tensors, precision: Kind, small: bool, tu
     """Whether the matrix is multiplied where it lies.
 
     A large one of 16 bits is read faster panel after panel. The output head, whose rows are outputs, is worth
-    turning (``turned``) where that costs little, or is kept.
+    turning (``turned``) where that costs little, or is kept; so is what an adapter changes, which is kept then.
     """
     if direct_type(tensors.dtype(source.tensor), precision) is None:
         return False
     if source.layout == OUTPUTS and turned:
+        return False
+    if tensors.is_adapted(source.tensor) and turned and not small:
         return False
     return small or precision == "fp32"
 
