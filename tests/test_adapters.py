@@ -421,6 +421,7 @@ def test_a_model_with_an_adapter_is_named_so(base: Path, adapter: Path, tmp_path
     found = resolve(f"{base}+{adapter}")
     assert (found.directory, found.adapter) == (base, adapter)
     assert (found.label, found.reference) == ("base+voice", f"{base.resolve()}+{adapter.resolve()}")
+    assert resolve(found.reference).adapter == adapter.resolve()
     assert resolve(f"tiny+{adapter}").reference == f"tiny+{adapter.resolve()}"
     assert model_hash(base, adapter=adapter) != model_hash(base)
     with pytest.raises(UsageError, match="a second one"):
@@ -487,6 +488,35 @@ def test_a_training_does_not_begin_with_one(base: Path, adapter: Path, tmp_path:
     assert outcome.code == 2 and "a training begins with a model" in outcome.err
 
 
+def test_bench_measures_plain_models(base: Path, adapter: Path) -> None:
+    outcome = call("bench", "-m", f"{base}+{adapter}", "--rounds", "1")
+    assert outcome.code == 2 and "without adapters" in outcome.err
+
+
+@pytest.mark.skipif(not native_available(), reason="the native library is not available")
+def test_neither_torch_nor_peft_is_loaded(base: Path, adapter: Path) -> None:
+    from test_layering import NOT_FOR_TOKENS, modules_loaded_by
+
+    loaded = modules_loaded_by(
+        *("generate", "-q", "-m", f"{base}+{adapter}", "--precision", "int8", "--max-new-tokens", "1", "ab")
+    )
+    assert loaded.isdisjoint({*NOT_FOR_TOKENS, "torch", "peft", "safetensors"})
+
+
+@pytest.mark.slow
+def test_a_server_has_one_model_for_each(base: Path, adapter: Path, exported: Path, tmp_path: Path) -> None:
+    from serving import serving
+
+    other = make_adapter(tmp_path / "other", base, seed=9)
+    with serving("-m", base, "--adapter", adapter, "--adapter", other) as server:
+        names = [model["id"] for model in server.ask("GET", "/v1/models").document["data"]]
+        assert names == ["base", "base+voice", "base+other"]
+        texts = [server.complete("ab", model=name, seed=1, max_tokens=9).texts for name in names]
+    assert len({*map(str, texts)}) == 3
+    with serving("-m", exported) as server:
+        assert server.complete("ab", seed=1, max_tokens=9).texts == texts[1]
+
+
 def test_show(base: Path, adapter: Path, tmp_path: Path) -> None:
     shown = dict(line.split("\t", 1) for line in call("show", adapter).out.splitlines() if "\t" in line)
     assert shown["adapter"] == "LoRA of rank 4, alpha 8" and shown["made for"] == "base"
@@ -505,7 +535,7 @@ def test_an_adapter_in_the_store(base: Path, adapter: Path, tmp_path: Path) -> N
     done = call("import", adapter, "--name", "voice")
     assert done.code == 0 and "imported the adapter voice" in done.err, done.err
     (listed,) = (m for m in call("list", "--json").document["models"] if m["name"] == "voice")
-    assert listed["problem"] is None and listed["parameters"] > 0
+    assert listed["problem"] is None and listed["parameters"] > 0 and listed["kind"] == "adapter"
     assert "fp32 adapter" in call("list").out
     assert dict(line.split("\t", 1) for line in call("show", "voice").out.splitlines())["made for"] == "base"
     assert "voice" not in call("completions", "--models").out
@@ -661,7 +691,7 @@ def test_numbers_that_are_refused(base: Path, tmp_path: Path) -> None:
     key = "transformer.h.1.mlp.c_fc.lora_A.weight"
     for tensor, said in (
         (torch.full((4, 32), math.nan), "c_fc.lora_A.weight' contains NaN"),
-        (torch.full((4, 32), 3e38), "contains NaN or infinity"),
+        (torch.full((4, 32), 3e38), "a: h.1.mlp.c_fc.weight is too large with it"),
     ):
         own = make_adapter(tmp_path / "a", base, tensors={key: tensor}, alpha=1e5)
         outcome = call("generate", "-q", "-m", base, "--adapter", own, "--max-new-tokens", "1", "ab")

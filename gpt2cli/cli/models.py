@@ -120,7 +120,7 @@ def _row(model: LocalModel, default: Path | None) -> tuple[str, ...]:
         model.name,
         model.stored.revision[:7],
         "damaged" if model.problem else shown_count(model.parameters or 0),
-        f"{model.precision or '-'}{' adapter' if is_adapter(model.stored.directory) else ''}",
+        f"{model.precision or '-'}{' adapter' if model.adapter else ''}",
         shown_bytes(model.size),
         shown_age(model.last_used),
         model.stored.source,
@@ -134,7 +134,7 @@ def _plain_row(model: LocalModel, default: Path | None) -> tuple[str, ...]:
         model.name,
         model.stored.revision,
         "" if model.parameters is None else str(model.parameters),
-        f"{model.precision or ''}{' adapter' if is_adapter(model.stored.directory) else ''}",
+        f"{model.precision or ''}{' adapter' if model.adapter else ''}",
         str(model.size),
         model.last_used.isoformat(timespec="seconds") if model.last_used else "",
         model.stored.source,
@@ -191,6 +191,7 @@ def _model_document(model: LocalModel, default: Path | None) -> dict[str, Any]:
     stored = model.stored
     return {
         "name": model.name,
+        "kind": "adapter" if is_adapter(stored.directory) else "model",
         "repository": stored.name,
         "revision": stored.revision or None,
         "refs": list(stored.refs),

@@ -10,9 +10,10 @@ from pathlib import Path
 
 import numpy as np
 
+from gpt2cli.adapter import Adapter
 from gpt2cli.checkpoint import Checkpoint
 from gpt2cli.core.adapters import merged
-from gpt2cli.core.arrays import TYPES, Array, as_float32, is_finite
+from gpt2cli.core.arrays import TYPES, Array, Floats, as_float32, is_finite
 from gpt2cli.errors import ModelFileError
 from gpt2cli.safetensors_header import TensorInfo
 
@@ -66,10 +67,16 @@ class Tensors:
         """
         if self._adapter is not None and self.is_adapted(name):
             if name not in self._merged:
-                stored = as_float32(*self._stored(self._own_name(name)))
-                self._merged[name] = merged(self._adapter, name, stored)
+                self._merged[name] = self._merge(self._adapter, name)
             return self._merged[name], "F32"
         return self._stored(self._own_name(name))
+
+    def _merge(self, adapter: Adapter, name: str) -> Floats:
+        stored = as_float32(*self._stored(self._own_name(name)))
+        whole = merged(adapter, name, stored)
+        if is_finite(stored, "F32") and not is_finite(whole, "F32"):
+            raise ModelFileError(f"{adapter.directory}: {name} is too large with it: infinity, or NaN")
+        return whole
 
     def _stored(self, name: str) -> tuple[Array, str]:
         """The checkpoint's own tensor. Raises as `read` does."""

@@ -289,7 +289,7 @@ def _in_place(source: Source, tensors: Tensors, precision: Kind, small: bool, tu
     """Whether the matrix is multiplied where it lies.
 
     A large one of 16 bits is read faster panel after panel. The output head, whose rows are outputs, is worth
-    turning (``turned``) where that costs little, or is kept; so is what an adapter changes, which is kept then.
+    turning (``turned``) where that costs little, or is kept; what an adapter changes is worth keeping, too.
     """
     if direct_type(tensors.dtype(source.tensor), precision) is None:
         return False
