@@ -409,7 +409,9 @@ def test_peft_loads_what_finetune_keeps(base: Path, tmp_path: Path) -> None:
 # Names.
 
 
-def test_a_model_with_an_adapter_is_named_so(base: Path, adapter: Path, tmp_path: Path) -> None:
+def test_a_model_with_an_adapter_is_named_so(
+    base: Path, adapter: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     assert split_adapter(f"{base}+{adapter}") == (str(base), str(adapter))
     assert split_adapter("gpt2+a+b") == ("gpt2", "a+b")
     for plain in (None, "gpt2", "+x", "gpt2+", "no such+thing"):
@@ -418,6 +420,9 @@ def test_a_model_with_an_adapter_is_named_so(base: Path, adapter: Path, tmp_path
     shutil.copytree(base, odd)
     assert split_adapter(str(odd)) == (str(odd), None)
     assert split_adapter(f"{odd}+{adapter}") == (str(odd), str(adapter))
+    monkeypatch.chdir(tmp_path)
+    assert split_adapter(f"a+b+{adapter}") == ("a+b", str(adapter))
+    assert resolve(f"a+b+{adapter}").label == "a+b+voice"
     found = resolve(f"{base}+{adapter}")
     assert (found.directory, found.adapter) == (base, adapter)
     assert (found.label, found.reference) == ("base+voice", f"{base.resolve()}+{adapter.resolve()}")
@@ -549,7 +554,9 @@ def test_an_adapter_in_the_store(base: Path, adapter: Path, tmp_path: Path) -> N
     assert call("verify", "voice").code == 0
     assert call("export", "voice", tmp_path / "out").code == 0
     assert fingerprint(tmp_path / "out") == fingerprint(adapter)
-    stored = resolve(f"{base}+voice").adapter
+    found = resolve(f"{base}+voice")
+    assert (found.label, found.reference) == ("base+voice", f"{base.resolve()}+voice")
+    stored = found.adapter
     assert stored is not None
     (stored / WEIGHTS).write_bytes(b"")
     outcome = call("generate", "-m", base, "--adapter", "voice", *same)

@@ -35,23 +35,33 @@ class ResolvedModel:
     revision: str | None = None
     stored: StoredModel | None = None
     adapter: Path | None = None
+    parts: tuple[str, str] = ("", "")
+    """With an adapter, what the model and the adapter were called."""
 
     @property
     def base(self) -> str:
         """The name without its adapter."""
-        return self.name if self.adapter is None else split_adapter(self.name)[0] or self.name
+        return self.name if self.adapter is None else self.parts[0]
 
     @property
     def reference(self) -> str:
         """What `resolve` finds it again by, from any working directory."""
         own = self.base if self.stored is not None else str(self.directory.resolve())
-        return own if self.adapter is None else f"{own}+{self.adapter.resolve()}"
+        if self.adapter is None:
+            return own
+        return f"{own}+{self.adapter.resolve() if self._adapter_is_path else self.parts[1]}"
 
     @property
     def label(self) -> str:
         """Its name for others, whose business the path of a directory is not."""
         own = self.base if self.stored is not None else self.directory.resolve().name
-        return own if self.adapter is None else f"{own}+{self.adapter.resolve().name}"
+        if self.adapter is None:
+            return own
+        return f"{own}+{self.adapter.resolve().name if self._adapter_is_path else self.parts[1]}"
+
+    @property
+    def _adapter_is_path(self) -> bool:
+        return os.path.isdir(os.path.expanduser(self.parts[1]))
 
     def is_called(self, name: str) -> bool:
         """Whether ``name`` means the model without its adapter, here or where it was trained."""
@@ -79,12 +89,11 @@ def split_adapter(model: str | None) -> tuple[str | None, str | None]:
     """``MODEL`` and ``ADAPTER`` of ``MODEL+ADAPTER``; what is a directory as a whole has none."""
     if model is None or "+" not in model or os.path.isdir(os.path.expanduser(model)):
         return model, None
-    ends = [at for at, char in enumerate(model) if char == "+" and at and at + 1 < len(model)]
-    for end in ends:
-        base = model[:end]
-        if is_name(base) or os.path.isdir(os.path.expanduser(base)):
-            return base, model[end + 1 :]
-    return model, None
+    places = [at for at, char in enumerate(model) if char == "+" and 0 < at < len(model) - 1]
+    directories = [at for at in places if os.path.isdir(os.path.expanduser(model[:at]))]
+    named = [at for at in places if is_name(model[:at])]
+    at = next(iter((*reversed(directories), *named)), None)
+    return (model, None) if at is None else (model[:at], model[at + 1 :])
 
 
 def with_adapter(model: ResolvedModel, adapter: str) -> ResolvedModel:
@@ -97,7 +106,9 @@ def with_adapter(model: ResolvedModel, adapter: str) -> ResolvedModel:
             f"{model.name} has an adapter, and {adapter} would be a second one",
             hint="merge the first one: gpt2cli export MODEL+ADAPTER DIR",
         )
-    return replace(model, name=f"{model.name}+{adapter}", adapter=_adapter_directory(adapter))
+    directory = _adapter_directory(adapter)
+    name = f"{model.name}+{adapter}"
+    return replace(model, name=name, adapter=directory, parts=(model.name, adapter))
 
 
 def _adapter_directory(adapter: str) -> Path:
