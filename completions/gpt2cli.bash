@@ -4,12 +4,12 @@
 _gpt2cli_command() {
     case $1 in
     '') commands=(generate chat score inspect compare features pull list show rm verify import export gc train finetune distill batch serve bench completions config) flags=(--version -V --help -h) ;;
-    generate) commands=() flags=(--prompt -p --file -f --model -m --revision --offline --allow-pickle --max-new-tokens --max-length --stop --ignore-eos --overflow --temperature --temp --top-k --top-p --min-p --typical-p --repetition-penalty --no-repeat-ngram-size --presence-penalty --frequency-penalty --logit-bias --greedy --num-return-sequences -n --seed --rng --special-tokens --strict --sanitize --json --jsonl --echo --logprobs --output -o --no-stream --quiet -q --device --precision --threads --draft --endpoint --api-key-file --timeout --debug --help -h) ;;
-    chat) commands=() flags=(--model -m --revision --offline --allow-pickle --format --system --resume --last --save --no-save --max-new-tokens --stop --ignore-eos --temperature --temp --top-k --top-p --min-p --typical-p --repetition-penalty --no-repeat-ngram-size --greedy --seed --strict --sanitize --json --quiet -q --device --precision --threads --draft --endpoint --api-key-file --timeout --debug --help -h) ;;
-    score) commands=() flags=(--prompt -p --file -f --model -m --revision --offline --allow-pickle --lines --from-jsonl --field --stride --window --bos --eos --keep-newline --drop-newline --special-tokens --strict --choices --choice --normalize --task --limit --tokens --top --plot --json --jsonl --output -o --no-resume --shard --quiet -q --device --precision --threads --batch-tokens --debug --help -h) ;;
-    inspect) commands=() flags=(--prompt -p --file -f --by --top --stride --marks --no-marks --explain --at --model -m --revision --offline --allow-pickle --temperature --temp --top-k --top-p --min-p --typical-p --repetition-penalty --no-repeat-ngram-size --greedy --seed --bos --special-tokens --strict --json --jsonl --csv --svg --html --theme --output -o --quiet -q --device --precision --threads --debug --help -h) ;;
-    compare) commands=() flags=(--prompt -p --file -f --lines --vary --next --words --model -m --offline --allow-pickle --max-new-tokens --stop --ignore-eos --temperature --top-k --top-p --min-p --typical-p --repetition-penalty --no-repeat-ngram-size --seed --greedy --special-tokens --strict --json --jsonl --csv --svg --html --theme --output -o --quiet -q --device --precision --threads --endpoint --api-key-file --timeout --debug --help -h) ;;
-    features) commands=() flags=(--prompt -p --file -f --model -m --revision --offline --allow-pickle --lines --from-jsonl --field --bos --truncate --special-tokens --strict --layer --layers --pool --attention --output -o --no-resume --shard --quiet -q --device --precision --threads --batch-tokens --debug --help -h) ;;
+    generate) commands=() flags=(--prompt -p --file -f --model -m --adapter --revision --offline --allow-pickle --max-new-tokens --max-length --stop --ignore-eos --overflow --temperature --temp --top-k --top-p --min-p --typical-p --repetition-penalty --no-repeat-ngram-size --presence-penalty --frequency-penalty --logit-bias --greedy --num-return-sequences -n --seed --rng --special-tokens --strict --sanitize --json --jsonl --echo --logprobs --output -o --no-stream --quiet -q --device --precision --threads --draft --endpoint --api-key-file --timeout --debug --help -h) ;;
+    chat) commands=() flags=(--model -m --adapter --revision --offline --allow-pickle --format --system --resume --last --save --no-save --max-new-tokens --stop --ignore-eos --temperature --temp --top-k --top-p --min-p --typical-p --repetition-penalty --no-repeat-ngram-size --greedy --seed --strict --sanitize --json --quiet -q --device --precision --threads --draft --endpoint --api-key-file --timeout --debug --help -h) ;;
+    score) commands=() flags=(--prompt -p --file -f --model -m --adapter --revision --offline --allow-pickle --lines --from-jsonl --field --stride --window --bos --eos --keep-newline --drop-newline --special-tokens --strict --choices --choice --normalize --task --limit --tokens --top --plot --json --jsonl --output -o --no-resume --shard --quiet -q --device --precision --threads --batch-tokens --debug --help -h) ;;
+    inspect) commands=() flags=(--prompt -p --file -f --by --top --stride --marks --no-marks --explain --at --model -m --adapter --revision --offline --allow-pickle --temperature --temp --top-k --top-p --min-p --typical-p --repetition-penalty --no-repeat-ngram-size --greedy --seed --bos --special-tokens --strict --json --jsonl --csv --svg --html --theme --output -o --quiet -q --device --precision --threads --debug --help -h) ;;
+    compare) commands=() flags=(--prompt -p --file -f --lines --vary --next --words --model -m --adapter --offline --allow-pickle --max-new-tokens --stop --ignore-eos --temperature --top-k --top-p --min-p --typical-p --repetition-penalty --no-repeat-ngram-size --seed --greedy --special-tokens --strict --json --jsonl --csv --svg --html --theme --output -o --quiet -q --device --precision --threads --endpoint --api-key-file --timeout --debug --help -h) ;;
+    features) commands=() flags=(--prompt -p --file -f --model -m --adapter --revision --offline --allow-pickle --lines --from-jsonl --field --bos --truncate --special-tokens --strict --layer --layers --pool --attention --output -o --no-resume --shard --quiet -q --device --precision --threads --batch-tokens --debug --help -h) ;;
     pull) commands=() flags=(--revision --allow-pickle --offline --jsonl --quiet -q --debug --help -h) ;;
     list) commands=() flags=(--available --json --quiet -q --debug --help -h) ;;
     show) commands=() flags=(--json --debug --help -h) ;;
@@ -19,10 +19,10 @@ _gpt2cli_command() {
     export) commands=() flags=(--quiet -q --debug --help -h) ;;
     gc) commands=() flags=(--dry-run --all --days --quiet -q --debug --help -h) ;;
     train) commands=() flags=(--field --separator --validation --validation-data --test-data --layers --width --heads --context --vocab-size --steps --epochs --batch-size --micro-batch-size --window --short-window --short-share --learning-rate --schedule --warmup --decay --optimizer --muon-scale --weight-decay --dropout --clip --seed --patience --evaluate-every --save-every --sample-every --log-every --precision --device --threads --resume --config --output -o --name --save-precision --samples --sample-tokens --sample-prompt --default-temperature --default-repetition-penalty --default-no-repeat-ngram-size --title --license --description --keep-checkpoints --plot --jsonl --quiet -q --debug --help -h) ;;
-    finetune) commands=() flags=(--field --separator --validation --validation-data --test-data --model -m --revision --lora --lora-rank --lora-alpha --lora-dropout --steps --epochs --batch-size --micro-batch-size --window --short-window --short-share --learning-rate --schedule --warmup --decay --optimizer --muon-scale --weight-decay --dropout --clip --seed --patience --evaluate-every --save-every --sample-every --log-every --precision --device --threads --resume --config --output -o --name --save-precision --samples --sample-tokens --sample-prompt --default-temperature --default-repetition-penalty --default-no-repeat-ngram-size --title --license --description --keep-checkpoints --plot --jsonl --quiet -q --debug --help -h) ;;
+    finetune) commands=() flags=(--field --separator --validation --validation-data --test-data --model -m --revision --lora --lora-rank --lora-alpha --lora-dropout --keep-adapter --steps --epochs --batch-size --micro-batch-size --window --short-window --short-share --learning-rate --schedule --warmup --decay --optimizer --muon-scale --weight-decay --dropout --clip --seed --patience --evaluate-every --save-every --sample-every --log-every --precision --device --threads --resume --config --output -o --name --save-precision --samples --sample-tokens --sample-prompt --default-temperature --default-repetition-penalty --default-no-repeat-ngram-size --title --license --description --keep-checkpoints --plot --jsonl --quiet -q --debug --help -h) ;;
     distill) commands=() flags=(--field --separator --validation --validation-data --test-data --teacher --revision --student-layers --distill-temperature --soft-weight --lm-weight --cosine-weight --random-init --steps --epochs --batch-size --micro-batch-size --window --short-window --short-share --learning-rate --schedule --warmup --decay --optimizer --muon-scale --weight-decay --dropout --clip --seed --patience --evaluate-every --save-every --sample-every --log-every --precision --device --threads --resume --config --output -o --name --save-precision --samples --sample-tokens --sample-prompt --default-temperature --default-repetition-penalty --default-no-repeat-ngram-size --title --license --description --keep-checkpoints --plot --jsonl --quiet -q --debug --help -h) ;;
-    batch) commands=() flags=(--output -o --simple --text --lines --from-jsonl --retry-errors --shard --merge --ray --workers --model -m --endpoint --api-key-file --timeout --revision --offline --allow-pickle --max-new-tokens --stop --ignore-eos --temperature --temp --top-k --top-p --min-p --typical-p --repetition-penalty --no-repeat-ngram-size --presence-penalty --frequency-penalty --logit-bias --greedy --num-return-sequences -n --seed --quiet -q --device --precision --threads --slots --debug --help -h) ;;
-    serve) commands=() flags=(--model -m --offline --allow-pickle --host --port --uds --api-key-file --allow-host --slots --queue --log-json --device --precision --threads --quiet -q --debug --help -h) ;;
+    batch) commands=() flags=(--output -o --simple --text --lines --from-jsonl --retry-errors --shard --merge --ray --workers --model -m --endpoint --api-key-file --timeout --adapter --revision --offline --allow-pickle --max-new-tokens --stop --ignore-eos --temperature --temp --top-k --top-p --min-p --typical-p --repetition-penalty --no-repeat-ngram-size --presence-penalty --frequency-penalty --logit-bias --greedy --num-return-sequences -n --seed --quiet -q --device --precision --threads --slots --debug --help -h) ;;
+    serve) commands=() flags=(--model -m --adapter --offline --allow-pickle --host --port --uds --api-key-file --allow-host --slots --queue --log-json --device --precision --threads --quiet -q --debug --help -h) ;;
     bench) commands=() flags=(--model -m --revision --offline --allow-pickle --against --gguf --precision --rounds --processes --no-processes --settled --no-settled --busy --plot --json --markdown --quiet -q --device --threads --debug --help -h) ;;
     completions) commands=() flags=(--help -h) ;;
     config) commands=(list get set unset path) flags=(--help -h) ;;
@@ -40,6 +40,7 @@ _gpt2cli_flag() {
     'generate --prompt'|'generate -p') kind=text words=() ;;
     'generate --file'|'generate -f') kind=file words=() ;;
     'generate --model'|'generate -m') kind=model words=() ;;
+    'generate --adapter') kind=text words=() ;;
     'generate --revision') kind=text words=() ;;
     'generate --max-new-tokens') kind=text words=() ;;
     'generate --max-length') kind=text words=() ;;
@@ -68,6 +69,7 @@ _gpt2cli_flag() {
     'generate --api-key-file') kind=file words=() ;;
     'generate --timeout') kind=text words=() ;;
     'chat --model'|'chat -m') kind=model words=() ;;
+    'chat --adapter') kind=text words=() ;;
     'chat --revision') kind=text words=() ;;
     'chat --format') kind=words words=(story transcript dialogpt template raw) ;;
     'chat --system') kind=text words=() ;;
@@ -92,6 +94,7 @@ _gpt2cli_flag() {
     'score --prompt'|'score -p') kind=text words=() ;;
     'score --file'|'score -f') kind=file words=() ;;
     'score --model'|'score -m') kind=model words=() ;;
+    'score --adapter') kind=text words=() ;;
     'score --revision') kind=text words=() ;;
     'score --field') kind=text words=() ;;
     'score --stride') kind=text words=() ;;
@@ -116,6 +119,7 @@ _gpt2cli_flag() {
     'inspect --stride') kind=text words=() ;;
     'inspect --at') kind=text words=() ;;
     'inspect --model'|'inspect -m') kind=model words=() ;;
+    'inspect --adapter') kind=text words=() ;;
     'inspect --revision') kind=text words=() ;;
     'inspect --temperature'|'inspect --temp') kind=text words=() ;;
     'inspect --top-k') kind=text words=() ;;
@@ -136,6 +140,7 @@ _gpt2cli_flag() {
     'compare --next') kind=text words=() ;;
     'compare --words') kind=text words=() ;;
     'compare --model'|'compare -m') kind=model words=() ;;
+    'compare --adapter') kind=text words=() ;;
     'compare --max-new-tokens') kind=text words=() ;;
     'compare --stop') kind=text words=() ;;
     'compare --temperature') kind=text words=() ;;
@@ -157,6 +162,7 @@ _gpt2cli_flag() {
     'features --prompt'|'features -p') kind=text words=() ;;
     'features --file'|'features -f') kind=file words=() ;;
     'features --model'|'features -m') kind=model words=() ;;
+    'features --adapter') kind=text words=() ;;
     'features --revision') kind=text words=() ;;
     'features --field') kind=text words=() ;;
     'features --layer'|'features --layers') kind=text words=() ;;
@@ -328,6 +334,7 @@ _gpt2cli_flag() {
     'batch --endpoint') kind=text words=() ;;
     'batch --api-key-file') kind=file words=() ;;
     'batch --timeout') kind=text words=() ;;
+    'batch --adapter') kind=text words=() ;;
     'batch --revision') kind=text words=() ;;
     'batch --max-new-tokens') kind=text words=() ;;
     'batch --stop') kind=text words=() ;;
@@ -348,6 +355,7 @@ _gpt2cli_flag() {
     'batch --threads') kind=text words=() ;;
     'batch --slots') kind=text words=() ;;
     'serve --model'|'serve -m') kind=model words=() ;;
+    'serve --adapter') kind=text words=() ;;
     'serve --host') kind=text words=() ;;
     'serve --port') kind=text words=() ;;
     'serve --uds') kind=file words=() ;;

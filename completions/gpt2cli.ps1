@@ -12,12 +12,12 @@ Register-ArgumentCompleter -Native -CommandName gpt2cli -ScriptBlock {
         @{Of = ''; What = 'command'; Name = 'inspect'; Help = 'Colour a text by how well the model predicted it; with --explain, show how its next token is drawn'; Kind = ''; Words = @()}
         @{Of = ''; What = 'command'; Name = 'compare'; Help = 'Run models, prompts, seeds and settings side by side, and show where the texts diverge'; Kind = ''; Words = @()}
         @{Of = ''; What = 'command'; Name = 'features'; Help = 'Write hidden states and attention weights, the same numbers as transformers'' GPT2Model'; Kind = ''; Words = @()}
-        @{Of = ''; What = 'command'; Name = 'pull'; Help = 'Download models from the Hugging Face Hub into the store; an interrupted download is resumed'; Kind = ''; Words = @()}
+        @{Of = ''; What = 'command'; Name = 'pull'; Help = 'Download models and adapters from the Hugging Face Hub into the store; what was cut off is resumed'; Kind = ''; Words = @()}
         @{Of = ''; What = 'command'; Name = 'list'; Help = 'List the models on this disk: in the store, in the Hugging Face cache, in the package'; Kind = ''; Words = @()}
-        @{Of = ''; What = 'command'; Name = 'show'; Help = 'Show what is known about a model: shape, size, licence, origin, and what its card says on its use'; Kind = ''; Words = @()}
+        @{Of = ''; What = 'command'; Name = 'show'; Help = 'Show what is known about a model or adapter: shape, size, licence, origin, and what its card says'; Kind = ''; Words = @()}
         @{Of = ''; What = 'command'; Name = 'rm'; Help = 'Remove models from the store: all revisions of each, or the one named'; Kind = ''; Words = @()}
         @{Of = ''; What = 'command'; Name = 'verify'; Help = 'Check models: the hash of every file, the tensor table, and the published texts of the five models'; Kind = ''; Words = @()}
-        @{Of = ''; What = 'command'; Name = 'import'; Help = 'Copy a model directory into the store, after checking that it is complete'; Kind = ''; Words = @()}
+        @{Of = ''; What = 'command'; Name = 'import'; Help = 'Copy the directory of a model or adapter into the store, after checking that it is complete'; Kind = ''; Words = @()}
         @{Of = ''; What = 'command'; Name = 'export'; Help = 'Copy a model out of the store, as a directory that transformers and other programs can load'; Kind = ''; Words = @()}
         @{Of = ''; What = 'command'; Name = 'gc'; Help = 'Delete what no model needs: interrupted downloads, leftovers, replaced revisions, old caches'; Kind = ''; Words = @()}
         @{Of = ''; What = 'command'; Name = 'train'; Help = 'Train a new model from scratch, with a tokenizer of its own'; Kind = ''; Words = @()}
@@ -38,6 +38,7 @@ Register-ArgumentCompleter -Native -CommandName gpt2cli -ScriptBlock {
         @{Of = 'generate'; What = 'flag'; Name = '-f'; Help = 'Read the prompt from FILE'; Kind = 'file'; Words = @()}
         @{Of = 'generate'; What = 'flag'; Name = '--model'; Help = 'A model directory, or a name (gpt2, owner/name); a model that is not on this disk is pulled first'; Kind = 'model'; Words = @()}
         @{Of = 'generate'; What = 'flag'; Name = '-m'; Help = 'A model directory, or a name (gpt2, owner/name); a model that is not on this disk is pulled first'; Kind = 'model'; Words = @()}
+        @{Of = 'generate'; What = 'flag'; Name = '--adapter'; Help = 'Apply a LoRA adapter to the model: a directory, or a name (owner/name)'; Kind = 'text'; Words = @()}
         @{Of = 'generate'; What = 'flag'; Name = '--revision'; Help = 'A branch, tag or commit of the model'; Kind = 'text'; Words = @()}
         @{Of = 'generate'; What = 'flag'; Name = '--offline'; Help = 'Never use the network'; Kind = ''; Words = @()}
         @{Of = 'generate'; What = 'flag'; Name = '--allow-pickle'; Help = 'Also read .bin checkpoints; only plain tensors are unpickled (weights_only)'; Kind = ''; Words = @()}
@@ -87,6 +88,7 @@ Register-ArgumentCompleter -Native -CommandName gpt2cli -ScriptBlock {
         @{Of = 'generate'; What = '0+'; Name = 'PROMPT'; Help = 'PROMPT'; Kind = 'text'; Words = @()}
         @{Of = 'chat'; What = 'flag'; Name = '--model'; Help = 'A model directory, or a name (gpt2, owner/name); a model that is not on this disk is pulled first'; Kind = 'model'; Words = @()}
         @{Of = 'chat'; What = 'flag'; Name = '-m'; Help = 'A model directory, or a name (gpt2, owner/name); a model that is not on this disk is pulled first'; Kind = 'model'; Words = @()}
+        @{Of = 'chat'; What = 'flag'; Name = '--adapter'; Help = 'Apply a LoRA adapter to the model: a directory, or a name (owner/name)'; Kind = 'text'; Words = @()}
         @{Of = 'chat'; What = 'flag'; Name = '--revision'; Help = 'A branch, tag or commit of the model'; Kind = 'text'; Words = @()}
         @{Of = 'chat'; What = 'flag'; Name = '--offline'; Help = 'Never use the network'; Kind = ''; Words = @()}
         @{Of = 'chat'; What = 'flag'; Name = '--allow-pickle'; Help = 'Also read .bin checkpoints; only plain tensors are unpickled (weights_only)'; Kind = ''; Words = @()}
@@ -131,6 +133,7 @@ Register-ArgumentCompleter -Native -CommandName gpt2cli -ScriptBlock {
         @{Of = 'score'; What = 'flag'; Name = '-f'; Help = 'Read the text from FILE, exactly as it is'; Kind = 'file'; Words = @()}
         @{Of = 'score'; What = 'flag'; Name = '--model'; Help = 'A model directory, or a name (gpt2, owner/name); a model that is not on this disk is pulled first'; Kind = 'model'; Words = @()}
         @{Of = 'score'; What = 'flag'; Name = '-m'; Help = 'A model directory, or a name (gpt2, owner/name); a model that is not on this disk is pulled first'; Kind = 'model'; Words = @()}
+        @{Of = 'score'; What = 'flag'; Name = '--adapter'; Help = 'Apply a LoRA adapter to the model: a directory, or a name (owner/name)'; Kind = 'text'; Words = @()}
         @{Of = 'score'; What = 'flag'; Name = '--revision'; Help = 'A branch, tag or commit of the model'; Kind = 'text'; Words = @()}
         @{Of = 'score'; What = 'flag'; Name = '--offline'; Help = 'Never use the network'; Kind = ''; Words = @()}
         @{Of = 'score'; What = 'flag'; Name = '--allow-pickle'; Help = 'Also read .bin checkpoints; only plain tensors are unpickled (weights_only)'; Kind = ''; Words = @()}
@@ -182,6 +185,7 @@ Register-ArgumentCompleter -Native -CommandName gpt2cli -ScriptBlock {
         @{Of = 'inspect'; What = 'flag'; Name = '--at'; Help = 'With --explain: look at the step that draws token PLACE of the text; -1 is the last'; Kind = 'text'; Words = @()}
         @{Of = 'inspect'; What = 'flag'; Name = '--model'; Help = 'A model directory, or a name (gpt2, owner/name); a model that is not on this disk is pulled first'; Kind = 'model'; Words = @()}
         @{Of = 'inspect'; What = 'flag'; Name = '-m'; Help = 'A model directory, or a name (gpt2, owner/name); a model that is not on this disk is pulled first'; Kind = 'model'; Words = @()}
+        @{Of = 'inspect'; What = 'flag'; Name = '--adapter'; Help = 'Apply a LoRA adapter to the model: a directory, or a name (owner/name)'; Kind = 'text'; Words = @()}
         @{Of = 'inspect'; What = 'flag'; Name = '--revision'; Help = 'A branch, tag or commit of the model'; Kind = 'text'; Words = @()}
         @{Of = 'inspect'; What = 'flag'; Name = '--offline'; Help = 'Never use the network'; Kind = ''; Words = @()}
         @{Of = 'inspect'; What = 'flag'; Name = '--allow-pickle'; Help = 'Also read .bin checkpoints; only plain tensors are unpickled (weights_only)'; Kind = ''; Words = @()}
@@ -225,6 +229,7 @@ Register-ArgumentCompleter -Native -CommandName gpt2cli -ScriptBlock {
         @{Of = 'compare'; What = 'flag'; Name = '--words'; Help = 'Show the probabilities of these next words instead'; Kind = 'text'; Words = @()}
         @{Of = 'compare'; What = 'flag'; Name = '--model'; Help = 'A model directory, a name, or http://HOST:PORT/v1#NAME for a model on a server; may be given several times'; Kind = 'model'; Words = @()}
         @{Of = 'compare'; What = 'flag'; Name = '-m'; Help = 'A model directory, a name, or http://HOST:PORT/v1#NAME for a model on a server; may be given several times'; Kind = 'model'; Words = @()}
+        @{Of = 'compare'; What = 'flag'; Name = '--adapter'; Help = 'Also take each model with this LoRA adapter, as -m MODEL+ADAPTER does; may be given several times'; Kind = 'text'; Words = @()}
         @{Of = 'compare'; What = 'flag'; Name = '--offline'; Help = 'Never use the network'; Kind = ''; Words = @()}
         @{Of = 'compare'; What = 'flag'; Name = '--allow-pickle'; Help = 'Also read .bin checkpoints; only plain tensors are unpickled (weights_only)'; Kind = ''; Words = @()}
         @{Of = 'compare'; What = 'flag'; Name = '--max-new-tokens'; Help = 'Generate at most N tokens'; Kind = 'text'; Words = @()}
@@ -267,6 +272,7 @@ Register-ArgumentCompleter -Native -CommandName gpt2cli -ScriptBlock {
         @{Of = 'features'; What = 'flag'; Name = '-f'; Help = 'Read the text from FILE'; Kind = 'file'; Words = @()}
         @{Of = 'features'; What = 'flag'; Name = '--model'; Help = 'A model directory, or a name (gpt2, owner/name); a model that is not on this disk is pulled first'; Kind = 'model'; Words = @()}
         @{Of = 'features'; What = 'flag'; Name = '-m'; Help = 'A model directory, or a name (gpt2, owner/name); a model that is not on this disk is pulled first'; Kind = 'model'; Words = @()}
+        @{Of = 'features'; What = 'flag'; Name = '--adapter'; Help = 'Apply a LoRA adapter to the model: a directory, or a name (owner/name)'; Kind = 'text'; Words = @()}
         @{Of = 'features'; What = 'flag'; Name = '--revision'; Help = 'A branch, tag or commit of the model'; Kind = 'text'; Words = @()}
         @{Of = 'features'; What = 'flag'; Name = '--offline'; Help = 'Never use the network'; Kind = ''; Words = @()}
         @{Of = 'features'; What = 'flag'; Name = '--allow-pickle'; Help = 'Also read .bin checkpoints; only plain tensors are unpickled (weights_only)'; Kind = ''; Words = @()}
@@ -427,6 +433,7 @@ Register-ArgumentCompleter -Native -CommandName gpt2cli -ScriptBlock {
         @{Of = 'finetune'; What = 'flag'; Name = '--lora-rank'; Help = 'The rank of the adapters'; Kind = 'text'; Words = @()}
         @{Of = 'finetune'; What = 'flag'; Name = '--lora-alpha'; Help = 'Scale the adapters'' update by alpha / rank'; Kind = 'text'; Words = @()}
         @{Of = 'finetune'; What = 'flag'; Name = '--lora-dropout'; Help = 'The dropout probability of the adapters'; Kind = 'text'; Words = @()}
+        @{Of = 'finetune'; What = 'flag'; Name = '--keep-adapter'; Help = 'Also write them as an adapter that peft loads, into DIR/adapter of --output DIR'; Kind = ''; Words = @()}
         @{Of = 'finetune'; What = 'flag'; Name = '--steps'; Help = 'The number of optimizer steps'; Kind = 'text'; Words = @()}
         @{Of = 'finetune'; What = 'flag'; Name = '--epochs'; Help = 'The number of passes over the text, instead of --steps'; Kind = 'text'; Words = @()}
         @{Of = 'finetune'; What = 'flag'; Name = '--batch-size'; Help = 'Windows per step'; Kind = 'text'; Words = @()}
@@ -554,6 +561,7 @@ Register-ArgumentCompleter -Native -CommandName gpt2cli -ScriptBlock {
         @{Of = 'batch'; What = 'flag'; Name = '--endpoint'; Help = 'A server that speaks OpenAI''s API (vLLM, llama.cpp, ollama, gpt2cli serve); -m then names one of its models'; Kind = 'text'; Words = @()}
         @{Of = 'batch'; What = 'flag'; Name = '--api-key-file'; Help = 'Send the server the first key in FILE'; Kind = 'file'; Words = @()}
         @{Of = 'batch'; What = 'flag'; Name = '--timeout'; Help = 'Give up when the server says nothing for S seconds'; Kind = 'text'; Words = @()}
+        @{Of = 'batch'; What = 'flag'; Name = '--adapter'; Help = 'Apply a LoRA adapter to the model: a directory, or a name (owner/name)'; Kind = 'text'; Words = @()}
         @{Of = 'batch'; What = 'flag'; Name = '--revision'; Help = 'A branch, tag or commit of the model'; Kind = 'text'; Words = @()}
         @{Of = 'batch'; What = 'flag'; Name = '--offline'; Help = 'Never use the network'; Kind = ''; Words = @()}
         @{Of = 'batch'; What = 'flag'; Name = '--allow-pickle'; Help = 'Also read .bin checkpoints; only plain tensors are unpickled (weights_only)'; Kind = ''; Words = @()}
@@ -587,6 +595,7 @@ Register-ArgumentCompleter -Native -CommandName gpt2cli -ScriptBlock {
         @{Of = 'batch'; What = '0+'; Name = 'IN'; Help = 'IN'; Kind = 'file'; Words = @()}
         @{Of = 'serve'; What = 'flag'; Name = '--model'; Help = 'A model directory, or a name; may be given several times'; Kind = 'model'; Words = @()}
         @{Of = 'serve'; What = 'flag'; Name = '-m'; Help = 'A model directory, or a name; may be given several times'; Kind = 'model'; Words = @()}
+        @{Of = 'serve'; What = 'flag'; Name = '--adapter'; Help = 'Also take each model with this LoRA adapter, as -m MODEL+ADAPTER does; may be given several times'; Kind = 'text'; Words = @()}
         @{Of = 'serve'; What = 'flag'; Name = '--offline'; Help = 'Never use the network'; Kind = ''; Words = @()}
         @{Of = 'serve'; What = 'flag'; Name = '--allow-pickle'; Help = 'Also read .bin checkpoints; only plain tensors are unpickled (weights_only)'; Kind = ''; Words = @()}
         @{Of = 'serve'; What = 'flag'; Name = '--host'; Help = 'The address to listen on; one that other machines reach needs --api-key-file'; Kind = 'text'; Words = @()}

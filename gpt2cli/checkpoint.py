@@ -18,6 +18,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from gpt2cli.adapter import Adapter, Layout, Target, is_adapter, open_adapter
 from gpt2cli.errors import InvalidOption, ModelFileError, ModelNotFound
 from gpt2cli.model_files import PICKLE_FILES, WEIGHT_FILES
 from gpt2cli.options import GenerateOptions, shown
@@ -107,6 +108,16 @@ class Checkpoint:
     generation: Mapping[str, Any]
     tensors: Mapping[str, TensorInfo] = field(default_factory=dict)
     pickles: tuple[Path, ...] = ()
+    adapter: Adapter | None = None
+    """What changes the weights as they are read."""
+
+    def with_adapter(self, directory: Path) -> Checkpoint:
+        """This model with the LoRA adapter in ``directory``.
+
+        Raises `ModelNotFound` where there is none, `ModelFileError` where it is damaged, refused or misfit.
+        """
+        adapter = open_adapter(directory, lambda key: canonical_name(key) or key)
+        return replace(self, adapter=adapter.fitted(adapter_targets(self.config)))
 
     def generate_options(self, given: Mapping[str, Any]) -> GenerateOptions:
         """The options ``given``, over the model's own defaults, over ours. Raises `InvalidOption`."""
@@ -120,11 +131,18 @@ class Checkpoint:
         return GenerateOptions(**{**own, **given})
 
 
-def open_checkpoint(directory: Path, *, allow_pickle: bool = False) -> Checkpoint:
-    """Read and check the model in ``directory``.
+def open_checkpoint(
+    directory: Path, *, allow_pickle: bool = False, adapter: Path | None = None
+) -> Checkpoint:
+    """Read and check the model in ``directory``, and with it the LoRA ``adapter`` that is to change it.
 
     Raises `ModelNotFound` where there is no model, `ModelFileError` where one is damaged or refused.
     """
+    found = _open_base(directory, allow_pickle=allow_pickle)
+    return found if adapter is None else found.with_adapter(adapter)
+
+
+def _open_base(directory: Path, *, allow_pickle: bool) -> Checkpoint:
     config, generation = read_config(directory)
     single, index = (directory / name for name in WEIGHT_FILES)
     if _exists(single):
@@ -151,6 +169,10 @@ def read_config(directory: Path) -> tuple[ModelConfig, Mapping[str, Any]]:
     """The configuration, and the sampling defaults of ``generation_config.json`` (empty without one)."""
     path = directory / "config.json"
     if not _exists(path):
+        if is_adapter(directory):
+            raise ModelNotFound(
+                f"{directory}: an adapter, and no model", hint="name its model, and it: -m NAME --adapter DIR"
+            )
         raise ModelNotFound(
             f"{directory}: not a model directory (it has no config.json)",
             hint="give a directory that holds config.json and model.safetensors",
@@ -284,6 +306,18 @@ def expected_shapes(config: ModelConfig) -> dict[str, tuple[int, ...]]:
     if not config.tie_word_embeddings:
         shapes["lm_head.weight"] = (config.vocab_size, d)
     return shapes
+
+
+def adapter_targets(config: ModelConfig) -> dict[str, Target]:
+    """The tensors that an adapter may change, by their canonical names; a tied head may get its own."""
+    shapes = {**expected_shapes(config), "lm_head.weight": (config.vocab_size, config.n_embd)}
+    return {name: Target(shape, _layout_of(name, shape)) for name, shape in shapes.items()}
+
+
+def _layout_of(name: str, shape: tuple[int, ...]) -> Layout | None:
+    if len(shape) != 2:
+        return None
+    return "conv1d" if name.startswith("h.") else "linear" if name == "lm_head.weight" else "embedding"
 
 
 def canonical_name(key: str) -> str | None:

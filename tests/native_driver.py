@@ -17,11 +17,12 @@ from native_models import Copy, Free, New, Pass, Script, Step
 from support import REPOSITORY
 
 from gpt2cli.checkpoint import Checkpoint, expected_shapes
+from gpt2cli.core.arrays import as_float32
 from gpt2cli.core.native.backend import _in_place, cache_type
 from gpt2cli.core.native.library import ACTIVATIONS, TYPES
 from gpt2cli.core.native.packed import KINDS, Source, check_finite, kind_of, sources
 from gpt2cli.core.quantise import Kind
-from gpt2cli.core.tensors import Tensors, as_float32, open_tensors
+from gpt2cli.core.tensors import Tensors, open_tensors
 
 NATIVE = REPOSITORY / "gpt2cli" / "core" / "native"
 DRIVER = REPOSITORY / "tests" / "native_driver.c"

@@ -13,9 +13,10 @@ from typing import Any
 import numpy as np
 
 from gpt2cli.checkpoint import Checkpoint, open_checkpoint
+from gpt2cli.core.arrays import as_float32
 from gpt2cli.core.backend import Batch, EngineInfo, Floats
 from gpt2cli.core.engine import Engine
-from gpt2cli.core.tensors import as_float32, open_tensors
+from gpt2cli.core.tensors import open_tensors
 from gpt2cli.text.tokenizer import Tokenizer
 
 _ERF = np.frompyfunc(math.erf, 1, 1)

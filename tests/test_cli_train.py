@@ -347,6 +347,51 @@ def test_lora_trains_few_weights_and_is_merged(base: Path, tmp_path: Path) -> No
     }
 
 
+def test_a_kept_adapter_gives_the_merged_model(base: Path, text: Path, tmp_path: Path) -> None:
+    """To the last bit, with `--adapter` and the base; and no other file tells that it was kept."""
+    import torch
+    from adapters import adapter_tensors
+    from support import backend_logits
+
+    from gpt2cli.core.engine import Engine
+    from gpt2cli.options import LoadOptions
+
+    tuned = tmp_path / "tuned"
+    made = call(
+        *("finetune", text, "-m", base, *FAST, "--steps", "4", "--learning-rate", "3e-3"),
+        *("--lora", "--lora-rank", "2", "--keep-adapter", "--output", tuned),
+    )
+    assert made.code == 0, made.err
+    assert f"--adapter {tuned / 'adapter'}" in made.err
+    assert sorted(path.name for path in (tuned / "adapter").iterdir()) == [
+        "adapter_config.json",
+        "adapter_model.safetensors",
+    ]
+    assert len(adapter_tensors(tuned / "adapter")) == 2 * 4 * 4
+    assert not (tuned / "training" / "adapter").exists() and not (tuned / "adapter_config.json").exists()
+    config = json.loads((tuned / "adapter" / "adapter_config.json").read_bytes())
+    assert config["target_modules"] == ["c_attn", "c_fc", "c_proj"]
+    assert config["base_model_name_or_path"] == str(base)
+    for backend in ("auto", "torch"):
+        load = LoadOptions(device="cpu", precision="fp32", threads=1, backend=backend)  # type: ignore[arg-type]
+        one, other, plain = (
+            backend_logits(Engine.load(directory, load, adapter=adapter).backend, [1, 2, 3, 4, 5])[0]
+            for directory, adapter in ((base, tuned / "adapter"), (tuned, None), (base, None))
+        )
+        assert torch.equal(one, other) and not torch.equal(one, plain)
+
+
+@pytest.mark.slow
+def test_an_adapter_can_be_kept_of_a_training_that_is_resumed(base: Path, text: Path, tmp_path: Path) -> None:
+    output = tmp_path / "tuned"
+    options = ("--lora", "--steps", "2", "--keep-checkpoints", "--output", output)
+    assert call("finetune", text, "-m", base, *FAST, *options).code == 0
+    assert not (output / "adapter").exists()
+    again = call("finetune", "--resume", "--keep-adapter", "--output", output)
+    assert again.code == 0, again.err
+    assert (output / "adapter" / "adapter_model.safetensors").is_file()
+
+
 @pytest.mark.slow
 def test_lora_resumes(base: Path, text: Path, tmp_path: Path) -> None:
     options = (
@@ -398,6 +443,7 @@ NO_WEIGHTS = ("--soft-weight", "0", "--lm-weight", "0", "--cosine-weight", "0")
         ),
         (("finetune", "-m", "BASE", "--window", "65"), "is more than the model's context of 64"),
         (("finetune", "-m", "BASE", "--lora", "--lora-rank", "33"), "--lora-rank 33 is more than"),
+        (("finetune", "-m", "BASE", "--keep-adapter"), "--keep-adapter needs --lora"),
         (("train", "--heads", "3"), "the width 256 is not divisible by 3"),
         (("train", "--steps", "1", "--epochs", "1"), "not together with steps"),
         (("train", "--batch-size", "4", "--micro-batch-size", "3"), "is not divisible by it"),

@@ -15,7 +15,7 @@ from support import REPOSITORY, native_available, some_slow
 
 PACKAGE = REPOSITORY / "gpt2cli"
 BASE = {"errors", "options", "paths", "files", "untrusted", "model_files", "likelihood"}
-MIDDLE = {"settings", "checkpoint", "text"}
+MIDDLE = {"settings", "adapter", "adapter_config", "checkpoint", "text"}
 ALLOWED: dict[str, set[str]] = {
     "errors": set(),
     "options": {"errors"},
@@ -26,16 +26,18 @@ ALLOWED: dict[str, set[str]] = {
     "untrusted": {"errors", "options"},
     "safetensors_header": BASE,
     "settings": BASE,
-    "checkpoint": BASE | {"safetensors_header"},
+    "adapter_config": BASE,
+    "adapter": BASE | {"adapter_config", "safetensors_header"},
+    "checkpoint": BASE | {"adapter", "safetensors_header"},
     "text": BASE,
     "hub": BASE | MIDDLE,
-    "core": {"errors", "options", "checkpoint", "safetensors_header", "text"},
+    "core": {"errors", "options", "untrusted", "adapter", "checkpoint", "safetensors_header", "text"},
     "analysis": BASE | MIDDLE | {"core"},
     "train": BASE | MIDDLE | {"core", "__init__"},
     "bench": BASE | MIDDLE | {"core"},
     "terminal": {"errors", "files", "text"},
     "remote": BASE | {"text", "hub", "__init__"},
-    "jobs": BASE | {"checkpoint", "__init__"},
+    "jobs": BASE | {"adapter", "checkpoint", "__init__"},
 }
 EVERYTHING_BELOW = {*ALLOWED}
 ALLOWED["repl"] = EVERYTHING_BELOW

@@ -14,11 +14,12 @@ from safetensors.torch import save_file
 from support import make_model
 
 from gpt2cli.checkpoint import open_checkpoint
+from gpt2cli.core.arrays import Array, as_float32
 from gpt2cli.core.native import packed as packed_module
 from gpt2cli.core.native.library import GROUP, INPUTS, OUTPUTS, PANEL
 from gpt2cli.core.native.packed import Source, check_finite, kind_of, pack, packed_shape
 from gpt2cli.core.quantise import Kind, quantise
-from gpt2cli.core.tensors import Array, Tensors, as_float32, open_tensors
+from gpt2cli.core.tensors import Tensors, open_tensors
 from gpt2cli.errors import ModelFileError
 
 pytestmark = needs_native

@@ -20,6 +20,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from adapters import CONFIG as ADAPTER_CONFIG
+from adapters import WEIGHTS as ADAPTER_WEIGHTS
+from adapters import make_adapter
 from cli import Outcome, call, run, start
 from hub_server import (
     HubServer,
@@ -208,6 +211,31 @@ def test_revisions_and_refs(hub: HubServer, small: dict[str, bytes]) -> None:
     assert_one_line_error(call("pull", NAME, "--revision", "v9"), 3)
     assert_one_line_error(call("pull", f"{NAME}@v2", "--revision", "v2"), 2)
     assert_one_line_error(call("pull", f"{NAME}@../v2"), 2)
+
+
+def test_an_adapter_comes_as_one(hub: HubServer, tiny_model: Path, tmp_path: Path) -> None:
+    """By `pull`, and by itself where it is named; it makes no default, and is checked before it enters."""
+    adapter = make_adapter(tmp_path / "a", tiny_model)
+    files = {path.name: path.read_bytes() for path in adapter.iterdir()}
+    more = {"README.md": b"# A card", "config.json": b"{}", "optimizer.pt": b"x", "tokenizer.json": b"{}"}
+    repository = hub.add("owner/voice", {**files, **more})
+    done = call("pull", "owner/voice")
+    assert done.code == 0 and "used without -m" not in done.err, done.err
+    directory = model_directory(repository)
+    assert {path.name for path in directory.iterdir()} == {*files, "README.md"}
+    same = ("--seed", "1", "--max-new-tokens", "5", "ab")
+    found = call("generate", "-m", f"{tiny_model}+owner/voice", *same)
+    assert (
+        found.code == 0 and found.out == call("generate", "-m", tiny_model, "--adapter", adapter, *same).out
+    )
+    hub.add("owner/other", files)
+    done = call("generate", "-m", tiny_model, "--adapter", "owner/other", *same)
+    assert (done.code, done.out) == (0, found.out), done.err
+    for name, bad in (("cut", files[ADAPTER_WEIGHTS][:-4]), ("none", None)):
+        hub.add(f"owner/{name}", {**files, ADAPTER_WEIGHTS: bad} if bad else {ADAPTER_CONFIG: b"{}"})
+        outcome = call("pull", f"owner/{name}")
+        assert outcome.code == 5 and "Traceback" not in outcome.err, outcome.err
+        assert not (store() / f"owner--{name}").exists()
 
 
 def test_shards_and_a_renamed_repository(

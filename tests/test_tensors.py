@@ -11,7 +11,8 @@ import torch
 from support import make_model, random_weights, replace_tensor, tensors_of, write_json, write_weights
 
 from gpt2cli.checkpoint import open_checkpoint
-from gpt2cli.core.tensors import Tensors, as_float32, is_finite, open_tensors
+from gpt2cli.core.arrays import as_float32, is_finite
+from gpt2cli.core.tensors import Tensors, open_tensors
 from gpt2cli.errors import ModelFileError
 
 

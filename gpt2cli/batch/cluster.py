@@ -114,11 +114,12 @@ class RowWorker:
         if plan.version != __version__:
             raise UsageError(f"there is gpt2cli {__version__} here, and {plan.version} where this began")
         found = resolve(plan.model, revision=plan.revision or None)
-        if model_hash(found.directory) != plan.model_hash:
+        if model_hash(found.directory, adapter=found.adapter) != plan.model_hash:
             raise UsageError(f"{plan.model} is another model here than where this began")
-        checkpoint = open_checkpoint(found.directory, allow_pickle=plan.load.allow_pickle)
-        name = found.name if found.stored is not None else found.directory.resolve().name
-        served = Served(name, checkpoint, plan.load)
+        checkpoint = open_checkpoint(
+            found.directory, allow_pickle=plan.load.allow_pickle, adapter=found.adapter
+        )
+        served = Served(found.label, checkpoint, plan.load)
         served.engine = Engine.from_checkpoint(checkpoint, plan.load)
         self._engine = LocalEngine(served, plan.slots)
 

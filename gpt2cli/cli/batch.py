@@ -124,6 +124,7 @@ def batch(
     endpoint: params.Endpoint = None,
     api_key_file: params.ApiKeyFile = None,
     timeout: params.Timeout = None,
+    adapter: params.Adapter = None,
     revision: params.Revision = None,
     offline: params.Offline = None,
     allow_pickle: params.AllowPickle = None,

@@ -96,7 +96,7 @@ class Session:
 
             resolved = job.model.resolved
             plan = Plan(
-                model=resolved.name if resolved.stored is not None else str(resolved.directory.resolve()),
+                model=resolved.reference,
                 revision=resolved.revision if resolved.stored is not None else None,
                 model_hash=model_hash(job.model),
                 load=replace(job.model.load, converted=None),

@@ -127,6 +127,7 @@ def bench(
     llama = find_llama(gguf or ()) if Peer.LLAMA in wanted else None
     flags = ModelFlags(
         model=model,
+        adapter=None,
         revision=revision,
         offline=offline,
         allow_pickle=allow_pickle,
@@ -135,6 +136,11 @@ def bench(
         threads=threads,
     )
     found = model_to_measure(terminal, settings, flags)
+    if found.resolved.adapter is not None:
+        raise UsageError(
+            f"{found.name}: bench measures models without adapters",
+            hint="with one merged, a model is as fast as its base",
+        )
     plan = Plan(
         found.checkpoint,
         found.load,

@@ -24,7 +24,7 @@ from gpt2cli.cli.prompt import read_lines
 from gpt2cli.cli.remote import Place, another_place, check_local_flags, find_place
 from gpt2cli.errors import Gpt2cliError, ModelNotFound
 from gpt2cli.hub.converted import converted_stem
-from gpt2cli.hub.resolve import ResolvedModel, resolve
+from gpt2cli.hub.resolve import ResolvedModel, resolve, with_adapter
 from gpt2cli.hub.usage import mark_used
 from gpt2cli.options import GenerateOptions, LoadOptions, shown
 from gpt2cli.remote.address import is_address
@@ -68,6 +68,7 @@ def chat(
         typer.Argument(metavar="NAME", help="With --resume, the name of the session.", show_default=False),
     ] = None,
     model: params.RemoteModel = None,
+    adapter: params.Adapter = None,
     revision: params.Revision = None,
     offline: params.Offline = None,
     allow_pickle: params.AllowPickle = None,
@@ -218,12 +219,8 @@ class ChatRequest:
 
 
 def _called(model: FoundModel | Place) -> str:
-    return model.name if isinstance(model, Place) else _name(model.resolved)
-
-
-def _name(model: ResolvedModel) -> str:
     """The model's name; of a directory its whole path, so that a session finds it again."""
-    return model.name if model.stored is not None else str(model.directory.resolve())
+    return model.name if isinstance(model, Place) else model.resolved.reference
 
 
 def _read_request(terminal: Terminal, settings: Settings, flags: ChatFlags) -> ChatRequest:
@@ -285,7 +282,8 @@ def _model(
     """The model of the flags, of the session, or of the settings. A session's is never pulled unasked."""
     if flags.model is None and saved is not None:
         try:
-            return resolve(saved.model, revision=flags.revision)
+            found = resolve(saved.model, revision=flags.revision)
+            return found if flags.adapter is None else with_adapter(found, flags.adapter)
         except ModelNotFound:
             raise ModelNotFound(
                 f"the session was held with {shown(saved.model)}, which is not on this disk",
@@ -319,10 +317,10 @@ def _run_on_terminal(request: ChatRequest) -> int:
             return found, found.name, None
         model = resolve(name, offline=True)
         load = replace(request.load, converted=converted_stem(model))
-        engine = Engine.load(model.directory, load)
+        engine = Engine.load(model.directory, load, adapter=model.adapter)
         if model.stored is not None:
             mark_used(model.stored)
-        return engine, _name(model), model.revision
+        return engine, model.reference, model.revision
 
     notes: list[str] = []
     session = request.session

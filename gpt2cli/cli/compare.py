@@ -103,6 +103,7 @@ def compare(
             show_default=False,
         ),
     ] = None,
+    adapter: params.Adapters = None,
     offline: params.Offline = None,
     allow_pickle: params.AllowPickle = None,
     max_new_tokens: params.MaxNewTokens = None,

@@ -47,6 +47,7 @@ class CompareFlags(EngineFlags, LengthFlags, OutputFlags, ServerFlags):
     next_words: int | None
     given_words: str | None
     models: list[str] | None
+    adapter: list[str] | None
     offline: bool | None
     temperature: list[float] | None
     top_k: list[int] | None
@@ -61,10 +62,11 @@ class CompareFlags(EngineFlags, LengthFlags, OutputFlags, ServerFlags):
     strict: bool
     quiet: bool | None
 
-    def of_model(self, name: str | None) -> ModelFlags:
-        """The flags of one of the models."""
+    def of_model(self, name: str | None, adapter: str | None) -> ModelFlags:
+        """The flags of one of the models, with one of the adapters or none."""
         return ModelFlags(
             model=name,
+            adapter=adapter,
             revision=None,
             offline=self.offline,
             device=self.device,
@@ -111,10 +113,11 @@ def read_request(terminal: Terminal, flags: CompareFlags) -> CompareRequest:
     given_words = _given_words(flags.given_words)
     prompts, variations = _prompts(terminal, flags)
     names: list[str | None] = [*dict.fromkeys(flags.models or ())] or [None]
-    runs = len(names) * len(prompts) * len(combinations) * len(seeds)
+    adapters = (None, *dict.fromkeys(flags.adapter or ()))
+    runs = len(names) * len(adapters) * len(prompts) * len(combinations) * len(seeds)
     if runs > MAX_RUNS:
         raise UsageError(f"{runs} texts are more than {MAX_RUNS}", hint="give fewer of what is combined")
-    models = tuple(_model(terminal, settings, flags, name) for name in names)
+    models = tuple(_model(terminal, settings, flags, name, adapter) for name in names for adapter in adapters)
     next_words = _number_of_words(flags)
     if any(isinstance(model, Place) for model in models):
         next_words = _check_remote(flags, combinations, next_words)
@@ -133,10 +136,10 @@ def read_request(terminal: Terminal, flags: CompareFlags) -> CompareRequest:
 
 
 def _model(
-    terminal: Terminal, settings: Settings, flags: CompareFlags, name: str | None
+    terminal: Terminal, settings: Settings, flags: CompareFlags, name: str | None, adapter: str | None
 ) -> FoundModel | Place:
     place = find_place(terminal, settings, name, flags)
-    return place or model_to_measure(terminal, settings, flags.of_model(name))
+    return place or model_to_measure(terminal, settings, flags.of_model(name, adapter))
 
 
 def _check_remote(flags: CompareFlags, combinations: Sequence[Mapping[str, Any]], next_words: int) -> int:

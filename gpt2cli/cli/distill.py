@@ -8,7 +8,7 @@ from typing import Any
 
 import typer
 
-from gpt2cli.cli.pulling import resolve_or_pull
+from gpt2cli.cli.pulling import resolve_plain
 from gpt2cli.cli.training import run_command
 from gpt2cli.cli.training_params import DATA, DISTILL, RESULT, RUN, TEACHER, TRAINING, with_options
 from gpt2cli.errors import UsageError
@@ -31,7 +31,7 @@ def distill(ctx: typer.Context, **options: Any) -> None:
             raise UsageError("there is no teacher", hint="name one with --teacher MODEL")
         settings = Settings.load(ctx.obj.environ)
         wanted = str(given["teacher"])
-        model = resolve_or_pull(ctx.obj, settings, wanted, given.get("revision"))
+        model = resolve_plain(ctx.obj, settings, wanted, given.get("revision"))
         return model.directory, model.name
 
     run_command(ctx, "distill", base)

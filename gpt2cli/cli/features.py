@@ -80,6 +80,7 @@ def features(
         typer.Option("--file", "-f", metavar="FILE", help="Read the text from FILE.", show_default=False),
     ] = None,
     model: params.Model = None,
+    adapter: params.Adapter = None,
     revision: params.Revision = None,
     offline: params.Offline = None,
     allow_pickle: params.AllowPickle = None,

@@ -8,7 +8,7 @@ from typing import Any
 
 import typer
 
-from gpt2cli.cli.pulling import resolve_or_pull
+from gpt2cli.cli.pulling import resolve_plain
 from gpt2cli.cli.training import run_command
 from gpt2cli.cli.training_params import BASE, DATA, LORA, RESULT, RUN, TRAINING, with_options
 from gpt2cli.settings import Settings
@@ -30,7 +30,7 @@ def finetune(ctx: typer.Context, **options: Any) -> None:
     def base(given: Mapping[str, Any]) -> tuple[Path, str]:
         settings = Settings.load(ctx.obj.environ)
         wanted = settings.over({"model": given.get("model")}).get("model")
-        model = resolve_or_pull(ctx.obj, settings, wanted, given.get("revision"))
+        model = resolve_plain(ctx.obj, settings, wanted, given.get("revision"))
         return model.directory, model.name
 
     run_command(ctx, "finetune", base)

@@ -37,6 +37,7 @@ class ModelFlags(EngineFlags):
     """Which model, and how it is loaded."""
 
     model: str | None
+    adapter: str | None
     revision: str | None
     offline: bool | None
 

@@ -81,6 +81,7 @@ def generate(
         typer.Option("--file", "-f", metavar="FILE", help="Read the prompt from FILE.", show_default=False),
     ] = None,
     model: params.RemoteModel = None,
+    adapter: params.Adapter = None,
     revision: params.Revision = None,
     offline: params.Offline = None,
     allow_pickle: params.AllowPickle = None,

@@ -111,6 +111,7 @@ def inspect(
         ),
     ] = None,
     model: params.Model = None,
+    adapter: params.Adapter = None,
     revision: params.Revision = None,
     offline: params.Offline = None,
     allow_pickle: params.AllowPickle = None,

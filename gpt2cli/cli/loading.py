@@ -5,17 +5,20 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
+from gpt2cli.adapter_config import read_adapter_config
 from gpt2cli.checkpoint import Checkpoint, open_checkpoint
 from gpt2cli.cli.flags import ModelFlags, load_options
-from gpt2cli.cli.pulling import resolve_or_pull
+from gpt2cli.cli.pulling import add_adapter, resolve_or_pull
 from gpt2cli.errors import ModelFileError, ModelNotFound, Unavailable, UsageError
 from gpt2cli.hub.converted import converted_stem
 from gpt2cli.hub.resolve import ResolvedModel
 from gpt2cli.hub.usage import mark_used
+from gpt2cli.model_files import ADAPTER_CONFIG
 from gpt2cli.options import DRAFTS, LoadOptions
 from gpt2cli.settings import Settings
 from gpt2cli.terminal.progress import ConversionProgress
 from gpt2cli.terminal.streams import Terminal
+from gpt2cli.text.sanitize import one_line
 
 if TYPE_CHECKING:
     from gpt2cli.api.models import Served
@@ -52,14 +55,26 @@ def resolve_model(
     resolved = resolve_or_pull(
         terminal, settings, wanted, flags.revision, offline=flags.offline, allow_pickle=load.allow_pickle
     )
+    if flags.adapter is not None:
+        resolved = add_adapter(terminal, settings, resolved, flags.adapter, offline=flags.offline)
+    note_base(terminal, resolved)
     if wanted is None and terminal.stderr_is_terminal:
         terminal.note(f"{resolved.name}: the built-in story-teller; for GPT-2: gpt2cli pull distilgpt2")
     return resolved
 
 
+def note_base(terminal: Terminal, resolved: ResolvedModel) -> None:
+    """Say on stderr that the adapter was made for a model of another name; shapes decide whether it fits."""
+    if resolved.adapter is None:
+        return
+    base = read_adapter_config(resolved.adapter / ADAPTER_CONFIG).base
+    if base is not None and not resolved.is_called(base):
+        terminal.note(f"{resolved.adapter}: it was made for {one_line(base)}")
+
+
 def check_model(resolved: ResolvedModel, load: LoadOptions) -> FoundModel:
     """A model whose files are in order, to be loaded as ``load`` says. Raises `Gpt2cliError`."""
-    checkpoint = open_checkpoint(resolved.directory, allow_pickle=load.allow_pickle)
+    checkpoint = open_checkpoint(resolved.directory, allow_pickle=load.allow_pickle, adapter=resolved.adapter)
     return FoundModel(resolved, checkpoint, replace(load, converted=converted_stem(resolved)))
 
 
@@ -74,9 +89,7 @@ def served_model(found: FoundModel) -> Served:
             f"{resolved.directory}: it has no tokenizer, so there are no texts to serve",
             hint="a model directory holds tokenizer.json, or vocab.json and merges.txt",
         )
-    # The path of a directory is nobody's business.
-    called = resolved.name if resolved.stored is not None else resolved.directory.resolve().name
-    return Served(called, found.checkpoint, found.load)
+    return Served(resolved.label, found.checkpoint, found.load)
 
 
 def model_hash(found: FoundModel) -> str:
@@ -86,7 +99,8 @@ def model_hash(found: FoundModel) -> str:
     stored = found.resolved.stored
     records = stored.manifest.files if stored is not None and stored.manifest is not None else ()
     try:
-        return hash_of(found.resolved.directory, {record.path: record.sha256 for record in records})
+        known = {record.path: record.sha256 for record in records}
+        return hash_of(found.resolved.directory, known, adapter=found.resolved.adapter)
     except OSError as error:
         raise ModelFileError(f"{found.resolved.directory}: {error.strerror or error}") from None
 

@@ -10,6 +10,7 @@ from typing import Annotated, Any
 import typer
 
 from gpt2cli import paths
+from gpt2cli.adapter import Adapter, is_adapter
 from gpt2cli.cli import params
 from gpt2cli.cli.flags import read_settings
 from gpt2cli.hub.card import Card, read_card
@@ -119,7 +120,7 @@ def _row(model: LocalModel, default: Path | None) -> tuple[str, ...]:
         model.name,
         model.stored.revision[:7],
         "damaged" if model.problem else shown_count(model.parameters or 0),
-        model.precision or "-",
+        f"{model.precision or '-'}{' adapter' if model.adapter else ''}",
         shown_bytes(model.size),
         shown_age(model.last_used),
         model.stored.source,
@@ -133,7 +134,7 @@ def _plain_row(model: LocalModel, default: Path | None) -> tuple[str, ...]:
         model.name,
         model.stored.revision,
         "" if model.parameters is None else str(model.parameters),
-        model.precision or "",
+        f"{model.precision or ''}{' adapter' if model.adapter else ''}",
         str(model.size),
         model.last_used.isoformat(timespec="seconds") if model.last_used else "",
         model.stored.source,
@@ -190,6 +191,7 @@ def _model_document(model: LocalModel, default: Path | None) -> dict[str, Any]:
     stored = model.stored
     return {
         "name": model.name,
+        "kind": "adapter" if is_adapter(stored.directory) else "model",
         "repository": stored.name,
         "revision": stored.revision or None,
         "refs": list(stored.refs),
@@ -216,7 +218,7 @@ def show(
     json: Annotated[bool, typer.Option("--json", help="Print one JSON document.")] = False,
     debug: params.Debug = False,
 ) -> None:
-    """Show what is known about a model: shape, size, licence, origin, and what its card says on its use."""
+    """Show what is known about a model or adapter: shape, size, licence, origin, and what its card says."""
     terminal: Terminal = ctx.obj
     found = describe(as_stored(locate_reference(model)))
     default = default_directory(Settings.load(terminal.environ).value("model"))
@@ -257,6 +259,8 @@ def _facts(
             ("vocabulary", f"{config.vocab_size} tokens"),
             ("parameters", f"{config.parameters:,}"),
         ]
+    if model.adapter is not None:
+        facts += _adapter_facts(model.adapter)
     facts += [
         ("precision", model.precision or ""),
         ("size", shown_bytes(model.size)),
@@ -277,6 +281,32 @@ def _facts(
             ("WikiText-103", f"perplexity {perplexity:g} after fine-tuning" if perplexity else ""),
         ]
     return facts
+
+
+def _adapter_facts(adapter: Adapter) -> list[tuple[str, str]]:
+    config = adapter.config
+    kind = "DoRA" if config.use_dora else "rsLoRA" if config.use_rslora else "LoRA"
+    alphas = sorted({config.lora_alpha, *config.alpha_pattern.values()})
+    alpha = " to ".join(f"{each:g}" for each in dict.fromkeys((alphas[0], alphas[-1])))
+    return [
+        ("adapter", f"{kind} of rank {adapter.ranks}, alpha {alpha}" if adapter.ranks else kind),
+        ("made for", config.base or ""),
+        ("changes", ", ".join(adapter.modules[:12]) + (", …" if len(adapter.modules) > 12 else "")),
+        ("parameters", f"{adapter.parameters:,}"),
+    ]
+
+
+def _adapter_document(adapter: Adapter) -> dict[str, Any]:
+    config = adapter.config
+    return {
+        "base": config.base,
+        "rank": config.r,
+        "alpha": config.lora_alpha,
+        "rslora": config.use_rslora,
+        "dora": config.use_dora,
+        "updated": sorted(adapter.updates),
+        "replaced": sorted(adapter.replaced),
+    }
 
 
 def _licence(card: Card | None, known: PublishedModel | None) -> str | None:
@@ -303,6 +333,7 @@ def _show_document(
         "architecture": "gpt2" if config else None,
         "context": config.n_positions if config else None,
         "config": shape or None,
+        "adapter": _adapter_document(model.adapter) if model.adapter else None,
         "licence": _licence(card, known),
         "created": model.stored.created or None,
         "provenance": dict(manifest.source) if manifest else None,

@@ -74,6 +74,26 @@ RemoteModel = Annotated[
         "the built-in model.",
     ),
 ]
+Adapter = Annotated[
+    str | None,
+    _option(
+        _MODEL,
+        "--adapter",
+        metavar="DIR|NAME",
+        help="Apply a LoRA adapter to the model: a directory, or a name (owner/name). -m MODEL+ADAPTER is "
+        "the same.",
+    ),
+]
+Adapters = Annotated[
+    list[str] | None,
+    _option(
+        _MODEL,
+        "--adapter",
+        metavar="DIR|NAME",
+        help="Also take each model with this LoRA adapter, as -m MODEL+ADAPTER does; may be given several "
+        "times.",
+    ),
+]
 Endpoint = Annotated[
     str | None,
     _option(

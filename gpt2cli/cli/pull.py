@@ -6,6 +6,7 @@ from typing import Annotated
 
 import typer
 
+from gpt2cli.adapter import is_adapter
 from gpt2cli.cli import params
 from gpt2cli.cli.conversion import convert_for_auto
 from gpt2cli.cli.flags import read_settings
@@ -44,7 +45,7 @@ def pull(
     quiet: params.Quiet = None,
     debug: params.Debug = False,
 ) -> None:
-    """Download models from the Hugging Face Hub into the store; an interrupted download is resumed."""
+    """Download models and adapters from the Hugging Face Hub into the store; what was cut off is resumed."""
     terminal: Terminal = ctx.obj
     settings = read_settings(terminal, quiet)
     wanted = [_parse(text, revision) for text in models]
@@ -58,8 +59,9 @@ def pull(
             _say_present(terminal, name, at, jsonl=jsonl)
         else:
             pulled = pull_model(terminal, name, at, settings=settings, allow_pickle=allow_pickle, jsonl=jsonl)
-            convert_for_auto(terminal, pulled.model)
-            _make_default(terminal, name)
+            if not is_adapter(pulled.model.directory):
+                convert_for_auto(terminal, pulled.model)
+                _make_default(terminal, name)
 
 
 def _parse(text: str, revision: str | None) -> tuple[ModelName, str | None]:

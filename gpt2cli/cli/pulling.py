@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from gpt2cli import __version__
-from gpt2cli.errors import ModelNotFound, Unavailable
-from gpt2cli.hub.registry import ModelName, is_name, parse_name
-from gpt2cli.hub.resolve import ResolvedModel, resolve
+from gpt2cli.errors import ModelNotFound, Unavailable, UsageError
+from gpt2cli.hub.registry import ModelName, is_name, parse_name, parse_revision
+from gpt2cli.hub.resolve import ResolvedModel, resolve, split_adapter, with_adapter
 from gpt2cli.hub.store import StoredModel
 from gpt2cli.settings import Settings
 from gpt2cli.terminal.jsonout import json_line
@@ -44,8 +45,61 @@ def resolve_or_pull(
 
     A Hugging Face cache holds a model without its tokenizer where transformers' ``AutoModel`` alone has
     loaded it: then that commit is pulled, which takes the files that are there and fetches the others.
-    Raises as `gpt2cli.hub.resolve.resolve` and a pull do.
+    So it is with both parts of ``MODEL+ADAPTER``. Raises as `gpt2cli.hub.resolve.resolve` and a pull do.
     """
+    model, adapter = split_adapter(model)
+    found = _base_or_pull(terminal, settings, model, revision, offline=offline, allow_pickle=allow_pickle)
+    if adapter is None:
+        return found
+    return add_adapter(terminal, settings, found, adapter, offline=offline)
+
+
+def add_adapter(
+    terminal: Terminal,
+    settings: Settings,
+    model: ResolvedModel,
+    adapter: str,
+    *,
+    offline: bool | None = None,
+) -> ResolvedModel:
+    """``model`` with an adapter, which is pulled where it is not on this disk.
+
+    Raises as `with_adapter` and a pull do.
+    """
+    try:
+        return with_adapter(model, adapter)
+    except ModelNotFound:
+        name, _, revision = adapter.partition("@")
+        if os.path.isdir(adapter) or not is_name(name) or "/" not in name:
+            raise
+        if is_offline(terminal, settings, offline):
+            raise Unavailable(f"{adapter}: not on this disk, and offline") from None
+    pull_model(terminal, parse_name(name), parse_revision(revision) if revision else None, settings=settings)
+    return with_adapter(model, adapter)
+
+
+def resolve_plain(
+    terminal: Terminal, settings: Settings, model: str | None, revision: str | None
+) -> ResolvedModel:
+    """`resolve_or_pull` for a training, which begins with the weights of files. Raises what that raises."""
+    found = resolve_or_pull(terminal, settings, model, revision)
+    if found.adapter is not None:
+        raise UsageError(
+            f"{found.name}: a training begins with a model, and not with an adapter",
+            hint=f"merge them: gpt2cli export {found.name} DIR; then -m DIR",
+        )
+    return found
+
+
+def _base_or_pull(
+    terminal: Terminal,
+    settings: Settings,
+    model: str | None,
+    revision: str | None,
+    *,
+    offline: bool | None,
+    allow_pickle: bool,
+) -> ResolvedModel:
     stay = is_offline(terminal, settings, offline)
     try:
         found = resolve(model, revision=revision, offline=stay)

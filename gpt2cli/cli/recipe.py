@@ -13,7 +13,12 @@ from gpt2cli.errors import UsageError
 T = TypeVar("T")
 MAX_RECIPE_BYTES = 2**20
 
-LORA_FLAGS = {"rank": "lora_rank", "alpha": "lora_alpha", "dropout": "lora_dropout"}
+LORA_FLAGS = {
+    "rank": "lora_rank",
+    "alpha": "lora_alpha",
+    "dropout": "lora_dropout",
+    "keep": "keep_adapter",
+}
 DISTILL_FLAGS = {"layers": "student_layers", "temperature": "distill_temperature"}
 EXPORT_FLAGS = {
     "temperature": "default_temperature",

@@ -120,7 +120,7 @@ def _key(terminal: Terminal, endpoint: Endpoint, file: Path | None) -> Key | Non
 
 def check_local_flags(flags: EngineFlags) -> None:
     """Raise `UsageError` for a flag that says how a model of this machine is loaded."""
-    for name in (*(field.name for field in fields(EngineFlags)), "revision"):
+    for name in (*(field.name for field in fields(EngineFlags)), "revision", "adapter"):
         if getattr(flags, name, None) is not None:
             raise UsageError(
                 f"--{name.replace('_', '-')} is for a model on this machine",

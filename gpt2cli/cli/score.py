@@ -68,6 +68,7 @@ def score(
         ),
     ] = None,
     model: params.Model = None,
+    adapter: params.Adapter = None,
     revision: params.Revision = None,
     offline: params.Offline = None,
     allow_pickle: params.AllowPickle = None,

@@ -73,5 +73,6 @@ def _fingerprints(found: FoundModel) -> str:
     checkpoint = found.checkpoint
     files = {info.file for info in checkpoint.tensors.values()} | set(checkpoint.pickles)
     files |= {checkpoint.directory / "config.json"}
+    files |= set(checkpoint.adapter.files) if checkpoint.adapter is not None else set()
     known = json.dumps(sorted(fingerprint(file) for file in files))
     return hashlib.sha256(known.encode()).hexdigest()

@@ -13,8 +13,8 @@ import typer
 from gpt2cli.cli import params
 from gpt2cli.cli.flags import EngineFlags, load_options, read_flags, read_settings
 from gpt2cli.cli.keys import read_key_file
-from gpt2cli.cli.loading import check_model, served_model
-from gpt2cli.cli.pulling import resolve_or_pull
+from gpt2cli.cli.loading import check_model, note_base, served_model
+from gpt2cli.cli.pulling import add_adapter, resolve_or_pull
 from gpt2cli.errors import UsageError
 from gpt2cli.options import LoadOptions, check_whole
 from gpt2cli.settings import Settings
@@ -59,6 +59,7 @@ def serve(
             show_default=False,
         ),
     ] = None,
+    adapter: params.Adapters = None,
     offline: params.Offline = None,
     allow_pickle: params.AllowPickle = None,
     host: Annotated[
@@ -124,6 +125,7 @@ class ServeFlags(EngineFlags):
     """The flags of `serve`."""
 
     model: list[str] | None
+    adapter: list[str] | None
     offline: bool | None
     host: str
     port: int
@@ -210,11 +212,16 @@ def _find_models(
         resolved = resolve_or_pull(
             terminal, settings, name, None, offline=flags.offline, allow_pickle=load.allow_pickle
         )
-        found = check_model(resolved, load)
-        model = served_model(found)
-        if any(other.name == model.name for other in served):
-            raise UsageError(f"--model {name}: there are two models of the name {model.name}")
-        served.append(model)
+        adapted = (
+            add_adapter(terminal, settings, resolved, adapter, offline=flags.offline)
+            for adapter in flags.adapter or ()
+        )
+        for each in (resolved, *adapted):
+            note_base(terminal, each)
+            model = served_model(check_model(each, load))
+            if any(other.name == model.name for other in served):
+                raise UsageError(f"--model {each.name}: there are two models of the name {model.name}")
+            served.append(model)
     return served
 
 

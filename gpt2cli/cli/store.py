@@ -10,28 +10,33 @@ from typing import Annotated, Any
 import typer
 
 from gpt2cli import paths
+from gpt2cli.adapter import is_adapter
 from gpt2cli.checkpoint import Checkpoint, open_checkpoint, weight_files
 from gpt2cli.cli import params
 from gpt2cli.cli.conversion import convert_for_auto
 from gpt2cli.cli.flags import read_settings
+from gpt2cli.cli.loading import note_base
 from gpt2cli.errors import Gpt2cliError, ModelFileError, ModelNotFound, UsageError
+from gpt2cli.files import as_created
+from gpt2cli.hub.contents import check_contents
 from gpt2cli.hub.garbage import PARTIAL_DAYS, discard, find_garbage, tree_size
 from gpt2cli.hub.hfcache import find_cached
 from gpt2cli.hub.inventory import as_stored, default_directory, short_name
 from gpt2cli.hub.registry import BUILTIN, ModelName, is_name, parse_name, parse_reference
-from gpt2cli.hub.resolve import locate_reference
+from gpt2cli.hub.resolve import locate_reference, resolve, split_adapter
 from gpt2cli.hub.store import (
     INCOMING_PREFIX,
     StoredModel,
     add_local,
     check_name_is_free,
     check_sizes,
+    copy_file,
     remove,
     stored_revisions,
 )
-from gpt2cli.hub.transfer import export_model, model_files, side_files
+from gpt2cli.hub.transfer import export_model, model_files, new_directory, side_files
 from gpt2cli.hub.usage import forget
-from gpt2cli.model_files import WEIGHT_FILES
+from gpt2cli.model_files import CARD, WEIGHT_FILES
 from gpt2cli.terminal.streams import Terminal
 from gpt2cli.terminal.table import aligned, shown_bytes, tab_separated
 from gpt2cli.text.tokenizer import Tokenizer
@@ -55,6 +60,8 @@ IMPORT_EXAMPLES = """Examples:
 EXPORT_EXAMPLES = """Examples:
 
   gpt2cli export my-stories exported
+
+  gpt2cli export gpt2+my-adapter merged
 
   python -c 'from transformers import pipeline; print(pipeline("text-generation", "exported")("Once"))'
 """
@@ -127,7 +134,11 @@ def import_model(
     directory: Annotated[
         Path,
         typer.Argument(
-            metavar="DIR", help="A model directory.", file_okay=False, exists=False, show_default=False
+            metavar="DIR",
+            help="A model or adapter directory.",
+            file_okay=False,
+            exists=False,
+            show_default=False,
         ),
     ],
     name: Annotated[
@@ -140,15 +151,20 @@ def import_model(
     quiet: params.Quiet = None,
     debug: params.Debug = False,
 ) -> None:
-    """Copy a model directory into the store, after checking that it is complete."""
+    """Copy the directory of a model or adapter into the store, after checking that it is complete."""
     terminal: Terminal = ctx.obj
     read_settings(terminal, quiet)
     parsed = _name_of(directory, name)
     check_name_is_free(parsed)
+    source: dict[str, Any] = {"kind": "import", "path": str(directory.absolute())}
+    if is_adapter(directory):
+        check_contents(directory)
+        stored = add_local(directory, parsed, source, model_files(directory))
+        terminal.note(f"imported the adapter {stored.name} ({shown_bytes(tree_size(stored.directory))})")
+        return
     checkpoint = open_checkpoint(directory, allow_pickle=bool(allow_pickle))
     if Tokenizer.from_directory(directory) is None:
         terminal.warn(f"{directory} has no tokenizer: the model will take token ids only")
-    source: dict[str, Any] = {"kind": "import", "path": str(directory.absolute())}
     if checkpoint.pickles:
         stored = _import_pickles(terminal, checkpoint, parsed, source)
     else:
@@ -198,7 +214,12 @@ def _import_pickles(
 def export(
     ctx: typer.Context,
     model: Annotated[
-        str, typer.Argument(metavar="NAME", help="A model, or NAME@REVISION.", show_default=False)
+        str,
+        typer.Argument(
+            metavar="NAME",
+            help="A model, or NAME@REVISION; NAME+ADAPTER merges a LoRA adapter into it.",
+            show_default=False,
+        ),
     ],
     directory: Annotated[
         Path,
@@ -210,6 +231,9 @@ def export(
     """Copy a model out of the store, as a directory that transformers and other programs can load."""
     terminal: Terminal = ctx.obj
     read_settings(terminal, quiet)
+    if split_adapter(model)[1] is not None:
+        _export_merged(terminal, model, directory)
+        return
     found = as_stored(locate_reference(model))
     check_sizes(found)
     try:
@@ -219,6 +243,25 @@ def export(
             error.hint = f"convert it: gpt2cli import --allow-pickle --name NAME {found.directory}"
         raise
     terminal.note(f"exported {_title(found)} to {directory} ({shown_bytes(size)})")
+
+
+def _export_merged(terminal: Terminal, model: str, target: Path) -> None:
+    """Write a model with its adapter in its weights, all of it or nothing. Raises `Gpt2cliError`."""
+    with terminal.signals.deferred():
+        from gpt2cli.core.merge import write_merged
+
+    found = resolve(model, offline=True)
+    note_base(terminal, found)
+    checkpoint = open_checkpoint(found.directory, adapter=found.adapter)
+    # The base's card does not describe it.
+    beside = [path for path in side_files(found.directory) if path.name not in ("config.json", CARD)]
+    with new_directory(target, 4 * checkpoint.config.parameters) as incoming:
+        for path in beside:
+            copy_file(path, incoming / path.name)
+        write_merged(checkpoint, incoming)
+        for path in incoming.iterdir():
+            as_created(path)
+    terminal.note(f"exported {found.name}, merged, to {target} ({shown_bytes(tree_size(target))})")
 
 
 def gc(

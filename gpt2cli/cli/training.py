@@ -152,14 +152,19 @@ def _build_recipe(
         if key in given:
             data[key] = [_absolute(terminal, path, given) for path in given[key]]
     if recorded is not None:
+        _check_adapter(given, lora=recorded.lora is not None)
         return replace(
             recorded,
+            lora=build(LoraOptions, {"keep_adapter": True}, LORA_FLAGS, over=recorded.lora)
+            if given.get("keep_adapter")
+            else recorded.lora,
             data=build(DataOptions, data, over=recorded.data),
             train=build(TrainOptions, given, over=recorded.train),
             export=build(ExportOptions, given, EXPORT_FLAGS, over=recorded.export),
         )
     if not data.get("data"):
         raise UsageError("no data is given", hint="name text files or folders, or - for stdin")
+    _check_adapter(given, lora=bool(given.get("lora")))
     started_from = base(given)
     return Recipe(
         command=command,
@@ -172,6 +177,16 @@ def _build_recipe(
         base=started_from[0].absolute() if started_from else None,
         base_name=started_from[1] if started_from else None,
     )
+
+
+def _check_adapter(given: Given, *, lora: bool) -> None:
+    """Raise `UsageError` where there is no adapter, or no place for one."""
+    if not given.get("keep_adapter"):
+        return
+    if not lora:
+        raise UsageError("--keep-adapter needs --lora")
+    if "output" not in given:
+        raise UsageError("--keep-adapter needs --output DIR", hint="the adapter is DIR/adapter")
 
 
 def _absolute(terminal: Terminal, path: Any, given: Given) -> Path:
@@ -207,7 +222,7 @@ def _spool_stdin(terminal: Terminal, suffix: str) -> Path:
 def _run(request: TrainingRequest) -> None:
     terminal = request.terminal
     with terminal.signals.deferred():
-        from gpt2cli.train.run import run
+        from gpt2cli.train.run import ADAPTER, run
 
     report = TrainingReport(terminal, jsonl=request.jsonl)
     asked_to_stop: list[bool] = []
@@ -235,7 +250,9 @@ def _run(request: TrainingRequest) -> None:
         place = request.name.given
         if request.temporary and not request.keep_checkpoints:
             shutil.rmtree(request.directory, ignore_errors=True)
-    report.finish(outcome.facts, place, request.plot)
+    kept = request.recipe.lora is not None and request.recipe.lora.keep
+    adapter = request.directory / ADAPTER if kept else None
+    report.finish(outcome.facts, place, request.plot, adapter)
 
 
 def _source(request: TrainingRequest) -> dict[str, Any]:

@@ -193,6 +193,13 @@ LORA: Parameters = (
     _of(LoraOptions, "rank", _LORA, "The rank of the adapters.", flag="lora_rank"),
     _of(LoraOptions, "alpha", _LORA, "Scale the adapters' update by alpha / rank.", "X", flag="lora_alpha"),
     _of(LoraOptions, "dropout", _LORA, "The dropout probability of the adapters.", "X", flag="lora_dropout"),
+    _of(
+        LoraOptions,
+        "keep",
+        _LORA,
+        "Also write them as an adapter that peft loads, into DIR/adapter of --output DIR.",
+        flag="keep_adapter",
+    ),
 )
 
 DISTILL: Parameters = (

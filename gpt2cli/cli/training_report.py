@@ -88,8 +88,8 @@ class TrainingReport:
         where = f"--output {directory}" if name is None else f"--name {name.given}"
         self._terminal.note(f"stopped after step {step:,}; go on with: gpt2cli {command} --resume {where}")
 
-    def finish(self, facts: Facts, place: str, plot: Path | None) -> None:
-        """Show the curve and the figures, and print where the model is."""
+    def finish(self, facts: Facts, place: str, plot: Path | None, adapter: Path | None) -> None:
+        """Show the curve and the figures, and print where the model is, and the adapter that was kept."""
         series = _series(facts)
         for line in chart(
             series,
@@ -115,6 +115,9 @@ class TrainingReport:
                 f"it draws its teacher's token {facts.acceptance:.0%} of the time: "
                 f"gpt2cli generate -m {teacher} --draft {place}"
             )
+        if adapter is not None:
+            base = facts.recipe.base_name or facts.recipe.base
+            self._terminal.note(f"the adapter: gpt2cli generate -m {base} --adapter {adapter}")
         self._terminal.note(f"try it: gpt2cli generate -m {place}")
         if not self._jsonl:
             self._terminal.write(f"{place}\n")

@@ -48,14 +48,18 @@ class Engine:
         self._interrupted = False
 
     @classmethod
-    def load(cls, path: str | Path, options: LoadOptions | None = None) -> Engine:
-        """Load the model in the directory ``path``.
+    def load(
+        cls, path: str | Path, options: LoadOptions | None = None, *, adapter: str | Path | None = None
+    ) -> Engine:
+        """Load the model in the directory ``path``, with the LoRA adapter in the directory ``adapter``.
 
         Raises `ModelNotFound`, `ModelFileError`, `UsageError` (a device that is not there), and
         `Gpt2cliError` when the memory does not suffice.
         """
         options = options or LoadOptions()
-        return cls.from_checkpoint(open_checkpoint(Path(path), allow_pickle=options.allow_pickle), options)
+        changed_by = None if adapter is None else Path(adapter)
+        checkpoint = open_checkpoint(Path(path), allow_pickle=options.allow_pickle, adapter=changed_by)
+        return cls.from_checkpoint(checkpoint, options)
 
     @classmethod
     def from_checkpoint(

@@ -6,54 +6,80 @@ numpy has no bf16, so that such a tensor is an array of uint16, its bits, with `
 from __future__ import annotations
 
 import mmap
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
+from gpt2cli.adapter import Adapter
 from gpt2cli.checkpoint import Checkpoint
+from gpt2cli.core.adapters import merged
+from gpt2cli.core.arrays import TYPES, Array, Floats, as_float32, is_finite
 from gpt2cli.errors import ModelFileError
 from gpt2cli.safetensors_header import TensorInfo
 
-Array = NDArray[Any]
-Floats = NDArray[np.float32]
-
-TYPES: Mapping[str, type[np.generic]] = {"F32": np.float32, "F16": np.float16, "BF16": np.uint16}
-"""How the types of weights (`checkpoint.WEIGHT_TYPES`) are held."""
-
-_INFINITY = {"F32": 0x7F800000, "F16": 0x7C00, "BF16": 0x7F80}
-"""The bits of infinity; without the sign, those of every NaN are above, of every number below."""
-_CHECKED_AT_ONCE = 2**17
-
 
 class Tensors:
-    """The tensors of one checkpoint, under their canonical names.
+    """The tensors of one checkpoint, under their canonical names, as its adapter changes them.
 
     What `read` returns stays valid as long as it is referred to, also after `close`.
     """
 
     def __init__(self, checkpoint: Checkpoint) -> None:
         self._directory, self._tied = checkpoint.directory, checkpoint.config.tie_word_embeddings
-        self._infos = checkpoint.tensors
+        self._infos, self._adapter = checkpoint.tensors, checkpoint.adapter
         self._maps: dict[Path, mmap.mmap] = {}
         self._unpickled = _unpickle(checkpoint) if checkpoint.pickles else {}
+        self._merged: dict[str, Array] = {}
 
     def __contains__(self, name: str) -> bool:
-        return name in self._infos or name in self._unpickled
+        return name in self._infos or name in self._unpickled or self.is_adapted(name)
+
+    def is_adapted(self, name: str) -> bool:
+        """Whether an adapter changes the tensor."""
+        return self._adapter is not None and self._adapter.touches(name)
 
     def info(self, name: str) -> TensorInfo | None:
-        """Where the tensor lies; None for one of a pickle, which is in memory only. Raises `KeyError`."""
-        return None if name in self._unpickled else self._infos[name]
+        """Where the tensor lies; None for one of a pickle or an adapter, which is in memory only.
+
+        Raises `KeyError`.
+        """
+        return None if name in self._unpickled or self.is_adapted(name) else self._infos[name]
+
+    def dtype(self, name: str) -> str:
+        """The type that `read` gives the tensor. Raises `KeyError`."""
+        if self.is_adapted(name):
+            return "F32"
+        own = self._own_name(name)
+        return self._unpickled[own][1] if own in self._unpickled else self._infos[own].dtype
+
+    def _own_name(self, name: str) -> str:
+        """The checkpoint's name of a tensor: a tied head is the embeddings, without what an adapter adds."""
+        present = name in self._infos or name in self._unpickled
+        tied = self._adapter is not None and name == "lm_head.weight" and not present
+        return "wte.weight" if tied else name
 
     def read(self, name: str) -> tuple[Array, str]:
         """The tensor as it is stored, and its type: ``F32``, ``F16``, or ``BF16``, whose array is uint16.
 
-        It is a view on the file, unless the file has it where no processor may read such numbers. Nobody
-        may write to it. Raises `KeyError`, and `ModelFileError` for a file that cannot be mapped or was
-        cut short.
+        It is a view on the file, unless an adapter changes it, or the file has it where no processor may read
+        such numbers. Nobody may write to it. Raises `KeyError`, and `ModelFileError` for a file that cannot
+        be mapped or was cut short, or an adapter that is damaged.
         """
+        if self._adapter is not None and self.is_adapted(name):
+            if name not in self._merged:
+                self._merged[name] = self._merge(self._adapter, name)
+            return self._merged[name], "F32"
+        return self._stored(self._own_name(name))
+
+    def _merge(self, adapter: Adapter, name: str) -> Floats:
+        stored = as_float32(*self._stored(self._own_name(name)))
+        whole = merged(adapter, name, stored)
+        if is_finite(stored, "F32") and not is_finite(whole, "F32"):
+            raise ModelFileError(f"{adapter.directory}: {name} is too large with it: infinity, or NaN")
+        return whole
+
+    def _stored(self, name: str) -> tuple[Array, str]:
+        """The checkpoint's own tensor. Raises as `read` does."""
         if name in self._unpickled:
             return self._unpickled[name]
         info = self._infos[name]
@@ -84,11 +110,18 @@ class Tensors:
         if length > 0:
             self._maps[info.file].madvise(mmap.MADV_DONTNEED, first, length)
 
+    def forget(self, name: str) -> None:
+        """Let go of a tensor that an adapter changes; it is made again should it be used."""
+        self._merged.pop(name, None)
+
     def head_name(self) -> str:
         """The name of the output head's matrix: ``lm_head.weight``, or ``wte.weight`` where it is tied.
 
-        As in transformers a head that differs from the embeddings is used, whatever the config says.
+        As in transformers a head that differs from the embeddings is used, whatever the config says. An
+        adapter of the embeddings leaves a tied head as it was, as peft does: the head is then one of its own.
         """
+        if self.is_adapted("wte.weight") or self.is_adapted("lm_head.weight"):
+            return "lm_head.weight"
         if "lm_head.weight" not in self:
             return "wte.weight"
         return "wte.weight" if self._tied and self._same("lm_head.weight", "wte.weight") else "lm_head.weight"
@@ -97,7 +130,7 @@ class Tensors:
         """Let go of the files; calling it again does nothing."""
         # What still refers to a mapping keeps it; the last reference unmaps it.
         self._maps.clear()
-        self._unpickled = {}
+        self._unpickled, self._merged = {}, {}
 
     def _same(self, one: str, other: str) -> bool:
         (a, kind), (b, other_kind) = self.read(one), self.read(other)
@@ -119,23 +152,6 @@ class Tensors:
 def open_tensors(checkpoint: Checkpoint) -> Tensors:
     """The tensors of ``checkpoint``. Raises `ModelFileError` for a pickle that is damaged or refused."""
     return Tensors(checkpoint)
-
-
-def as_float32(array: Array, dtype: str) -> Floats:
-    """The numbers of an array as `Tensors.read` gives it; the array itself where it is fp32 already."""
-    if dtype == "BF16":
-        return (array.astype(np.uint32) << 16).view(np.float32)
-    return array.astype(np.float32, copy=False)
-
-
-def is_finite(array: Array, dtype: str) -> bool:
-    """Whether an array as `Tensors.read` gives it has neither NaN nor infinity."""
-    unsigned = np.dtype(f"u{array.itemsize}")
-    bits = np.ascontiguousarray(array).reshape(-1).view(unsigned)
-    magnitude = unsigned.type(2 ** (8 * array.itemsize - 1) - 1)
-    # In parts that stay in the cache of a core.
-    parts = (bits[at : at + _CHECKED_AT_ONCE] for at in range(0, len(bits), _CHECKED_AT_ONCE))
-    return all(int((part & magnitude).max()) < _INFINITY[dtype] for part in parts)
 
 
 def _unpickle(checkpoint: Checkpoint) -> dict[str, tuple[Array, str]]:

@@ -123,6 +123,11 @@ class _Reader:
 
     def _matrix(self, name: str, precision: Kind) -> tuple[Tensor, str]:
         """The matrix [out, in] on the device, and what multiplies with it."""
+        typed, kernel = self._typed(name, precision)
+        self._tensors.forget(name)
+        return typed, kernel
+
+    def _typed(self, name: str, precision: Kind) -> tuple[Tensor, str]:
         weight = self.wte if name == "wte.weight" else self.stored(name)
         # Conv1D keeps [in, out]; the view costs nothing.
         weight = weight.t() if name.startswith("h.") else weight

@@ -10,12 +10,13 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from gpt2cli import paths
+from gpt2cli.adapter import fingerprint
 from gpt2cli.checkpoint import weight_files
 from gpt2cli.hub.resolve import ResolvedModel
 from gpt2cli.hub.store import weights_cache
 
 BY_PATH = "by-path"
-"""Below ``weights`` in the cache: folders of models that were named by a directory."""
+"""Below ``weights`` in the cache: folders of models and adapters that were named by a directory."""
 CONVERTED_DAYS = 30
 _SETTLED_S = 3600.0
 
@@ -24,7 +25,8 @@ def converted_stem(model: ResolvedModel) -> Path | None:
     """What the files of a model's converted weights are named after (`LoadOptions.converted`).
 
     It changes with the weights: with their hashes where a manifest has them, else with the path, size and
-    time of change of each file. None for the built-in model, which is small. Raises `ModelFileError`.
+    time of change of each file; and with the content of an adapter's files, whose folder is one of a plain
+    directory. None for the built-in model, which is small. Raises `ModelFileError`.
     """
     stored = model.stored
     if stored is not None and stored.source == "builtin":
@@ -37,6 +39,9 @@ def converted_stem(model: ResolvedModel) -> Path | None:
         known = by_name.get(path.name) or f"{status.st_size} {status.st_mtime_ns}"
         digest.update(f"{path.name}\0{known}\0".encode())
     folder = weights_cache(stored) if stored else _folder_of(model.directory)
+    if model.adapter is not None:
+        digest.update(f"adapter\0{fingerprint(model.adapter)}\0".encode())
+        folder = _folder_of(model.adapter)
     return folder / digest.hexdigest()[:16]
 
 

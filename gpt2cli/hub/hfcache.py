@@ -13,9 +13,10 @@ huggingface_hub but its constants is imported: they know the environment variabl
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
+from gpt2cli.adapter import is_adapter
 from gpt2cli.checkpoint import MAX_JSON_BYTES
 from gpt2cli.errors import Gpt2cliError
 from gpt2cli.hub.registry import ModelName, is_name
@@ -40,21 +41,30 @@ def cached_models() -> Iterator[StoredModel]:
     except OSError:
         return
     for folder in folders:
-        yield from _snapshots(folder)
+        yield from _snapshots(folder, _is_gpt2)
 
 
 def find_cached(name: ModelName, revision: str | None) -> StoredModel | None:
     """The cached snapshot of that name: the revision asked for, else the one that ``main`` points to."""
+    return _find(name, revision, _is_gpt2)
+
+
+def find_cached_adapter(name: ModelName, revision: str | None) -> StoredModel | None:
+    """The same for an adapter."""
+    return _find(name, revision, is_adapter)
+
+
+def _find(name: ModelName, revision: str | None, wanted: Callable[[Path], bool]) -> StoredModel | None:
     found = [
         model
         for spelling in name.spellings
-        for model in _snapshots(cache_root() / (_PREFIX + folder_name(spelling)))
+        for model in _snapshots(cache_root() / (_PREFIX + folder_name(spelling)), wanted)
         if revision is None or matches_revision(revision, model.revision, model.refs)
     ]
     return max(found, key=lambda m: "main" in m.refs, default=None)
 
 
-def _snapshots(folder: Path) -> Iterator[StoredModel]:
+def _snapshots(folder: Path, wanted: Callable[[Path], bool]) -> Iterator[StoredModel]:
     try:
         snapshots = sorted((folder / "snapshots").iterdir())
     except OSError:
@@ -64,7 +74,7 @@ def _snapshots(folder: Path) -> Iterator[StoredModel]:
         return
     refs = _refs(folder / "refs")
     for directory in snapshots:
-        if _is_gpt2(directory):
+        if wanted(directory):
             yield StoredModel(
                 name=name,
                 revision=directory.name,

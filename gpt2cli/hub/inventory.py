@@ -8,8 +8,10 @@ from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 
+from gpt2cli.adapter import Adapter, is_adapter
 from gpt2cli.checkpoint import Checkpoint, ModelConfig, open_checkpoint, read_config
 from gpt2cli.errors import Gpt2cliError
+from gpt2cli.hub.contents import read_adapter
 from gpt2cli.hub.hfcache import cached_models
 from gpt2cli.hub.registry import BUILTIN, PublishedModel, published_model
 from gpt2cli.hub.resolve import ResolvedModel, builtin_directory, locate
@@ -21,7 +23,7 @@ PRECISION_OF_TYPE = {"F32": "fp32", "F16": "fp16", "BF16": "bf16"}
 
 @dataclass(frozen=True, slots=True)
 class LocalModel:
-    """A model on this disk. What cannot be told is None, and ``problem`` then says why.
+    """A model or an adapter on this disk. What cannot be told is None, and ``problem`` then says why.
 
     ``name`` is what ``-m`` takes; ``precision`` is that of the weights on disk, ``pickle`` where it would
     take an unpickler to tell.
@@ -34,10 +36,13 @@ class LocalModel:
     precision: str | None
     last_used: datetime | None
     problem: str | None = None
+    adapter: Adapter | None = None
 
     @property
     def parameters(self) -> int | None:
         """The number of weights."""
+        if self.adapter is not None:
+            return self.adapter.parameters
         return self.config.parameters if self.config else None
 
 
@@ -52,15 +57,20 @@ def all_models() -> Iterator[StoredModel]:
 
 def describe(model: StoredModel) -> LocalModel:
     """What can be told of a model; a damaged one is described too."""
-    config, precision, problem = None, None, None
+    config, precision, problem, adapter = None, None, None, None
     try:
-        config, _ = read_config(model.directory)
-        precision = _precision(open_checkpoint(model.directory, allow_pickle=True))
+        if is_adapter(model.directory):
+            adapter = read_adapter(model.directory)
+            precision = _shown_types(adapter.types)
+        else:
+            config, _ = read_config(model.directory)
+            precision = _precision(open_checkpoint(model.directory, allow_pickle=True))
         check_sizes(model)
     except Gpt2cliError as error:
         problem = str(error)
     size = sum(size for _, size in _sizes([model.directory]))
-    return LocalModel(short_name(model), model, size, config, precision, last_used(model), problem)
+    used = last_used(model)
+    return LocalModel(short_name(model), model, size, config, precision, used, problem, adapter)
 
 
 def short_name(model: StoredModel) -> str:
@@ -107,4 +117,8 @@ def _sizes(directories: Iterable[Path]) -> Iterator[tuple[tuple[int, int], int]]
 def _precision(checkpoint: Checkpoint) -> str:
     if checkpoint.pickles:
         return "pickle"
-    return "+".join(sorted({PRECISION_OF_TYPE[info.dtype] for info in checkpoint.tensors.values()}))
+    return _shown_types(info.dtype for info in checkpoint.tensors.values())
+
+
+def _shown_types(types: Iterable[str]) -> str:
+    return "+".join(sorted({PRECISION_OF_TYPE[each] for each in types}))

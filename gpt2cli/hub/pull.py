@@ -27,9 +27,12 @@ from pathlib import Path
 from typing import Any
 
 from gpt2cli import paths
-from gpt2cli.checkpoint import open_checkpoint, read_config
+from gpt2cli.adapter import is_adapter
+from gpt2cli.adapter_config import read_adapter_config
+from gpt2cli.checkpoint import read_config
 from gpt2cli.errors import Gpt2cliError, ModelFileError, UsageError
 from gpt2cli.files import as_created
+from gpt2cli.hub.contents import check_contents
 from gpt2cli.hub.download import PART, Changed, disk_error
 from gpt2cli.hub.hfcache import find_cached
 from gpt2cli.hub.manifest import FileRecord, Manifest, now, read_manifest
@@ -47,7 +50,7 @@ from gpt2cli.hub.store import StoredModel, check_space, find_stored, folder_name
 from gpt2cli.hub.transport import Hub, Pauses, Policy
 from gpt2cli.hub.verify import file_hash
 from gpt2cli.hub.workers import fetch_all
-from gpt2cli.model_files import PICKLE_FILES
+from gpt2cli.model_files import ADAPTER_CONFIG, PICKLE_FILES
 
 Report = Callable[[dict[str, Any]], None]
 
@@ -163,7 +166,10 @@ class _Pull:
         self._reuse([config_file(self._repository)])
         config = self._fetch_all([config_file(self._repository)])
         with self._refusing():
-            read_config(self._directory)
+            if is_adapter(self._directory):
+                read_adapter_config(self._directory / ADAPTER_CONFIG)
+            else:
+                read_config(self._directory)
             index = weight_index(self._repository, self._options.convert is not None)
         first = self._fetch_all([index]) if index else []
         with self._refusing():
@@ -261,7 +267,7 @@ class _Pull:
             if pickles:
                 records = self._convert(records, pickles)
                 source["converted_from"] = [{"path": p.path, "sha256": p.sha256} for p in pickles]
-            open_checkpoint(self._directory)
+            check_contents(self._directory)
         self._sweep({record.path for record in records})
         refs = () if matches_revision(self._ref, self._repository.commit, ()) else (self._ref,)
         files = tuple(sorted(records, key=lambda record: record.path))

@@ -18,6 +18,8 @@ from gpt2cli.checkpoint import MAX_INDEX_BYTES, MAX_JSON_BYTES
 from gpt2cli.errors import ModelFileError, Unavailable, UsageError
 from gpt2cli.hub.transport import Hub, Pauses, Policy, check_status, read_answer, retrying
 from gpt2cli.model_files import (
+    ADAPTER_CONFIG,
+    ADAPTER_WEIGHTS,
     CARD,
     PICKLE_FILES,
     TOKENIZER_FILE,
@@ -139,13 +141,25 @@ def is_harmless(path: str) -> bool:
     return path.isprintable() and "\\" not in path and not {"", ".", ".."} & set(parts) and len(path) < 1024
 
 
+def holds_adapter(repository: Repository) -> bool:
+    """Whether it is a repository of an adapter: it has one, and no weights of a model."""
+    weights = (*WEIGHT_FILES, *PICKLE_FILES)
+    return ADAPTER_CONFIG in repository.files and not any(name in repository.files for name in weights)
+
+
 def config_file(repository: Repository) -> RemoteFile:
-    """The file that tells what kind of model it is. Raises `ModelFileError` without one."""
-    return _capped(repository, "config.json", MAX_JSON_BYTES)
+    """The file that tells what kind of model or adapter it is. Raises `ModelFileError` without one."""
+    path = ADAPTER_CONFIG if holds_adapter(repository) else "config.json"
+    return _capped(repository, path, MAX_JSON_BYTES)
 
 
 def small_files(repository: Repository) -> list[RemoteFile]:
-    """The tokenizer's files, the sampling defaults and the card, as far as they are there."""
+    """The tokenizer's files, the sampling defaults and the card, as far as they are there.
+
+    An adapter has only the card.
+    """
+    if holds_adapter(repository):
+        return [_capped(repository, CARD, SMALL_FILES[CARD])] if CARD in repository.files else []
     return [_capped(repository, path, cap) for path, cap in SMALL_FILES.items() if path in repository.files]
 
 
@@ -154,6 +168,10 @@ def weight_index(repository: Repository, allow_pickle: bool) -> RemoteFile | Non
 
     Raises `ModelFileError` when there are no weights, or only a pickle and that is not allowed.
     """
+    if holds_adapter(repository):
+        if ADAPTER_WEIGHTS not in repository.files:
+            raise ModelFileError(f"{repository.name}: an adapter without {ADAPTER_WEIGHTS}")
+        return None
     for names, allowed in ((WEIGHT_FILES, True), (PICKLE_FILES, allow_pickle)):
         single, index = names
         if single not in repository.files and index not in repository.files:
@@ -169,6 +187,8 @@ def weight_index(repository: Repository, allow_pickle: bool) -> RemoteFile | Non
 
 def weight_files(repository: Repository, index: Path | None) -> list[RemoteFile]:
     """The files of the weights: the single one, or those that the index at ``index`` names."""
+    if holds_adapter(repository):
+        return [repository.files[ADAPTER_WEIGHTS]]
     if index is None:
         single = next(n for n in (WEIGHT_FILES[0], PICKLE_FILES[0]) if n in repository.files)
         return [repository.files[single]]

@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
+from gpt2cli.adapter import check_is_adapter, is_adapter
 from gpt2cli.errors import ModelNotFound, Unavailable, UsageError
-from gpt2cli.hub.hfcache import cached_models, find_cached
+from gpt2cli.hub.hfcache import cached_models, find_cached, find_cached_adapter
 from gpt2cli.hub.registry import (
     ALIASES,
     BUILTIN,
     ModelName,
     is_name,
     parse_name,
+    parse_reference,
     parse_revision,
     refuse_address,
 )
@@ -24,26 +26,111 @@ from gpt2cli.hub.store import StoredModel, check_sizes, find_stored, stored_mode
 class ResolvedModel:
     """A model directory, the name that led to it, and the revision where it has one.
 
-    ``stored`` says more of a model that has a name.
+    ``stored`` says more of a model that has a name. With the directory of an ``adapter``, ``name`` is
+    ``MODEL+ADAPTER``.
     """
 
     name: str
     directory: Path
     revision: str | None = None
     stored: StoredModel | None = None
+    adapter: Path | None = None
+    parts: tuple[str, str] = ("", "")
+    """With an adapter, what the model and the adapter were called."""
+
+    @property
+    def base(self) -> str:
+        """The name without its adapter."""
+        return self.name if self.adapter is None else self.parts[0]
+
+    @property
+    def reference(self) -> str:
+        """What `resolve` finds it again by, from any working directory."""
+        own = self.base if self.stored is not None else str(self.directory.resolve())
+        if self.adapter is None:
+            return own
+        return f"{own}+{self.adapter.resolve() if self._adapter_is_path else self.parts[1]}"
+
+    @property
+    def label(self) -> str:
+        """Its name for others, whose business the path of a directory is not."""
+        own = self.base if self.stored is not None else self.directory.resolve().name
+        if self.adapter is None:
+            return own
+        return f"{own}+{self.adapter.resolve().name if self._adapter_is_path else self.parts[1]}"
+
+    @property
+    def _adapter_is_path(self) -> bool:
+        return os.path.isdir(os.path.expanduser(self.parts[1]))
+
+    def is_called(self, name: str) -> bool:
+        """Whether ``name`` means the model without its adapter, here or where it was trained."""
+        if self.stored is not None:
+            return ALIASES.get(name, name) in (ALIASES.get(self.base, self.base), self.stored.name)
+        return Path(name).name == self.directory.resolve().name
 
 
 def resolve(model: str | None, *, revision: str | None = None, offline: bool = False) -> ResolvedModel:
     """The directory of ``model``: a directory, a name in our store or in a Hugging Face cache.
 
     None stands for the built-in model. A model directory comes before a name, and what looks like a
-    path is never taken for a name. Raises `ModelNotFound`, `Unavailable` (``offline``), `UsageError`, and
-    `ModelFileError` when a stored file has not the size of its manifest.
+    path is never taken for a name. ``MODEL+ADAPTER`` is a model with an adapter (`with_adapter`). Raises
+    `ModelNotFound`, `Unavailable` (``offline``), `UsageError`, and `ModelFileError` when a stored file has
+    not the size of its manifest.
     """
+    model, adapter = split_adapter(model)
     found = locate(model, revision=revision, offline=offline)
     if found.stored is not None:
         check_sizes(found.stored)
-    return found
+    return found if adapter is None else with_adapter(found, adapter)
+
+
+def split_adapter(model: str | None) -> tuple[str | None, str | None]:
+    """``MODEL`` and ``ADAPTER`` of ``MODEL+ADAPTER``; what is a directory as a whole has none."""
+    if model is None or "+" not in model or os.path.isdir(os.path.expanduser(model)):
+        return model, None
+    places = [at for at, char in enumerate(model) if char == "+" and 0 < at < len(model) - 1]
+    directories = [at for at in places if os.path.isdir(os.path.expanduser(model[:at]))]
+    named = [at for at in places if is_name(model[:at])]
+    at = next(iter((*reversed(directories), *named)), None)
+    return (model, None) if at is None else (model[:at], model[at + 1 :])
+
+
+def with_adapter(model: ResolvedModel, adapter: str) -> ResolvedModel:
+    """``model`` with an adapter: a directory, or a ``NAME`` or ``NAME@REVISION`` on this disk.
+
+    Raises `ModelNotFound`, `ModelFileError` for a pickle or a damaged file, `UsageError` for a second one.
+    """
+    if model.adapter is not None:
+        raise UsageError(
+            f"{model.name} has an adapter, and {adapter} would be a second one",
+            hint="merge the first one: gpt2cli export MODEL+ADAPTER DIR",
+        )
+    directory = _adapter_directory(adapter)
+    name = f"{model.name}+{adapter}"
+    return replace(model, name=name, adapter=directory, parts=(model.name, adapter))
+
+
+def _adapter_directory(adapter: str) -> Path:
+    path = Path(os.path.expanduser(adapter))
+    if not os.path.isdir(path):
+        stored = _stored_adapter(adapter)
+        if stored is None:
+            raise ModelNotFound(
+                f"{adapter}: no such adapter directory, and no adapter of that name on this disk",
+                hint="an adapter is a directory with adapter_config.json, as peft writes it",
+            )
+        check_sizes(stored)
+        path = stored.directory
+    check_is_adapter(path)
+    return path
+
+
+def _stored_adapter(text: str) -> StoredModel | None:
+    if not is_name(text.partition("@")[0]):
+        return None
+    name, revision = parse_reference(text)
+    return find_stored(name, revision) or find_cached_adapter(name, revision)
 
 
 def locate(model: str | None, *, revision: str | None = None, offline: bool = False) -> ResolvedModel:
@@ -89,7 +176,8 @@ def _without_revision(model: ResolvedModel, revision: str | None) -> ResolvedMod
 def local_names() -> list[str]:
     """The names that ``-m`` takes for models on this disk, aliases first where one exists."""
     alias_of = {repository: alias for alias, repository in reversed(ALIASES.items())}
-    names = [alias_of.get(m.name, m.name) for m in (*stored_models(), *cached_models())]
+    models = (m for m in (*stored_models(), *cached_models()) if not is_adapter(m.directory))
+    names = [alias_of.get(m.name, m.name) for m in models]
     if builtin_directory().is_dir():
         names.insert(0, BUILTIN)
     return list(dict.fromkeys(names))

@@ -15,8 +15,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from gpt2cli.checkpoint import open_checkpoint
 from gpt2cli.errors import Gpt2cliError
+from gpt2cli.hub.contents import check_contents
 from gpt2cli.hub.manifest import FileRecord, Manifest, read_manifest
 from gpt2cli.hub.store import StoredModel, repair_command, weights_cache
 
@@ -86,7 +86,7 @@ def verify_files(model: StoredModel) -> FilesReport:
         manifest = model.manifest or own
         files = tuple(_against_manifest(model.directory, manifest) if manifest else _alone(model.directory))
     try:
-        open_checkpoint(model.directory, allow_pickle=True)
+        check_contents(model.directory, allow_pickle=True)
         problem = None
     except Gpt2cliError as error:
         problem = str(error)

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from gpt2cli import __version__
+from gpt2cli.adapter import fingerprint
 from gpt2cli.checkpoint import weight_files
 from gpt2cli.errors import UsageError
 from gpt2cli.files import write_atomically
@@ -124,8 +125,12 @@ def remove_manifest(path: Path) -> None:
         manifest_path(path).unlink()
 
 
-def model_hash(directory: Path, known: Mapping[str, str] | None = None) -> str:
+def model_hash(
+    directory: Path, known: Mapping[str, str] | None = None, *, adapter: Path | None = None
+) -> str:
     """The SHA-256 of a model's files: their names and contents. ``known`` are hashes of some, by name.
+
+    With an ``adapter`` it is the hash of both.
 
     Raises `ModelFileError`, `OSError`.
     """
@@ -134,6 +139,8 @@ def model_hash(directory: Path, known: Mapping[str, str] | None = None) -> str:
     for path in sorted([*files, *weight_files(directory)], key=lambda path: path.name):
         content = (known or {}).get(path.name) or _file_hash(path)
         whole.update(f"{path.name}\0{content}\0".encode())
+    if adapter is not None:
+        whole.update(f"adapter\0{fingerprint(adapter)}\0".encode())
     return whole.hexdigest()
 
 

@@ -143,7 +143,7 @@ def _options(recipe: Recipe) -> Iterator[tuple[str, Any]]:
     for part in (recipe.shape, recipe.train, recipe.lora, recipe.distill):
         for field in fields(part) if part is not None else ():
             value = getattr(part, field.name)
-            if value is not None and field.name not in ("device", "threads"):
+            if value is not None and field.name not in ("device", "threads", "keep"):
                 yield field.name.replace("_", "-"), value
     yield "save-precision", recipe.export.save_precision
 

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import json
+import shutil
 from pathlib import Path
 from typing import Any
 
 import torch
 from transformers import GPT2LMHeadModel, PreTrainedModel
 
-from gpt2cli.checkpoint import open_checkpoint
+from gpt2cli.checkpoint import canonical_name, open_checkpoint
+from gpt2cli.core.adapters import merged
 from gpt2cli.errors import ModelFileError, UsageError
+from gpt2cli.model_files import ADAPTER_CONFIG, ADAPTER_WEIGHTS
 from gpt2cli.train.options import LoraOptions
 
 LORA_MODULES = ["c_attn", "c_proj", "c_fc"]
@@ -54,7 +58,39 @@ def add_lora(model: GPT2LMHeadModel, options: LoraOptions, seed: int) -> Any:
     return get_peft_model(model, config)
 
 
-def merged(model: Any) -> PreTrainedModel:
-    """The plain model: adapters, if there are any, added into its weights."""
-    plain: PreTrainedModel = model.merge_and_unload() if hasattr(model, "merge_and_unload") else model
+def save_adapter(model: Any, directory: Path, base: str | None) -> None:
+    """Write the adapters of ``model`` as peft does, for a model that is called ``base``. Raises `OSError`."""
+    from peft import get_peft_model_state_dict
+    from safetensors.torch import save_file
+
+    shutil.rmtree(directory, ignore_errors=True)
+    directory.mkdir(parents=True)
+    # Without embeddings, which are not trained: whether they were is asked of the Hub otherwise.
+    state = get_peft_model_state_dict(model, save_embedding_layers=False)
+    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in state.items()}
+    save_file(tensors, directory / ADAPTER_WEIGHTS, {"format": "pt"})
+    config = model.peft_config["default"]
+    config.base_model_name_or_path, config.inference_mode = base, True
+    config.save_pretrained(directory)
+    path = directory / ADAPTER_CONFIG
+    content = json.loads(path.read_text("utf-8"))
+    # A set, in any order.
+    content["target_modules"] = sorted(content["target_modules"])
+    path.write_text(json.dumps(content, indent=2) + "\n", "utf-8")
+
+
+def merge_adapter(model: Any, base: Path, directory: Path) -> PreTrainedModel:
+    """The plain model of the directory ``base`` with the adapter in ``directory`` in its weights.
+
+    ``model`` has trained it; the weights are to the last bit those of ``gpt2cli generate --adapter``.
+    """
+    plain: PreTrainedModel = model.unload()
+    plain.to("cpu")  # type: ignore[arg-type]
+    adapter = open_checkpoint(base, adapter=directory).adapter
+    assert adapter is not None
+    with torch.no_grad():
+        for key, parameter in plain.named_parameters():
+            name = canonical_name(key)
+            if name is not None and adapter.touches(name):
+                parameter.copy_(torch.from_numpy(merged(adapter, name, parameter.numpy())))
     return plain

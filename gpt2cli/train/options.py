@@ -86,6 +86,8 @@ class LoraOptions:
     alpha: int = 16
     """The update is scaled by alpha / rank."""
     dropout: float = 0.0
+    keep: bool = False
+    """Leave the adapters as an adapter in peft's format, too, beside the model that they are merged into."""
 
     def __post_init__(self) -> None:
         check_whole("lora_rank", self.rank, 1, MAX_EMBD, f"1 to {MAX_EMBD}")

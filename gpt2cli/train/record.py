@@ -27,6 +27,7 @@ class TrainingRecord:
         self.directory, self._report = directory, report
         self.work = directory / "training"
         self.checkpoints = self.work / "checkpoints"
+        self.adapter = self.work / "adapter"
         self._made = False
 
     def check_free(self) -> None:

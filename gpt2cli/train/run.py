@@ -4,6 +4,7 @@
 
     DIR/                      the result: a model directory, there only when the training is done
       config.json  model.safetensors  tokenizer.json  generation_config.json  README.md  …
+      adapter/                where it is wanted: adapter_config.json, adapter_model.safetensors
       training/
         run.json              the recipe, and the data's fingerprint; written first
         events.jsonl          what was reported
@@ -13,6 +14,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -24,6 +26,7 @@ from transformers import GPT2LMHeadModel, PreTrainedModel
 
 from gpt2cli.checkpoint import open_checkpoint
 from gpt2cli.errors import Gpt2cliError, UsageError
+from gpt2cli.files import as_created
 from gpt2cli.text.tokenizer import Tokenizer
 from gpt2cli.train import attention, hardware
 from gpt2cli.train.acceptance import acceptance
@@ -31,7 +34,7 @@ from gpt2cli.train.corpus import Corpus, tokenizer_files
 from gpt2cli.train.distill import DistillationTrainer, make_student
 from gpt2cli.train.export import export, round_weights
 from gpt2cli.train.facts import Facts, FileScore
-from gpt2cli.train.finetune import add_lora, load_model, merged
+from gpt2cli.train.finetune import add_lora, load_model, merge_adapter, save_adapter
 from gpt2cli.train.options import Recipe
 from gpt2cli.train.record import Report, TrainingRecord
 from gpt2cli.train.scratch import new_model, train_tokenizer
@@ -46,6 +49,8 @@ from gpt2cli.train.trainer import (
 from gpt2cli.train.windows import Plan, make_plan
 
 SAMPLE_TOKENS = 60
+ADAPTER = "adapter"
+"""The folder of the adapter in a model's directory; beside the model itself, transformers would apply it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -196,15 +201,35 @@ class _Session:
             self.record.emit({"event": "interrupted", "step": step})
             return Outcome(directory, step, None)
         trainable = sum(p.numel() for p in self.trained.parameters() if p.requires_grad)
-        finished: Any = merged(self.trained)
+        finished: Any = self._merged()
         finished.to("cpu")
         round_weights(finished, self.recipe.export.save_precision)
         facts = self._facts(finished, before, step, trainable)
         export(finished, self.source, facts, directory)
+        self._put_adapter()
         if not keep_checkpoints:
             shutil.rmtree(self.record.checkpoints, ignore_errors=True)
         self.record.emit(_end_event(facts, directory))
         return Outcome(directory, step, facts)
+
+    def _merged(self) -> PreTrainedModel:
+        """The plain model that was trained; an adapter is written first, and merged as it is read."""
+        base = self.recipe.base
+        if self.recipe.lora is None or base is None:
+            return self.model
+        save_adapter(self.trained, self.record.adapter, self.recipe.base_name or str(base))
+        return merge_adapter(self.trained, base, self.record.adapter)
+
+    def _put_adapter(self) -> None:
+        """Put the adapter beside the model where it is wanted, and else away."""
+        lora, kept = self.recipe.lora, self.record.directory / ADAPTER
+        if lora is not None and lora.keep:
+            shutil.rmtree(kept, ignore_errors=True)
+            as_created(self.record.adapter)
+            for path in self.record.adapter.iterdir():
+                as_created(path)
+            os.replace(self.record.adapter, kept)
+        shutil.rmtree(self.record.adapter, ignore_errors=True)
 
     def _make_trainer(self) -> LanguageModelTrainer:
         arguments: dict[str, Any] = {

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from gpt2cli.checkpoint import Checkpoint, ModelConfig, expected_shapes
+from gpt2cli.core.arrays import as_float32
 from gpt2cli.core.backend import Batch, EngineInfo, Floats
 from gpt2cli.core.native.library import (
     ABI,
@@ -43,7 +44,7 @@ from gpt2cli.core.native.packed import (
     write_packed,
 )
 from gpt2cli.core.quantise import Kind
-from gpt2cli.core.tensors import Tensors, as_float32, open_tensors
+from gpt2cli.core.tensors import Tensors, open_tensors
 from gpt2cli.errors import Gpt2cliError
 
 if TYPE_CHECKING:
@@ -288,11 +289,13 @@ def _in_place(source: Source, tensors: Tensors, precision: Kind, small: bool, tu
     """Whether the matrix is multiplied where it lies.
 
     A large one of 16 bits is read faster panel after panel. The output head, whose rows are outputs, is worth
-    turning (``turned``) where that costs little, or is kept.
+    turning (``turned``) where that costs little, or is kept; what an adapter changes is worth keeping, too.
     """
-    if direct_type(tensors.read(source.tensor)[1], precision) is None:
+    if direct_type(tensors.dtype(source.tensor), precision) is None:
         return False
     if source.layout == OUTPUTS and turned:
+        return False
+    if tensors.is_adapted(source.tensor) and turned and not small:
         return False
     return small or precision == "fp32"
 

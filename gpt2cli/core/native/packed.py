@@ -32,9 +32,10 @@ from typing import IO, Any
 
 import numpy as np
 
+from gpt2cli.core.arrays import Array
 from gpt2cli.core.native.library import F32, GROUP, INPUTS, OUTPUTS, PANEL, TYPES, library
 from gpt2cli.core.quantise import FP16_MAX, Kind
-from gpt2cli.core.tensors import Array, Tensors
+from gpt2cli.core.tensors import Tensors
 from gpt2cli.errors import ModelFileError
 from gpt2cli.safetensors_header import TensorInfo, read_header
 
@@ -302,6 +303,7 @@ def convert(
         kind = kind_of(source, precision, check_finite(tensors, source.tensor, directory, release=True))
         parts = _told(pack(tensors, source, kind, threads), told)
         yield Converted(source.name, kind, packed_shape(source, kind), parts)
+        tensors.forget(source.tensor)
 
 
 def _told(parts: Iterator[Array], told: Callable[[int], None]) -> Iterator[Array]:
