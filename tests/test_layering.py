@@ -34,6 +34,7 @@ ALLOWED: dict[str, set[str]] = {
     "train": BASE | MIDDLE | {"core", "__init__"},
     "bench": BASE | MIDDLE | {"core"},
     "terminal": {"errors", "files", "text"},
+    "presets": BASE | {"settings", "text"},
     "remote": BASE | {"text", "hub", "__init__"},
     "jobs": BASE | {"checkpoint", "__init__"},
 }

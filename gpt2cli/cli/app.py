@@ -62,6 +62,7 @@ COMMANDS = {
     "batch": ("batch", "batch", "EXAMPLES"),
     "serve": ("serve", "serve", "EXAMPLES"),
     "bench": ("bench", "bench", "EXAMPLES"),
+    "preset": ("preset", "app", None),
     "config": ("config", "app", None),
     "completions": ("completions", "completions", "EXAMPLES"),
 }

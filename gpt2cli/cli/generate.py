@@ -19,6 +19,7 @@ from gpt2cli.cli.flags import (
     PromptFlags,
     SamplingFlags,
     ServerFlags,
+    TemplateFlags,
     given_options,
     load_options,
     output_file,
@@ -33,7 +34,7 @@ from gpt2cli.cli.loading import (
     load_engine,
     resolve_model,
 )
-from gpt2cli.cli.prompt import read_prompt
+from gpt2cli.cli.presets import Prompts, use_preset
 from gpt2cli.cli.remote import Place, check_local_flags, find_place, without_local_settings
 from gpt2cli.cli.sinks import OutputOptions, Run, make_sink
 from gpt2cli.errors import UsageError
@@ -80,12 +81,16 @@ def generate(
         Path | None,
         typer.Option("--file", "-f", metavar="FILE", help="Read the prompt from FILE.", show_default=False),
     ] = None,
+    preset: params.Preset = None,
+    field: params.TemplateField = None,
+    field_file: params.FieldFile = None,
     model: params.RemoteModel = None,
     revision: params.Revision = None,
     offline: params.Offline = None,
     allow_pickle: params.AllowPickle = None,
     max_new_tokens: params.MaxNewTokens = None,
     max_length: params.MaxLength = None,
+    max_sentences: params.MaxSentences = None,
     stop: params.Stop = None,
     ignore_eos: params.IgnoreEos = None,
     overflow: params.OverflowMode = None,
@@ -126,14 +131,17 @@ def generate(
     terminal: Terminal = ctx.obj
     flags = read_flags(GenerateFlags, ctx.params)
     settings = read_settings(terminal, flags.quiet)
+    flags, prompts = use_preset(terminal, flags, command="generate")
     place = find_place(terminal, settings, flags.model, flags)
     if place is not None:
-        _run_remotely(terminal, settings, flags, place)
+        _run_remotely(terminal, settings, flags, place, prompts)
     else:
-        _run(_read_request(terminal, settings, flags))
+        _run(_read_request(terminal, settings, flags, prompts))
 
 
-def _run_remotely(terminal: Terminal, settings: Settings, flags: GenerateFlags, place: Place) -> None:
+def _run_remotely(
+    terminal: Terminal, settings: Settings, flags: GenerateFlags, place: Place, prompts: Prompts
+) -> None:
     """Check the command line, and have a server continue the prompt. Raises `Gpt2cliError`."""
     with terminal.signals.deferred():
         from gpt2cli.cli.generate_remotely import run
@@ -142,14 +150,15 @@ def _run_remotely(terminal: Terminal, settings: Settings, flags: GenerateFlags, 
     output = output_options(terminal, flags)
     given = given_of(without_local_settings(terminal, settings), flags)
     GenerateOptions(**given)
-    run(terminal, place, read_prompt(terminal, flags), given, output)
+    run(terminal, place, prompts.read(terminal, flags), given, output)
 
 
 @dataclass(frozen=True, kw_only=True)
-class GenerateFlags(ModelFlags, PromptFlags, SamplingFlags, LengthFlags, ServerFlags):
+class GenerateFlags(ModelFlags, PromptFlags, TemplateFlags, SamplingFlags, LengthFlags, ServerFlags):
     """The flags of `generate`."""
 
     max_length: int | None
+    max_sentences: int | None
     overflow: Overflow | None
     num_return_sequences: int | None
     seed: int | None
@@ -181,13 +190,15 @@ class GenerateRequest:
     output: OutputOptions
 
 
-def _read_request(terminal: Terminal, settings: Settings, flags: GenerateFlags) -> GenerateRequest:
+def _read_request(
+    terminal: Terminal, settings: Settings, flags: GenerateFlags, prompts: Prompts
+) -> GenerateRequest:
     """Check everything that can be checked without torch. Raises `Gpt2cliError`."""
     output = output_options(terminal, flags)
     given = given_of(settings, flags)
     GenerateOptions(**given)
     load = load_options(settings, flags)
-    prompt = read_prompt(terminal, flags)
+    prompt = prompts.read(terminal, flags)
     model = check_model(resolve_model(terminal, settings, flags, load), load)
     options = model.checkpoint.generate_options(given).settled()
     if options.rng == "transformers" and load.precision == "auto":
