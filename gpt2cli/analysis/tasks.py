@@ -1,8 +1,8 @@
 """Tests that the GPT-2 paper used: the last word of a passage, and a gap to be filled.
 
 ``lambada`` (Paperno et al. 2016): the last word of each passage, with what stands before it as context.
-``winograd`` (Levesque et al. 2012): each candidate is put in the place of the pronoun, and what follows it is
-scored alone, which Trinh and Le 2018 (arXiv 1806.02847) call partial scoring and Radford et al. 2019 take over.
+``winograd`` (Levesque et al. 2012): each candidate is put in the place of the pronoun, and what follows is
+scored alone: the partial scoring of Trinh and Le 2018 (arXiv 1806.02847), as in Radford et al. 2019.
 ``cloze`` (Hill et al. 2016, the Children's Book Test): each candidate is put into the gap, and scored with
 the rest of the text after it, as section 3.2 of Radford et al. 2019 describes.
 """
@@ -215,9 +215,9 @@ def score_partly(
 ) -> ClozeScore:
     """Put each choice into the gap, and score only what follows it (partial scoring, Trinh and Le 2018).
 
-    What follows is tokenised by itself, so that all choices are judged by the same tokens. What does not fit is
-    left out at the beginning, of each the same part of the text before the gap. Raises `UsageError` where nothing
-    follows the gap, or where it does not fit with a choice before it.
+    What follows is tokenised by itself, so that all choices are judged by the same tokens. What does not fit
+    is left out at the beginning, of each the same part of the text before the gap. Raises `UsageError` where
+    nothing follows the gap, or where it does not fit with a choice before it.
     """
     if not cloze.after.strip():
         raise UsageError(f"{cloze.tag}: nothing follows the gap, by which the choices could be told apart")

@@ -98,10 +98,15 @@ def _with_values(flags: F, preset: Preset) -> tuple[F, list[str]]:
         name: value
         for name, value in values.items()
         if name in there
-        and getattr(flags, name) is None
-        and getattr(flags, _RIVALS.get(name, name), None) is None
+        and not _given(getattr(flags, name))
+        and not _given(getattr(flags, _RIVALS.get(name, name), None))
     }
     return replace(flags, **missing), unused
+
+
+def _given(value: object) -> bool:
+    """Whether a flag was given; Typer has an empty list, or an empty tuple, for a list that was not."""
+    return value is not None and not (isinstance(value, list | tuple) and not value)
 
 
 def _prompts(terminal: Terminal, flags: TemplateFlags, preset: Preset) -> Prompts:

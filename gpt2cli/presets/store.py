@@ -1,4 +1,7 @@
-"""Presets by name: the built-in ones, and the user's, each a file ``NAME.toml`` in the folder of the settings."""
+"""Presets by name: the built-in ones, and the user's.
+
+Each is a file ``NAME.toml``, the user's in the folder of the settings.
+"""
 
 from __future__ import annotations
 

@@ -20,8 +20,8 @@ MAX_TEMPLATE = 2**20
 """Characters."""
 MAX_FILLED = 32 * 2**20
 """Characters of a text that was made of a template."""
-NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,63}")
-_TOKEN = re.compile(r"\{\{|\}\}|\{(%s)\}|[{}]" % NAME.pattern)
+NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,63}", re.ASCII)
+_TOKEN = re.compile(rf"\{{\{{|\}}\}}|\{{({NAME.pattern})\}}|[{{}}]")
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,7 +46,7 @@ class Template:
                 literal += found[0][0]
             else:
                 raise UsageError(
-                    f"the template has a {found[0]} at character {found.start() + 1} that belongs to no field",
+                    f"the template: the {found[0]} at character {found.start() + 1} belongs to no field",
                     hint="a field is {input} or {name}; {{ and }} are braces",
                 )
         return cls((*parts, (literal + text[end:], None)))
