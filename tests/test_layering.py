@@ -213,6 +213,7 @@ HEAVY = {"torch", "transformers", "prompt_toolkit", "httpx", "httpx2", "http"}
     "arguments",
     [
         ("config", "list"),
+        ("preset", "list"),
         ("completions", "--models"),
         ("list",),
         ("list", "--available"),

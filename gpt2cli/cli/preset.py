@@ -200,7 +200,7 @@ def _preset_of(terminal: Terminal, flags: SaveFlags, base: Preset) -> Preset:
         "format": flags.format,
         "system": None if flags.system is None else clean_typed(terminal, flags.system, strict=True),
         "template": template,
-        "stop": None if flags.stop is None else tuple(flags.stop),
+        "stop": tuple(flags.stop) if flags.stop else None,
     }
     said = {name: value for name, value in said.items() if value is not None}
     if said.get("template") not in (None, base.template) or base.task is not None:

@@ -33,10 +33,8 @@ class Prompts:
     def read(self, terminal: Terminal, flags: PromptFlags) -> str:
         """The prompt of a command line. Raises `UsageError`."""
         if self.template is not None and INPUT not in self.template.names:
-            named = [flags.words, flags.prompt, flags.file]
-            return self.fill(
-                read_prompt(terminal, flags) if any(part is not None for part in named) else None
-            )
+            named = bool(flags.words) or flags.prompt is not None or flags.file is not None
+            return self.fill(read_prompt(terminal, flags) if named else None)
         return self.fill(read_prompt(terminal, flags))
 
     def fill(self, text: str | None, fields: Mapping[str, str] | None = None) -> str:

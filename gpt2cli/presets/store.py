@@ -179,6 +179,6 @@ def _item(value: Any) -> Any:
 
     plain = isinstance(value, str) and value.replace("\n", "").isprintable()
     if isinstance(value, str) and plain and "\n" in value and not {'"', "\\"} & set(value):
-        # The first line end after the quotes does not count.
-        return tomlkit.string("\n" + value, multiline=True)
+        # It begins on a line of its own: the first line end after the quotes does not count.
+        return tomlkit.string(value, multiline=True)
     return tomlkit.item(value)

@@ -35,7 +35,8 @@ class SentenceLimit:
                     self.stopped = True
                     return text[:place]
             elif not space:
-                stays = self._marked and character in _CLOSING
-                self._marked = stays or (self._begun and character in _MARKS)
-                self._begun = True
+                closes = self._marked and character in _CLOSING
+                self._marked = closes or (self._begun and character in _MARKS)
+                # What begins with marks alone is no sentence yet.
+                self._begun = self._begun or character not in _MARKS
         return text
