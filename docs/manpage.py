@@ -109,8 +109,8 @@ def records(command: Any, context: typer.Context) -> Iterator[str]:
 def settings() -> Iterator[str]:
     """Each setting, and its variable."""
     yield from paragraphs(
-        "A flag comes before a preset, that before the environment, that before config.toml (gpt2cli config set KEY VALUE), that "
-        "before the model's generation_config.json, that before transformers' defaults."
+        "A flag comes before a preset, that before the environment, that before config.toml (gpt2cli config "
+        "set KEY VALUE), that before the model's generation_config.json, that before transformers' defaults."
     )
     yield from entries({f"{key}, {environment_name(key)}": f"{known.help}." for key, known in KEYS.items()})
 

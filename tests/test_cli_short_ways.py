@@ -13,10 +13,10 @@ from pathlib import Path
 
 import pytest
 from cli import COMMAND, call, shell, start
-from support import REPOSITORY
 
 from gpt2cli.cli.app import COMMANDS
 from gpt2cli.cli.default_command import is_text
+from gpt2cli.cli.man import find_page
 from gpt2cli.terminal.manual import plain_page
 
 SAY = ("--seed", "7", "--max-new-tokens", "8")
@@ -228,12 +228,12 @@ def test_a_coproc_of_bash(tiny_model: Path) -> None:
 
 
 def test_man_gives_its_source_to_a_pipe() -> None:
-    assert call("man").out == (REPOSITORY / "docs/gpt2cli.1").read_text("utf-8")
+    assert call("man").out == find_page().read_text("utf-8")
 
 
 def test_without_man_a_terminal_gets_plain_text(tmp_path: Path) -> None:
     shown = call("man", tty="out", PATH=str(tmp_path)).out
-    assert shown == plain_page((REPOSITORY / "docs/gpt2cli.1").read_text("utf-8"))
+    assert shown == plain_page(find_page().read_text("utf-8"))
     assert shown.startswith("NAME\n       gpt2cli - ") and "\nEXIT STATUS\n" in shown
     assert "\\" not in shown.replace("\\n", "") and max(map(len, shown.splitlines())) < 130
 
@@ -246,13 +246,13 @@ def test_man_is_asked_on_a_terminal(tmp_path: Path, code: int) -> None:
     program.write_text(f'#!/bin/sh\nprintf "%s" "$1" > "{tmp_path}/asked"\nexit {code}\n')
     program.chmod(0o755)
     outcome = call("man", tty="out", PATH=f"{tmp_path}{os.pathsep}{os.environ['PATH']}")
-    assert (tmp_path / "asked").read_text() == str(REPOSITORY / "docs/gpt2cli.1")
+    assert (tmp_path / "asked").read_text() == strfind_page()
     assert outcome.code == 0 and bool(outcome.out) == bool(code)
 
 
 @pytest.mark.skipif(shutil.which("man") is None, reason="man is not installed")
 def test_the_plain_text_has_the_words_that_man_shows() -> None:
-    page = REPOSITORY / "docs/gpt2cli.1"
+    page = find_page()
     done = subprocess.run(
         ["man", "-l", page],
         capture_output=True,
