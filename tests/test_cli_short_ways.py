@@ -246,7 +246,7 @@ def test_man_is_asked_on_a_terminal(tmp_path: Path, code: int) -> None:
     program.write_text(f'#!/bin/sh\nprintf "%s" "$1" > "{tmp_path}/asked"\nexit {code}\n')
     program.chmod(0o755)
     outcome = call("man", tty="out", PATH=f"{tmp_path}{os.pathsep}{os.environ['PATH']}")
-    assert (tmp_path / "asked").read_text() == strfind_page()
+    assert (tmp_path / "asked").read_text() == str(find_page())
     assert outcome.code == 0 and bool(outcome.out) == bool(code)
 
 

@@ -77,7 +77,7 @@ def test_a_short_template_makes_no_huge_prompt() -> None:
 values = st.text(alphabet="{}ab\n:.!é", max_size=12)
 
 
-@settings(max_examples=series(20_000, 300))
+@settings(max_examples=series(3_000, 200))
 @given(st.lists(st.sampled_from(["{a}", "{b}", "{{", "}}", "x", "\n", ":"]), max_size=12), values, values)
 def test_filling_is_what_is_between_the_fields(parts: list[str], a: str, b: str) -> None:
     """Each part in its place, and nothing of a value is looked at again."""
@@ -87,7 +87,7 @@ def test_filling_is_what_is_between_the_fields(parts: list[str], a: str, b: str)
     assert template.fill(used) == "".join(put.get(part, part) for part in parts)
 
 
-@settings(max_examples=series(20_000, 300))
+@settings(max_examples=series(3_000, 200))
 @given(st.text(alphabet="{}ab_0.![:\n é\x00", max_size=20), st.dictionaries(st.sampled_from("ab_"), values))
 def test_nothing_but_the_one_error(template: str, given: dict[str, str]) -> None:
     """Whatever the template: it is filled in, or `UsageError` says what is wrong in one short line."""
@@ -129,7 +129,7 @@ def test_a_saved_preset_is_read_as_it_was() -> None:
 texts = st.text(st.characters(exclude_categories=("Cs",), exclude_characters="\x00{}"), max_size=20)
 
 
-@settings(max_examples=series(5_000, 60))
+@settings(max_examples=series(500, 40))
 @given(texts, texts, st.lists(texts.filter(bool), max_size=3))
 def test_any_text_survives_its_file(template: str, value: str, stops: list[str]) -> None:
     preset = Preset(template=template + "{a}", fields={"a": value}, stop=tuple(stops), system=value)
