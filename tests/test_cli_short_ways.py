@@ -12,7 +12,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from cli import COMMAND, call, shell, start
+from cli import call, shell, start
 
 from gpt2cli.cli.app import COMMANDS
 from gpt2cli.cli.default_command import is_text
@@ -266,8 +266,3 @@ def test_the_plain_text_has_the_words_that_man_shows() -> None:
         return re.sub(r"[\s\u2010-]+", "", text).split()
 
     assert words(plain_page(page.read_text("utf-8"))) == words(theirs)
-
-
-def test_help_names_the_short_way() -> None:
-    done = subprocess.run([*COMMAND, "--help"], capture_output=True, text=True)
-    assert 'gpt2cli "Once upon a time"' in done.stdout
