@@ -36,6 +36,7 @@ ENVIRONMENT = {
 }
 FILES = {
     "~/.config/gpt2cli/config.toml": "Settings.",
+    "~/.config/gpt2cli/presets": "Presets, a file each.",
     "~/.local/share/gpt2cli/models": "Models.",
     "~/.cache/gpt2cli": "Converted weights, partial downloads: what can be made again.",
     "~/.local/state/gpt2cli": "Sessions of chat, and its history.",
@@ -108,8 +109,8 @@ def records(command: Any, context: typer.Context) -> Iterator[str]:
 def settings() -> Iterator[str]:
     """Each setting, and its variable."""
     yield from paragraphs(
-        "A flag comes before the environment, that before config.toml (gpt2cli config set KEY VALUE), that "
-        "before the model's generation_config.json, that before transformers' defaults."
+        "A flag comes before a preset, that before the environment, that before config.toml (gpt2cli config "
+        "set KEY VALUE), that before the model's generation_config.json, that before transformers' defaults."
     )
     yield from entries({f"{key}, {environment_name(key)}": f"{known.help}." for key, known in KEYS.items()})
 

@@ -19,6 +19,10 @@ Rng = Literal["default", "transformers"]
 Overflow = Literal["error", "truncate", "slide"]
 Device = Literal["auto", "cpu", "cuda", "mps"]
 Precision = Literal["auto", "fp32", "fp16", "bf16", "int8", "int4"]
+ChatFormat = Literal["story", "transcript", "dialogpt", "template", "raw"]
+"""How `chat` makes one text of a conversation."""
+ScoreTask = Literal["lambada", "cloze", "winograd"]
+"""The tests that `score` knows."""
 BackendName = Literal["auto", "native", "torch"]
 
 DRAFTS = ("auto", "off", "lookup")
@@ -159,13 +163,15 @@ class GenerateOptions(SamplingOptions):
     """The same for each time that the token is there already, in [-2, 2]; 0 is off."""
     logit_bias: tuple[tuple[int, float], ...] = ()
     """Pairs of a token and what is added to its score, in [-100, 100]."""
+    max_sentences: int | None = None
+    """The text ends after so many sentences (`gpt2cli.text.sentences`)."""
 
     def __post_init__(self) -> None:
         SamplingOptions.__post_init__(self)
         if self.max_new_tokens is not None and self.max_length is not None:
             raise InvalidOption("max_length", "not together with max-new-tokens")
         positive = "a positive whole number"
-        for option in ("max_new_tokens", "max_length"):
+        for option in ("max_new_tokens", "max_length", "max_sentences"):
             if getattr(self, option) is not None:
                 check_whole(option, getattr(self, option), 1, None, positive)
         check_whole("num_return_sequences", self.num_return_sequences, 1, 4096, "1 to 4096")

@@ -4,6 +4,7 @@
 function        on Linux                            under ``GPT2CLI_HOME``
 ==============  ==================================  ===========================
 config_file     ~/.config/gpt2cli/config.toml       $GPT2CLI_HOME/config.toml
+presets_dir     ~/.config/gpt2cli/presets           $GPT2CLI_HOME/presets
 store_dir       ~/.local/share/gpt2cli/models       $GPT2CLI_HOME/models
 cache_dir       ~/.cache/gpt2cli                    $GPT2CLI_HOME/cache
 state_dir       ~/.local/state/gpt2cli              $GPT2CLI_HOME/state
@@ -32,6 +33,11 @@ def config_file() -> Path:
     """The settings file."""
     home = _home()
     return (home or platformdirs.user_config_path(APP, appauthor=False)) / "config.toml"
+
+
+def presets_dir() -> Path:
+    """The user's presets, a file each."""
+    return config_file().parent / "presets"
 
 
 def store_dir() -> Path:

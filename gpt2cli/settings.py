@@ -226,7 +226,7 @@ def change_config_file(values: Mapping[str, Value | None]) -> None:
 
     texts = {key: None if value is None else _toml(key, value) for key, value in values.items()}
     path = paths.config_file()
-    with _only_writer(path):
+    with only_writer(path):
         # What is damaged is said as for any other command.
         before = read_config_file()
         document = tomlkit.parse(path.read_bytes()) if path.exists() else tomlkit.document()
@@ -247,7 +247,7 @@ def _comment_of(item: Any) -> tuple[str, str]:
 
 
 @contextlib.contextmanager
-def _only_writer(path: Path) -> Iterator[None]:
+def only_writer(path: Path) -> Iterator[None]:
     """Let no other process change ``path`` meanwhile. Raises `Gpt2cliError`."""
     from filelock import FileLock, Timeout
 

@@ -32,6 +32,7 @@ OPTIONS = _object(
     max_new_tokens=_maybe_count,
     max_length=_maybe_count,
     num_return_sequences=_count,
+    max_sentences=_maybe_count,
     stop={"type": "array", "items": _text},
     ignore_eos=_switch,
     special_tokens=_switch,

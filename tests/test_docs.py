@@ -24,7 +24,9 @@ from cli import command_paths
 from support import REPOSITORY, native_available
 
 from gpt2cli import errors
+from gpt2cli.cli.app import COMMANDS as COMMANDS_OF_APP
 from gpt2cli.cli.app import command_tree, main
+from gpt2cli.cli.default_command import with_command
 
 DOCS = REPOSITORY / "docs"
 README, COMMANDS, MANUAL = REPOSITORY / "README.md", DOCS / "commands.md", DOCS / "gpt2cli.1"
@@ -212,7 +214,7 @@ def words_of(line: str) -> Iterator[list[str]]:
 
 def check_call(tree: Any, words: list[str], where: str) -> None:
     """The command exists, and has the options."""
-    command = tree
+    command, words = tree, with_command(words, COMMANDS_OF_APP)
     while words and words[0] in getattr(command, "commands", {}):
         command = command.commands[words.pop(0)]
     assert not getattr(command, "commands", None) or not words or words[0].startswith("-"), where

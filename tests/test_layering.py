@@ -36,6 +36,7 @@ ALLOWED: dict[str, set[str]] = {
     "train": BASE | MIDDLE | {"core", "__init__"},
     "bench": BASE | MIDDLE | {"core"},
     "terminal": {"errors", "files", "text"},
+    "presets": BASE | {"settings", "text"},
     "remote": BASE | {"text", "hub", "__init__"},
     "jobs": BASE | {"adapter", "checkpoint", "__init__"},
 }
@@ -214,6 +215,7 @@ HEAVY = {"torch", "transformers", "prompt_toolkit", "httpx", "httpx2", "http"}
     "arguments",
     [
         ("config", "list"),
+        ("preset", "list"),
         ("completions", "--models"),
         ("list",),
         ("list", "--available"),

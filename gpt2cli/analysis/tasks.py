@@ -1,6 +1,8 @@
 """Tests that the GPT-2 paper used: the last word of a passage, and a gap to be filled.
 
 ``lambada`` (Paperno et al. 2016): the last word of each passage, with what stands before it as context.
+``winograd`` (Levesque et al. 2012): each candidate is put in the place of the pronoun, and what follows is
+scored alone: the partial scoring of Trinh and Le 2018 (arXiv 1806.02847), as in Radford et al. 2019.
 ``cloze`` (Hill et al. 2016, the Children's Book Test): each candidate is put into the gap, and scored with
 the rest of the text after it, as section 3.2 of Radford et al. 2019 describes.
 """
@@ -201,4 +203,33 @@ def score_cloze(
     if room < 1:
         raise UsageError(f"{cloze.tag}: what follows the gap does not fit the model's context")
     scores = continuations(batcher, [*first, *context][-room:], followers)
+    return ClozeScore(cloze, tuple(-part.nll for part in scores), max(0, len(context) - room))
+
+
+def score_partly(
+    batcher: Batcher,
+    engine: Engine,
+    cloze: Cloze,
+    encode: Callable[[str], list[int]],
+    first: Sequence[int] = (),
+) -> ClozeScore:
+    """Put each choice into the gap, and score only what follows it (partial scoring, Trinh and Le 2018).
+
+    What follows is tokenised by itself, so that all choices are judged by the same tokens. What does not fit
+    is left out at the beginning, of each the same part of the text before the gap. Raises `UsageError` where
+    nothing follows the gap, or where it does not fit with a choice before it.
+    """
+    if not cloze.after.strip():
+        raise UsageError(f"{cloze.tag}: nothing follows the gap, by which the choices could be told apart")
+    before, space = cloze.before, ""
+    if before[-1:] in (" ", "\n"):
+        before, space = before[:-1], before[-1]
+    follower, candidates = encode(cloze.after), [encode(space + choice) for choice in cloze.choices]
+    context = encode(before) if before else []
+    room = engine.config.n_positions + 1 - len(follower) - max(map(len, candidates))
+    if room < 0:
+        raise UsageError(f"{cloze.tag}: a choice and what follows it do not fit the model's context")
+    kept = [*first, *context][max(0, len(first) + len(context) - room) :]
+    rows = [[*kept, *candidate, *follower] for candidate in candidates]
+    scores = batcher.score(rows, [len(kept) + len(candidate) for candidate in candidates])
     return ClozeScore(cloze, tuple(-part.nll for part in scores), max(0, len(context) - room))

@@ -74,6 +74,7 @@ _SHARED: dict[str, Any] = {
     "frequency_penalty": maybe("number", minimum=-2, maximum=2),
     "logit_bias": _BIASES,
     "ignore_eos": maybe("boolean"),
+    "max_sentences": maybe("integer", minimum=1, description="The text ends after so many sentences."),
     "return_token_ids": maybe("boolean"),
     "user": maybe("string", description="Not used."),
 }

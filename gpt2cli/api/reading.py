@@ -22,7 +22,7 @@ TEXTS_AT_ONCE = 8
 """Texts of one prompt that are admitted together: more of them would keep other clients waiting."""
 _SAMPLING = (
     *("temperature", "top_p", "top_k", "min_p", "typical_p", "repetition_penalty", "no_repeat_ngram_size"),
-    *("presence_penalty", "frequency_penalty", "ignore_eos"),
+    *("presence_penalty", "frequency_penalty", "ignore_eos", "max_sentences"),
 )
 
 

@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from gpt2cli.api.errors import ApiError
 from gpt2cli.batch.engine import CHAT, COMPLETIONS, Row
+from gpt2cli.errors import UsageError
 from gpt2cli.options import DEFAULT_MAX_NEW_TOKENS, MAX_SEED, shown
 
 MAX_ID = 512
 KEY_BYTES = 16
+Fill = Callable[[str | None, Mapping[str, str] | None], str]
+"""A prompt from a row's input and its fields; raises `UsageError`."""
 _FIELDS = {"custom_id", "method", "url", "body"}
 _OF_GENERATE = {"max_new_tokens": "max_tokens", "num_return_sequences": "n"}
 """Options whose names in the API are other ones."""
@@ -26,6 +29,8 @@ class Defaults:
     body: Mapping[str, Any]
     seed: int
     """The run's: each row has one of its own, made of this and its id."""
+    fill: Fill | None = None
+    """What makes a prompt of what a row gives; None where it stands as it is."""
 
     def seed_of(self, id: str) -> int:
         """The seed of the first text of a row."""
@@ -47,15 +52,31 @@ class Asked:
     error: ApiError | None = None
 
     def row(self, defaults: Defaults) -> Row:
-        """What is to be run."""
+        """What is to be run. Raises `UsageError` where a template cannot be filled in."""
         assert self.body is not None
         given = {name: value for name, value in self.body.items() if value is not None}
         body = {**defaults.body, **given}
+        if defaults.fill is not None:
+            body["prompt"] = self._filled(defaults.fill, body)
         if self.own and self.url == COMPLETIONS:
             body = {"max_tokens": DEFAULT_MAX_NEW_TOKENS, **body}
         if "max_completion_tokens" in given:
             body.pop("max_tokens", None)
         return Row(self.id, self.key.hex(), self.url, {"seed": defaults.seed_of(self.id), **body})
+
+    def _filled(self, fill: Fill, body: dict[str, Any]) -> str | list[str]:
+        """The prompt that a template makes of a row's; its ``fields`` are taken out of ``body``."""
+        prompt, fields = body.get("prompt"), body.pop("fields", None)
+        several = isinstance(prompt, list)
+        inputs = prompt if isinstance(prompt, list) else [prompt]
+        if self.url != COMPLETIONS or not all(isinstance(each, str | None) for each in inputs):
+            raise UsageError("the template of the preset takes a text under prompt")
+        if fields is not None and not (
+            isinstance(fields, dict) and all(isinstance(value, str) for value in fields.values())
+        ):
+            raise UsageError("fields: an object of texts")
+        filled = [fill(each, fields) for each in inputs]
+        return filled if several else filled[0]
 
     def refused(self, error: ApiError) -> Asked:
         """The same line, which cannot be run."""
@@ -167,7 +188,7 @@ def _own(data: Mapping[str, Any], asked: Asked) -> Asked:
     given = data.get("custom_id", data.get("id"))
     if given is not None and _id(data) is None:
         raise ApiError(400, f"id: it is a whole number, or a text of 1 to {MAX_ID} characters", param="id")
-    if "prompt" not in body and "messages" not in body:
+    if body.keys().isdisjoint({"prompt", "messages", "fields"}):
         raise ApiError(400, "prompt: it is missing", param="prompt")
     for name, api_name in _OF_GENERATE.items():
         if name in body:

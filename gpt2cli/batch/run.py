@@ -7,10 +7,12 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
+from gpt2cli.api.errors import ApiError
 from gpt2cli.batch.engine import Engine, Finished, Row
 from gpt2cli.batch.output import Form, line_of, read_written
 from gpt2cli.batch.rows import KEY_BYTES, Defaults
 from gpt2cli.batch.source import Keys, Numbers, Source
+from gpt2cli.errors import UsageError
 from gpt2cli.jobs.rowfile import RowFile
 
 Write = Callable[[bytes], None]
@@ -134,8 +136,13 @@ class Run:
             self._costs[key] = cost
             if asked.error is not None:
                 self._put([Finished.refused(asked.id, key, asked.error)])
-            else:
-                yield asked.row(work.defaults)
+                continue
+            try:
+                row = asked.row(work.defaults)
+            except UsageError as error:
+                self._put([Finished.refused(asked.id, key, ApiError(400, str(error), param="prompt"))])
+                continue
+            yield row
 
     def _put(self, finished: list[Finished]) -> None:
         if not finished:

@@ -13,6 +13,7 @@ from typing import Annotated
 import typer
 
 from gpt2cli import __version__
+from gpt2cli.cli.default_command import with_command
 from gpt2cli.cli.environment import prepare_environment
 from gpt2cli.errors import Gpt2cliError, InvalidOption, ReaderGone, Signalled, UsageError
 from gpt2cli.options import shown
@@ -41,6 +42,10 @@ def _root(
         ctx.get_help()
 
 
+EPILOG = """Start with: gpt2cli generate "Once upon a time"
+
+or just: gpt2cli "Once upon a time" (a single word would be a command)
+"""
 COMMANDS = {
     "generate": ("generate", "generate", "EXAMPLES"),
     "chat": ("chat", "chat", "EXAMPLES"),
@@ -62,8 +67,10 @@ COMMANDS = {
     "batch": ("batch", "batch", "EXAMPLES"),
     "serve": ("serve", "serve", "EXAMPLES"),
     "bench": ("bench", "bench", "EXAMPLES"),
+    "preset": ("preset", "app", None),
     "config": ("config", "app", None),
     "completions": ("completions", "completions", "EXAMPLES"),
+    "man": ("man", "man", "EXAMPLES"),
 }
 """For each command, in the order of the help page: its module in `cli`, its function, and its examples."""
 
@@ -73,7 +80,7 @@ def command_tree(names: Iterable[str] = COMMANDS) -> typer.Typer:
     app = typer.Typer(
         name=PROGRAM,
         help="Run the GPT-2 family of language models in the terminal.",
-        epilog='Start with: gpt2cli generate "Once upon a time"',
+        epilog=EPILOG,
         add_completion=False,
         context_settings={"help_option_names": ["--help", "-h"]},
     )
@@ -103,6 +110,7 @@ def main(argv: Sequence[str] | None = None, terminal: Terminal | None = None) ->
             if not debug:
                 warnings.simplefilter("ignore")
             _warn_of_variables(terminal, arguments)
+            arguments = with_command(arguments, COMMANDS)
             first = arguments[0] if arguments else None
             wanted = () if first in ("--version", "-V") else COMMANDS
             app = command_tree([first] if first in COMMANDS else wanted)
@@ -182,4 +190,8 @@ def _refused_value(error: typer.TyperException) -> str | None:
 
 def _usage_hint(error: typer.TyperException) -> str:
     context = getattr(error, "ctx", None)
-    return f"see {context.command_path if context else PROGRAM} --help"
+    path = context.command_path if context else PROGRAM
+    message = error.format_message()
+    if path == PROGRAM and message.startswith("No such command") and "Did you mean" not in message:
+        return f"see {PROGRAM} --help; {PROGRAM} generate continues a text of one word"
+    return f"see {path} --help"

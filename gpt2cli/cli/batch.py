@@ -16,6 +16,7 @@ from gpt2cli.cli import params
 from gpt2cli.cli.batch_flags import OPTION_NAMES, BatchFlags, Job, row_defaults
 from gpt2cli.cli.flags import load_options, output_file, read_flags, read_settings
 from gpt2cli.cli.loading import FoundModel, check_model, model_hash, resolve_model
+from gpt2cli.cli.presets import Prompts, use_preset
 from gpt2cli.cli.remote import Place, check_local_flags, find_place
 from gpt2cli.cli.sources import says_jsonl
 from gpt2cli.errors import Gpt2cliError, UsageError
@@ -120,6 +121,9 @@ def batch(
             help="The number of engines on Ray. Default: one for each GPU, else for each machine.",
         ),
     ] = None,
+    preset: params.Preset = None,
+    field: params.TemplateField = None,
+    field_file: params.FieldFile = None,
     model: params.RemoteModel = None,
     endpoint: params.Endpoint = None,
     api_key_file: params.ApiKeyFile = None,
@@ -129,6 +133,7 @@ def batch(
     offline: params.Offline = None,
     allow_pickle: params.AllowPickle = None,
     max_new_tokens: params.MaxNewTokens = None,
+    max_sentences: params.MaxSentences = None,
     stop: params.Stop = None,
     ignore_eos: params.IgnoreEos = None,
     temperature: params.Temperature = None,
@@ -167,12 +172,13 @@ def batch(
     flags = read_flags(BatchFlags, ctx.params)
     terminal: Terminal = ctx.obj
     settings = read_settings(terminal, flags.quiet)
+    flags, prompts = use_preset(terminal, flags, command="batch")
     part = flags.check()
     output_file(terminal, flags.output)
     if flags.merge:
         _merge(terminal, flags)
     else:
-        _run(_read_job(terminal, settings, flags, part))
+        _run(_read_job(terminal, settings, flags, part, prompts))
 
 
 def _merge(terminal: Terminal, flags: BatchFlags) -> None:
@@ -183,7 +189,9 @@ def _merge(terminal: Terminal, flags: BatchFlags) -> None:
     terminal.note(f"{flags.target}: {rows:,} rows of {len(flags.files)} shards")
 
 
-def _read_job(terminal: Terminal, settings: Settings, flags: BatchFlags, shard: Shard | None) -> Job:
+def _read_job(
+    terminal: Terminal, settings: Settings, flags: BatchFlags, shard: Shard | None, prompts: Prompts
+) -> Job:
     """Check everything that can be checked without loading the model. Raises `Gpt2cliError`."""
     defaults = row_defaults(settings, flags)
     model: FoundModel | Client
@@ -199,7 +207,7 @@ def _read_job(terminal: Terminal, settings: Settings, flags: BatchFlags, shard: 
             check_installed()
         model = check_model(resolve_model(terminal, settings, flags, load), load)
     if flags.target is None:
-        return Job(terminal, flags, shard, model, defaults, _seed(flags, shard, None), None)
+        return Job(terminal, flags, shard, model, defaults, _seed(flags, shard, None), None, prompts)
     from gpt2cli.jobs.manifest import Manifest, read_manifest
 
     target = flags.target
@@ -213,6 +221,7 @@ def _read_job(terminal: Terminal, settings: Settings, flags: BatchFlags, shard: 
     seed = _seed(flags, shard, earlier.seed if earlier else None)
     options = {
         **defaults,
+        **prompts.document(),
         "precision": load and load.precision,
         "device": load and load.device,
         "form": flags.form,
@@ -227,7 +236,7 @@ def _read_job(terminal: Terminal, settings: Settings, flags: BatchFlags, shard: 
     ).normal()
     if earlier is not None:
         manifest.check_against(earlier, target)
-    return Job(terminal, flags, shard, model, defaults, seed, manifest)
+    return Job(terminal, flags, shard, model, defaults, seed, manifest, prompts)
 
 
 def _ask_server(
@@ -275,7 +284,7 @@ def _run(job: Job) -> None:
         path = flags.files[0]
         as_json = not flags.lines and (flags.from_jsonl or says_jsonl(path) or says_json(file))
         name = "standard input" if str(path) == "-" else str(path)
-        source = Source(file, name, Defaults(job.defaults, job.seed), as_json=as_json)
+        source = Source(file, name, Defaults(job.defaults, job.seed, job.fill), as_json=as_json)
         rows = stack.enter_context(RowFile(flags.target)) if flags.target is not None else None
         Session(job, source, rows).run()
 

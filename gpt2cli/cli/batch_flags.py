@@ -7,9 +7,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from gpt2cli.cli.flags import LengthFlags, ModelFlags, SamplingFlags, ServerFlags, given_options
+from gpt2cli.cli.flags import (
+    LengthFlags,
+    ModelFlags,
+    SamplingFlags,
+    ServerFlags,
+    TemplateFlags,
+    given_options,
+)
 from gpt2cli.cli.generate import read_bias
 from gpt2cli.cli.loading import FoundModel
+from gpt2cli.cli.presets import Prompts
 from gpt2cli.errors import UsageError
 from gpt2cli.jobs.shards import Shard
 from gpt2cli.options import GenerateOptions, check_whole
@@ -18,12 +26,13 @@ from gpt2cli.terminal.streams import Terminal
 
 if TYPE_CHECKING:
     from gpt2cli.batch.output import Form
+    from gpt2cli.batch.rows import Fill
     from gpt2cli.jobs.manifest import Manifest
     from gpt2cli.remote.client import Client
 
 _OTHERS = (
     *("max_new_tokens", "stop", "ignore_eos", "num_return_sequences"),
-    *("presence_penalty", "frequency_penalty"),
+    *("presence_penalty", "frequency_penalty", "max_sentences"),
 )
 _NAMES = {"max_new_tokens": "max_tokens", "num_return_sequences": "n"}
 OPTION_NAMES = {api: ours for ours, api in _NAMES.items()}
@@ -32,7 +41,7 @@ MAX_SLOTS, MAX_WORKERS = 1024, 10_000
 
 
 @dataclass(frozen=True, kw_only=True)
-class BatchFlags(ModelFlags, SamplingFlags, LengthFlags, ServerFlags):
+class BatchFlags(ModelFlags, TemplateFlags, SamplingFlags, LengthFlags, ServerFlags):
     """The flags of `batch`."""
 
     files: list[Path]
@@ -46,6 +55,7 @@ class BatchFlags(ModelFlags, SamplingFlags, LengthFlags, ServerFlags):
     ray: str | None
     workers: int | None
     slots: int
+    max_sentences: int | None
     num_return_sequences: int | None
     seed: int | None
     presence_penalty: float | None
@@ -101,6 +111,12 @@ class Job:
     seed: int
     manifest: Manifest | None
     """Of the rows in the file of ``-o``; None for stdout."""
+    prompts: Prompts
+
+    @property
+    def fill(self) -> Fill | None:
+        """What makes a prompt of a row's; None where it stands as it is."""
+        return None if self.prompts.template is None else self.prompts.fill
 
 
 def row_defaults(settings: Settings, flags: BatchFlags) -> Mapping[str, Any]:

@@ -37,7 +37,7 @@ class Session:
         self._check_same()
         part = source.part(job.shard)
         present = Present() if self._rows is None else self._present(self._rows)
-        defaults = Defaults(job.defaults, job.seed)
+        defaults = Defaults(job.defaults, job.seed, job.fill)
         work, tally = Work.of(source, defaults, part, present, job.flags.form)
         self._say_before(work.strangers, tally)
         self._keep_manifest(tally)

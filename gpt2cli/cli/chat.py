@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -12,6 +12,7 @@ from gpt2cli.cli.chat_session import open_session
 from gpt2cli.cli.flags import (
     LengthFlags,
     ModelFlags,
+    PresetFlags,
     SamplingFlags,
     ServerFlags,
     given_options,
@@ -20,13 +21,14 @@ from gpt2cli.cli.flags import (
     read_settings,
 )
 from gpt2cli.cli.loading import FoundModel, check_model, find_draft_model, resolve_model
+from gpt2cli.cli.presets import use_preset
 from gpt2cli.cli.prompt import read_lines
 from gpt2cli.cli.remote import Place, another_place, check_local_flags, find_place
 from gpt2cli.errors import Gpt2cliError, ModelNotFound
 from gpt2cli.hub.converted import converted_stem
 from gpt2cli.hub.resolve import ResolvedModel, resolve, with_adapter
 from gpt2cli.hub.usage import mark_used
-from gpt2cli.options import GenerateOptions, LoadOptions, shown
+from gpt2cli.options import ChatFormat, GenerateOptions, LoadOptions, shown
 from gpt2cli.remote.address import is_address
 from gpt2cli.remote.servers import check_sendable
 from gpt2cli.repl.formats import choose_format
@@ -54,8 +56,6 @@ EXAMPLES = """Examples:
   echo "Hello" | gpt2cli chat --json | jq -r .answer
 """
 
-FormatName = Literal["story", "transcript", "dialogpt", "template", "raw"]
-
 _CHAT = "Conversation"
 OPTIONS = ("max_new_tokens", "stop", "ignore_eos")
 """What `GenerateOptions` has of a conversation besides its sampling; the seed is the session's."""
@@ -67,13 +67,14 @@ def chat(
         str | None,
         typer.Argument(metavar="NAME", help="With --resume, the name of the session.", show_default=False),
     ] = None,
+    preset: params.Preset = None,
     model: params.RemoteModel = None,
     adapter: params.Adapter = None,
     revision: params.Revision = None,
     offline: params.Offline = None,
     allow_pickle: params.AllowPickle = None,
     format: Annotated[
-        FormatName | None,
+        ChatFormat | None,
         typer.Option(
             "--format",
             help="How the conversation becomes one text. story: you and the model take turns writing "
@@ -173,15 +174,17 @@ def chat(
     """
     terminal: Terminal = ctx.obj
     flags = read_flags(ChatFlags, ctx.params)
-    return _run(_read_request(terminal, read_settings(terminal, flags.quiet), flags))
+    settings = read_settings(terminal, flags.quiet)
+    flags, _ = use_preset(terminal, flags, command="chat")
+    return _run(_read_request(terminal, settings, flags))
 
 
 @dataclass(frozen=True, kw_only=True)
-class ChatFlags(ModelFlags, SamplingFlags, LengthFlags, ServerFlags):
+class ChatFlags(ModelFlags, PresetFlags, SamplingFlags, LengthFlags, ServerFlags):
     """The flags of `chat`."""
 
     name: str | None
-    format: FormatName | None
+    format: ChatFormat | None
     system: str | None
     resume: bool
     last: bool

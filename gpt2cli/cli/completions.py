@@ -19,6 +19,7 @@ from gpt2cli.cli.shells.command import Argument, Command, Flag, Value
 from gpt2cli.errors import UsageError
 from gpt2cli.hub.resolve import local_names
 from gpt2cli.options import DRAFTS
+from gpt2cli.presets.store import builtin_names
 from gpt2cli.settings import KEYS
 from gpt2cli.terminal.streams import Terminal
 
@@ -26,7 +27,7 @@ Shell = Literal["bash", "zsh", "fish", "powershell"]
 
 # What the type of a parameter does not tell, its name does, in every command.
 _MODEL_PARAMETERS = frozenset({"model", "models", "draft"})
-_WORDS_OF_PARAMETER = {"key": tuple(KEYS), "draft": DRAFTS}
+_WORDS_OF_PARAMETER = {"key": tuple(KEYS), "draft": DRAFTS, "preset": tuple(builtin_names())}
 
 SCRIPTS: dict[Shell, Callable[[Command], str]] = {
     "bash": bash.script,

@@ -62,6 +62,21 @@ class PromptFlags:
 
 
 @dataclass(frozen=True, kw_only=True)
+class PresetFlags:
+    """Which preset stands in for flags that are not given; `gpt2cli.cli.presets` reads it."""
+
+    preset: str | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class TemplateFlags(PresetFlags):
+    """Which preset, and what its template is filled in with."""
+
+    field: list[str] | None
+    field_file: list[str] | None
+
+
+@dataclass(frozen=True, kw_only=True)
 class SamplingFlags:
     """The fields of `SamplingOptions`, and ``--greedy``."""
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -19,6 +19,7 @@ from gpt2cli.cli.flags import (
     PromptFlags,
     SamplingFlags,
     ServerFlags,
+    TemplateFlags,
     given_options,
     load_options,
     output_file,
@@ -33,7 +34,7 @@ from gpt2cli.cli.loading import (
     load_engine,
     resolve_model,
 )
-from gpt2cli.cli.prompt import read_prompt
+from gpt2cli.cli.presets import Prompts, use_preset
 from gpt2cli.cli.remote import Place, check_local_flags, find_place, without_local_settings
 from gpt2cli.cli.sinks import OutputOptions, Run, make_sink
 from gpt2cli.errors import UsageError
@@ -80,6 +81,19 @@ def generate(
         Path | None,
         typer.Option("--file", "-f", metavar="FILE", help="Read the prompt from FILE.", show_default=False),
     ] = None,
+    repeat: Annotated[
+        bool,
+        typer.Option(
+            "--repeat",
+            metavar="",
+            help="Answer each line of stdin as it comes, with the model loaded once; a line --- follows each "
+            "text. With --jsonl a line is a JSON text, or an object with a prompt and options, and each "
+            "answer is an object.",
+        ),
+    ] = False,
+    preset: params.Preset = None,
+    field: params.TemplateField = None,
+    field_file: params.FieldFile = None,
     model: params.RemoteModel = None,
     adapter: params.Adapter = None,
     revision: params.Revision = None,
@@ -87,6 +101,7 @@ def generate(
     allow_pickle: params.AllowPickle = None,
     max_new_tokens: params.MaxNewTokens = None,
     max_length: params.MaxLength = None,
+    max_sentences: params.MaxSentences = None,
     stop: params.Stop = None,
     ignore_eos: params.IgnoreEos = None,
     overflow: params.OverflowMode = None,
@@ -122,19 +137,25 @@ def generate(
     api_key_file: params.ApiKeyFile = None,
     timeout: params.Timeout = None,
     debug: params.Debug = False,
-) -> None:
+) -> int:
     """Continue a text: print the model's continuation of a prompt, as it is generated."""
     terminal: Terminal = ctx.obj
     flags = read_flags(GenerateFlags, ctx.params)
     settings = read_settings(terminal, flags.quiet)
+    flags, prompts = use_preset(terminal, flags, command="generate")
     place = find_place(terminal, settings, flags.model, flags)
+    if flags.repeat:
+        return _repeat(terminal, settings, flags, prompts, remote=place is not None)
     if place is not None:
-        _run_remotely(terminal, settings, flags, place)
+        _run_remotely(terminal, settings, flags, place, prompts)
     else:
-        _run(_read_request(terminal, settings, flags))
+        _run(_read_request(terminal, settings, flags, prompts))
+    return 0
 
 
-def _run_remotely(terminal: Terminal, settings: Settings, flags: GenerateFlags, place: Place) -> None:
+def _run_remotely(
+    terminal: Terminal, settings: Settings, flags: GenerateFlags, place: Place, prompts: Prompts
+) -> None:
     """Check the command line, and have a server continue the prompt. Raises `Gpt2cliError`."""
     with terminal.signals.deferred():
         from gpt2cli.cli.generate_remotely import run
@@ -143,14 +164,16 @@ def _run_remotely(terminal: Terminal, settings: Settings, flags: GenerateFlags, 
     output = output_options(terminal, flags)
     given = given_of(without_local_settings(terminal, settings), flags)
     GenerateOptions(**given)
-    run(terminal, place, read_prompt(terminal, flags), given, output)
+    run(terminal, place, prompts.read(terminal, flags), given, output)
 
 
 @dataclass(frozen=True, kw_only=True)
-class GenerateFlags(ModelFlags, PromptFlags, SamplingFlags, LengthFlags, ServerFlags):
+class GenerateFlags(ModelFlags, PromptFlags, TemplateFlags, SamplingFlags, LengthFlags, ServerFlags):
     """The flags of `generate`."""
 
+    repeat: bool
     max_length: int | None
+    max_sentences: int | None
     overflow: Overflow | None
     num_return_sequences: int | None
     seed: int | None
@@ -178,17 +201,21 @@ class GenerateRequest:
     model: FoundModel
     draft: FoundModel | None
     prompt: str
+    given: Mapping[str, Any]
+    """What flags and settings say of the options."""
     options: GenerateOptions
     output: OutputOptions
 
 
-def _read_request(terminal: Terminal, settings: Settings, flags: GenerateFlags) -> GenerateRequest:
+def _read_request(
+    terminal: Terminal, settings: Settings, flags: GenerateFlags, prompts: Prompts
+) -> GenerateRequest:
     """Check everything that can be checked without torch. Raises `Gpt2cliError`."""
     output = output_options(terminal, flags)
     given = given_of(settings, flags)
     GenerateOptions(**given)
     load = load_options(settings, flags)
-    prompt = read_prompt(terminal, flags)
+    prompt = "" if flags.repeat else prompts.read(terminal, flags)
     model = check_model(resolve_model(terminal, settings, flags, load), load)
     options = model.checkpoint.generate_options(given).settled()
     if options.rng == "transformers" and load.precision == "auto":
@@ -197,7 +224,7 @@ def _read_request(terminal: Terminal, settings: Settings, flags: GenerateFlags) 
     # Joint draws have no use for one.
     name = "off" if options.rng == "transformers" else options.draft
     draft = find_draft_model(terminal, settings, flags, name, model.load)
-    return GenerateRequest(terminal, model, draft, prompt, options, output)
+    return GenerateRequest(terminal, model, draft, prompt, given, options, output)
 
 
 def output_options(terminal: Terminal, flags: GenerateFlags) -> OutputOptions:
@@ -238,24 +265,66 @@ def read_bias(given: Sequence[str]) -> tuple[tuple[int, float], ...]:
     return tuple(pairs)
 
 
+def _repeat(
+    terminal: Terminal, settings: Settings, flags: GenerateFlags, prompts: Prompts, *, remote: bool
+) -> int:
+    """Load the model and answer every line of stdin; the exit code. Raises what a signal asked for."""
+    from gpt2cli.cli.generate_repeat import Asked, check_flags, run_repeat
+
+    check_flags(flags, remote=remote)
+    request = _read_request(terminal, settings, flags, prompts)
+    engine, import_s = _load(request)
+    output = replace(request.output, json=flags.jsonl, jsonl=False)
+
+    def answer(asked: Asked) -> None:
+        given = {**request.given, **asked.options}
+        if "max_length" in asked.options and "max_new_tokens" not in asked.options:
+            given.pop("max_new_tokens", None)
+        options = request.model.checkpoint.generate_options(given).settled()
+        line = replace(request, prompt=asked.prompt, options=options, output=output)
+        _answer(line, engine, import_s, 0.0, asked.head())
+
+    return run_repeat(terminal, prompts, answer, as_json=flags.jsonl, strict=flags.strict)
+
+
 def _run(request: GenerateRequest) -> None:
     """Load the model, pass its chunks on, and report. Raises what a signal asked for, at the end."""
-    terminal, options = request.terminal, request.options
+    engine, import_s = _load(request)
+    _answer(request, engine, import_s, process_age())
+
+
+def _load(request: GenerateRequest) -> tuple[Engine, float]:
+    """The engine, and how many seconds its import took."""
+    terminal = request.terminal
     started = time.perf_counter()
     import_engine(terminal)
-    from gpt2cli.core.results import new_choices
-
     import_s = time.perf_counter() - started
     engine = load_engine(terminal, request.model)
     if request.draft is not None:
         small = load_engine(terminal, request.draft)
         engine.draft_with(small)
         engine.load_s += small.load_s
-    age = process_age()
+    return engine, import_s
+
+
+def _answer(
+    request: GenerateRequest,
+    engine: Engine,
+    import_s: float,
+    age: float,
+    head: Mapping[str, Any] | None = None,
+) -> None:
+    """Draw the texts, pass their chunks on, and report. ``head`` stands before the document's first fields.
+
+    Raises what a signal asked for, at the end.
+    """
+    from gpt2cli.core.results import new_choices
+
+    terminal, options = request.terminal, request.options
     chunks = engine.stream(request.prompt, options)
     # From here on there is something to end properly.
     terminal.signals.soften(engine.interrupt)
-    run = Run(request.model.head(), request.prompt, options, asdict(engine.info))
+    run = Run({**(head or {}), **request.model.head()}, request.prompt, options, asdict(engine.info))
     sink = make_sink(terminal, run, request.output, engine.tokenizer)
     choices = new_choices(options)
     cleaners = [Sanitizer() if request.output.sanitize else None for _ in choices]

@@ -23,6 +23,7 @@ from gpt2cli.options import (
 )
 
 _MODEL, _LENGTH, _SAMPLING, _TEXT = "Model", "Length", "Sampling", "Text"
+_PRESET = "Preset"
 _TEXTS, _OUTPUT, _ENGINE, _SERVER = "Texts", "Output", "Engine", "Model on a server"
 
 _DEFAULTS = {field.name: field.default for field in (*fields(GenerateOptions), *fields(LoadOptions))}
@@ -144,6 +145,34 @@ ConvertPickle = Annotated[
     ),
 ]
 
+Preset = Annotated[
+    str | None,
+    _option(
+        _PRESET,
+        "--preset",
+        metavar="NAME",
+        help="Take what no flag says from this preset; gpt2cli preset list shows them.",
+    ),
+]
+TemplateField = Annotated[
+    list[str] | None,
+    _option(
+        _PRESET,
+        "--field",
+        metavar="KEY=VALUE",
+        help="The value of a field of the preset's template; may be given several times.",
+    ),
+]
+FieldFile = Annotated[
+    list[str] | None,
+    _option(
+        _PRESET,
+        "--field-file",
+        metavar="KEY=FILE",
+        help="The same from a file, of which one final newline is dropped.",
+    ),
+]
+
 MaxNewTokens = Annotated[
     int | None,
     _option(
@@ -169,6 +198,15 @@ Stop = Annotated[
 ]
 IgnoreEos = Annotated[
     bool | None, _flag(_LENGTH, "--ignore-eos", help="Keep generating after an end-of-text token.")
+]
+MaxSentences = Annotated[
+    int | None,
+    _option(
+        _LENGTH,
+        "--max-sentences",
+        metavar="N",
+        help="End the text after N sentences: after . ! ? and white space, or a line end.",
+    ),
 ]
 OverflowMode = Annotated[
     Overflow | None,

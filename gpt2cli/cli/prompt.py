@@ -58,7 +58,7 @@ def read_prompt(terminal: Terminal, flags: PromptFlags) -> str:
     if named.typed is not None:
         parts.append(clean_typed(terminal, named.typed, strict=flags.strict))
     if named.file is not None:
-        parts.append(_clean(terminal, _decode(_read_file(named.file)), str(named.file), flags.strict))
+        parts.append(read_text_file(terminal, named.file, strict=flags.strict))
     if named.stdin:
         data = terminal.read_stdin(MAX_PROMPT_BYTES + 1)
         parts.append(
@@ -70,6 +70,11 @@ def read_prompt(terminal: Terminal, flags: PromptFlags) -> str:
 def clean_typed(terminal: Terminal, text: str, *, strict: bool) -> str:
     """A text of the command line, cleaned. Raises `UsageError`."""
     return _clean(terminal, text, "the prompt", strict)
+
+
+def read_text_file(terminal: Terminal, file: Path, *, strict: bool) -> str:
+    """The text of a file, read as a prompt is. Raises `UsageError`."""
+    return _clean(terminal, _decode(_read_file(file)), str(file), strict)
 
 
 def read_lines(terminal: Terminal, *, strict: bool) -> Iterator[str]:

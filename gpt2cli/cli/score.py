@@ -10,9 +10,11 @@ import typer
 from gpt2cli.cli import params
 from gpt2cli.cli.flags import read_flags, read_settings
 from gpt2cli.cli.loading import FoundModel, load_engine, model_to_measure
-from gpt2cli.cli.score_options import Job, Normalize, ScoreFlags, Task, read_options
+from gpt2cli.cli.presets import use_preset
+from gpt2cli.cli.score_options import Job, Normalize, ScoreFlags, read_options
 from gpt2cli.cli.sources import open_source
 from gpt2cli.errors import UsageError
+from gpt2cli.options import ScoreTask
 from gpt2cli.terminal.streams import Terminal
 
 if TYPE_CHECKING:
@@ -67,6 +69,7 @@ def score(
             show_default=False,
         ),
     ] = None,
+    preset: params.Preset = None,
     model: params.Model = None,
     adapter: params.Adapter = None,
     revision: params.Revision = None,
@@ -135,12 +138,13 @@ def score(
         ),
     ] = None,
     task: Annotated[
-        Task | None,
+        ScoreTask | None,
         _value(
             _CHOICES,
             "--task",
             help="lambada: accuracy and perplexity on the last word. cloze: which of the choices "
-            "fills the gap ___.",
+            "fills the gap ___, by its probability and that of what follows. winograd: the same, by what "
+            "follows alone.",
         ),
     ] = None,
     limit: Annotated[
@@ -190,6 +194,7 @@ def score(
     flags = read_flags(ScoreFlags, ctx.params)
     terminal: Terminal = ctx.obj
     settings = read_settings(terminal, flags.quiet)
+    flags, _ = use_preset(terminal, flags, command="score")
     if flags.task is not None:
         flags = flags.with_task_file()
     options = read_options(terminal, flags)

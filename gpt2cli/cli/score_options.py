@@ -6,23 +6,22 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
-from gpt2cli.cli.flags import ModelFlags, output_file
+from gpt2cli.cli.flags import ModelFlags, PresetFlags, output_file
 from gpt2cli.cli.formats import format_of
 from gpt2cli.cli.sources import Source, TextsFlags
 from gpt2cli.errors import UsageError
 from gpt2cli.files import check_writable
 from gpt2cli.jobs.shards import Shard
-from gpt2cli.options import check_whole
+from gpt2cli.options import ScoreTask, check_whole
 from gpt2cli.settings import Settings
 from gpt2cli.terminal.plots import check_plot_path
 from gpt2cli.terminal.streams import Terminal
 
-Task = Literal["lambada", "cloze"]
 Normalize = Literal["none", "tokens", "bytes"]
 
 
 @dataclass(frozen=True, kw_only=True)
-class ScoreFlags(ModelFlags, TextsFlags):
+class ScoreFlags(ModelFlags, PresetFlags, TextsFlags):
     """The flags of `score`."""
 
     stride: int | None
@@ -34,7 +33,7 @@ class ScoreFlags(ModelFlags, TextsFlags):
     choices: str | None
     choice: list[str] | None
     normalize: Normalize | None
-    task: Task | None
+    task: ScoreTask | None
     limit: int | None
     tokens: bool
     top: int | None
@@ -74,7 +73,7 @@ class ScoreOptions:
     strict: bool
     choices: tuple[str, ...]
     normalize: Normalize
-    task: Task | None
+    task: ScoreTask | None
     limit: int | None
     tokens: bool
     top: int
@@ -152,8 +151,10 @@ def _check(options: ScoreOptions) -> None:
         raise UsageError("--shard is for --lines or --from-jsonl with --jsonl")
     if options.task is not None and options.choices:
         raise UsageError("--task and --choices do not go together")
-    if options.task == "cloze" and not options.records:
-        raise UsageError("--task cloze reads JSONL", hint="name the file .jsonl, or say --from-jsonl")
+    if options.task in ("cloze", "winograd") and not options.records:
+        raise UsageError(
+            f"--task {options.task} reads JSONL", hint="name the file .jsonl, or say --from-jsonl"
+        )
     ranks = bool(options.choices) or options.task is not None
     if options.normalize != "none" and not options.choices:
         raise UsageError("--normalize is for --choices")

@@ -18,6 +18,7 @@ from gpt2cli.analysis.tasks import (
     passage,
     read_cloze,
     score_cloze,
+    score_partly,
 )
 from gpt2cli.cli import score_output as show
 from gpt2cli.cli.loading import FoundModel, encode_text, tokenizer_of
@@ -232,11 +233,13 @@ def _word_document(word: LastWord) -> dict[str, Any]:
 
 
 def _cloze(run: _Run) -> None:
+    task = run.options.task or "cloze"
+    score = score_partly if task == "winograd" else score_cloze
     right = known = count = cut = 0
     items = []
     for record in run.records():
         cloze = read_cloze(record.place, record.data, record.text)
-        scored = score_cloze(run.batcher, run.engine, cloze, run.encode, run.bos)
+        scored = score(run.batcher, run.engine, cloze, run.encode, run.bos)
         count, known = count + 1, known + (scored.correct is not None)
         right, cut = right + bool(scored.correct), cut + (scored.truncated > 0)
         document: dict[str, Any] = {
@@ -251,10 +254,10 @@ def _cloze(run: _Run) -> None:
         if run.options.json:
             items.append(document)
         elif run.options.jsonl:
-            run.rows.write(json_line({"event": "cloze", **document}))
+            run.rows.write(json_line({"event": task, **document}))
     accuracy = right / known if known else None
     result = {"texts": count, "with_answer": known, "accuracy": accuracy, "truncated_texts": cut}
-    _put_result(run, "cloze", result, items)
+    _put_result(run, task, result, items)
 
 
 def _put_result(run: _Run, task: str, result: dict[str, Any], items: list[dict[str, Any]]) -> None:

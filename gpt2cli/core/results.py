@@ -9,6 +9,7 @@ from gpt2cli.core.backend import EngineInfo
 from gpt2cli.core.sampling import TokenLogprobs
 from gpt2cli.options import GenerateOptions
 from gpt2cli.text.detokenizer import Detokenizer
+from gpt2cli.text.sentences import SentenceLimit
 from gpt2cli.text.stops import StopMatcher
 from gpt2cli.text.tokenizer import Tokenizer
 
@@ -102,24 +103,29 @@ class Result:
 
 
 class TextOf:
-    """The text of one sequence: detokenised, and cut at a stop."""
+    """The text of one sequence: detokenised, and cut at a stop or after so many sentences."""
 
-    def __init__(self, tokenizer: Tokenizer | None, stops: Sequence[str]) -> None:
+    def __init__(
+        self, tokenizer: Tokenizer | None, stops: Sequence[str], max_sentences: int | None = None
+    ) -> None:
         self._detokenizer = Detokenizer(tokenizer) if tokenizer else None
         self._stops = StopMatcher(stops)
+        self._sentences = SentenceLimit(max_sentences)
 
     @property
     def stopped(self) -> bool:
-        return self._stops.stopped
+        return self._stops.stopped or self._sentences.stopped
 
     def push(self, token: int) -> str:
-        return self._stops.push(self._detokenizer.push(token)) if self._detokenizer else ""
+        if self._detokenizer is None:
+            return ""
+        return self._sentences.push(self._stops.push(self._detokenizer.push(token)))
 
     def flush(self) -> str:
         """What was held back; the end of the text may still complete a stop."""
         if self._detokenizer is None:
             return ""
-        return self._stops.push(self._detokenizer.flush()) + self._stops.flush()
+        return self._sentences.push(self._stops.push(self._detokenizer.flush()) + self._stops.flush())
 
 
 def new_choices(options: GenerateOptions) -> tuple[Choice, ...]:

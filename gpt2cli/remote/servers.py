@@ -23,7 +23,10 @@ STANDARD: Mapping[str, str] = {
 """Our options that OpenAI's API has, by its names."""
 EXTRA: Mapping[str, str] = {
     name: name
-    for name in ("top_k", "min_p", "typical_p", "repetition_penalty", "no_repeat_ngram_size", "ignore_eos")
+    for name in (
+        *("top_k", "min_p", "typical_p", "repetition_penalty", "no_repeat_ngram_size", "ignore_eos"),
+        "max_sentences",
+    )
 }
 """Those it has not, by the names that vLLM and our own server gave them."""
 LOCAL: Mapping[str, str] = {
@@ -60,10 +63,12 @@ def _without(*left_out: str, **other: str) -> dict[str, str]:
 
 
 OURS = Kind("gpt2cli", _without(), several=True, token_ids=True)
-VLLM = Kind("vLLM", _without("typical_p", "no_repeat_ngram_size"), several=True, token_ids=True)
+VLLM = Kind(
+    "vLLM", _without("typical_p", "no_repeat_ngram_size", "max_sentences"), several=True, token_ids=True
+)
 LLAMA_CPP = Kind(
     "llama.cpp",
-    _without("no_repeat_ngram_size", repetition_penalty="repeat_penalty"),
+    _without("no_repeat_ngram_size", "max_sentences", repetition_penalty="repeat_penalty"),
     # Else it looks at the last 64 tokens only; -1 is refused.
     beside={"repetition_penalty": {"repeat_last_n": 2**16}},
 )
