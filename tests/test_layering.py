@@ -36,6 +36,7 @@ ALLOWED: dict[str, set[str]] = {
     "terminal": {"errors", "files", "text"},
     "remote": BASE | {"text", "hub", "__init__"},
     "jobs": BASE | {"checkpoint", "__init__"},
+    "runs": BASE | {"text", "core", "jobs"},
 }
 EVERYTHING_BELOW = {*ALLOWED}
 ALLOWED["repl"] = EVERYTHING_BELOW

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass, fields, replace
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -35,6 +35,7 @@ from gpt2cli.cli.loading import (
 )
 from gpt2cli.cli.prompt import read_prompt
 from gpt2cli.cli.remote import Place, check_local_flags, find_place, without_local_settings
+from gpt2cli.cli.run_log import RunKeeper, open_keeper
 from gpt2cli.cli.sinks import OutputOptions, Run, make_sink
 from gpt2cli.errors import UsageError
 from gpt2cli.options import GenerateOptions, Overflow, Rng, shown
@@ -43,8 +44,9 @@ from gpt2cli.terminal.streams import Terminal
 from gpt2cli.text.sanitize import Sanitizer
 
 if TYPE_CHECKING:
+    from gpt2cli.cli.going_on import LastRun
     from gpt2cli.core.engine import Engine
-    from gpt2cli.core.results import Choice, Stats
+    from gpt2cli.core.results import Choice, Chunk, Stats
 
 EXAMPLES = """Examples:
 
@@ -80,6 +82,7 @@ def generate(
         Path | None,
         typer.Option("--file", "-f", metavar="FILE", help="Read the prompt from FILE.", show_default=False),
     ] = None,
+    go_on: params.GoOn = False,
     model: params.RemoteModel = None,
     revision: params.Revision = None,
     offline: params.Offline = None,
@@ -111,6 +114,7 @@ def generate(
     echo: params.Echo = False,
     logprobs: params.Logprobs = None,
     output: params.OutputFile = None,
+    record: params.RecordFile = None,
     no_stream: params.NoStream = False,
     quiet: params.Quiet = None,
     device: params.DeviceName = None,
@@ -126,23 +130,36 @@ def generate(
     terminal: Terminal = ctx.obj
     flags = read_flags(GenerateFlags, ctx.params)
     settings = read_settings(terminal, flags.quiet)
+    before = None
+    if flags.go_on:
+        from gpt2cli.cli.going_on import last_run
+
+        before = last_run(settings)
+        flags = before.with_model(flags)
     place = find_place(terminal, settings, flags.model, flags)
     if place is not None:
-        _run_remotely(terminal, settings, flags, place)
+        _run_remotely(terminal, settings, flags, place, before)
     else:
-        _run(_read_request(terminal, settings, flags))
+        run(_read_request(terminal, settings, flags, before))
 
 
-def _run_remotely(terminal: Terminal, settings: Settings, flags: GenerateFlags, place: Place) -> None:
+def _run_remotely(
+    terminal: Terminal, settings: Settings, flags: GenerateFlags, place: Place, before: LastRun | None
+) -> None:
     """Check the command line, and have a server continue the prompt. Raises `Gpt2cliError`."""
     with terminal.signals.deferred():
         from gpt2cli.cli.generate_remotely import run
 
     check_local_flags(flags)
     output = output_options(terminal, flags)
+    if flags.record is not None:
+        raise UsageError("--record is for a model on this machine", hint="a server's text cannot be replayed")
     given = given_of(without_local_settings(terminal, settings), flags)
+    if before is not None:
+        given = before.under(given, remote=True)
     GenerateOptions(**given)
-    run(terminal, place, read_prompt(terminal, flags), given, output)
+    prompt = read_prompt(terminal, flags) if before is None else before.prompt(terminal, flags)
+    run(terminal, place, prompt, given, output, open_keeper(terminal, settings))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -165,6 +182,8 @@ class GenerateFlags(ModelFlags, PromptFlags, SamplingFlags, LengthFlags, ServerF
     frequency_penalty: float | None
     logit_bias: list[str] | None
     output: Path | None
+    record: Path | None
+    go_on: bool
     no_stream: bool
     quiet: bool | None
 
@@ -179,15 +198,23 @@ class GenerateRequest:
     prompt: str
     options: GenerateOptions
     output: OutputOptions
+    keeper: RunKeeper
+    prompt_ids: tuple[int, ...] | None = None
+    """What the model is given instead of the prompt's own tokens."""
+    limits: Mapping[int, int] = field(default_factory=dict)
+    """The tokens after which a text ends as if it was interrupted there, by its number."""
 
 
-def _read_request(terminal: Terminal, settings: Settings, flags: GenerateFlags) -> GenerateRequest:
+def _read_request(
+    terminal: Terminal, settings: Settings, flags: GenerateFlags, before: LastRun | None
+) -> GenerateRequest:
     """Check everything that can be checked without torch. Raises `Gpt2cliError`."""
     output = output_options(terminal, flags)
-    given = given_of(settings, flags)
+    keeper = open_keeper(terminal, settings, flags.record)
+    given = given_of(settings, flags) if before is None else before.under(given_of(Settings({}), flags))
     GenerateOptions(**given)
     load = load_options(settings, flags)
-    prompt = read_prompt(terminal, flags)
+    prompt = read_prompt(terminal, flags) if before is None else before.prompt(terminal, flags)
     model = check_model(resolve_model(terminal, settings, flags, load), load)
     options = model.checkpoint.generate_options(given).settled()
     if options.rng == "transformers" and load.precision == "auto":
@@ -196,7 +223,7 @@ def _read_request(terminal: Terminal, settings: Settings, flags: GenerateFlags) 
     # Joint draws have no use for one.
     name = "off" if options.rng == "transformers" else options.draft
     draft = find_draft_model(terminal, settings, flags, name, model.load)
-    return GenerateRequest(terminal, model, draft, prompt, options, output)
+    return GenerateRequest(terminal, model, draft, prompt, options, output, keeper)
 
 
 def output_options(terminal: Terminal, flags: GenerateFlags) -> OutputOptions:
@@ -214,7 +241,7 @@ def output_options(terminal: Terminal, flags: GenerateFlags) -> OutputOptions:
 
 def given_of(settings: Settings, flags: GenerateFlags) -> dict[str, Any]:
     """What the flags and the settings say of `GenerateOptions`; the rest is left to the model."""
-    others = [field.name for field in fields(GenerateOptions) if field.name not in SAMPLING_NAMES]
+    others = [option.name for option in fields(GenerateOptions) if option.name not in SAMPLING_NAMES]
     given = given_options(settings, flags, *others)
     given["logit_bias"] = read_bias(flags.logit_bias or [])
     if flags.max_length is not None and flags.max_new_tokens is None:
@@ -237,7 +264,7 @@ def read_bias(given: Sequence[str]) -> tuple[tuple[int, float], ...]:
     return tuple(pairs)
 
 
-def _run(request: GenerateRequest) -> None:
+def run(request: GenerateRequest) -> None:
     """Load the model, pass its chunks on, and report. Raises what a signal asked for, at the end."""
     terminal, options = request.terminal, request.options
     started = time.perf_counter()
@@ -251,27 +278,63 @@ def _run(request: GenerateRequest) -> None:
         engine.draft_with(small)
         engine.load_s += small.load_s
     age = process_age()
-    chunks = engine.stream(request.prompt, options)
+    chunks = chunks_of(request, engine)
     # From here on there is something to end properly.
     terminal.signals.soften(engine.interrupt)
-    run = Run(request.model.head(), request.prompt, options, asdict(engine.info))
-    sink = make_sink(terminal, run, request.output, engine.tokenizer)
-    choices = new_choices(options)
+    document = Run(request.model.head(), request.prompt, options, asdict(engine.info))
+    sink = make_sink(terminal, document, request.output, engine.tokenizer)
+    choices, drawn = new_choices(options), new_choices(options)
     cleaners = [Sanitizer() if request.output.sanitize else None for _ in choices]
     stats = None
-    for chunk in chunks:
-        if (cleaner := cleaners[chunk.sequence]) is not None:
-            chunk = replace(chunk, text=cleaner.push(chunk.text))
-        choices[chunk.sequence].add(chunk)
-        sink.chunk(chunk)
-        stats = chunk.stats
-    assert stats is not None
-    # A first signal that comes only now must not tear what is being written.
-    terminal.signals.soften(lambda: None)
-    sink.finish(choices, _tail(engine, stats, import_s, age))
-    _report(request, choices, stats)
+    try:
+        for chunk in chunks:
+            drawn[chunk.sequence].add(chunk)
+            if (cleaner := cleaners[chunk.sequence]) is not None:
+                chunk = replace(chunk, text=cleaner.push(chunk.text))
+            choices[chunk.sequence].add(chunk)
+            sink.chunk(chunk)
+            stats = chunk.stats
+        assert stats is not None
+        # A first signal that comes only now must not tear what is being written.
+        terminal.signals.soften(lambda: None)
+        sink.finish(choices, _tail(engine, stats, import_s, age))
+        _report(request, choices, stats)
+    finally:
+        _keep(request, engine, drawn, chunks, stats)
     if terminal.signals.received is not None:
         raise terminal.signals.received
+
+
+def chunks_of(request: GenerateRequest, engine: Engine) -> Iterator[Chunk]:
+    """What the engine draws. Raises what `Engine.stream` raises."""
+    prompt = request.prompt if request.prompt_ids is None else request.prompt_ids
+    chunks = engine.stream(prompt, request.options)
+    if not request.limits:
+        return chunks
+    from gpt2cli.runs.cut import cut
+
+    return cut(chunks, request.limits, engine, request.options)
+
+
+def _keep(
+    request: GenerateRequest,
+    engine: Engine,
+    drawn: Sequence[Choice],
+    chunks: Iterator[Chunk],
+    stats: Stats | None,
+) -> None:
+    """Keep the run where runs are kept, also one whose reader has left."""
+    keeper = request.keeper
+    if not keeper.on:
+        return
+    if stats is None:
+        engine.interrupt()
+        for chunk in chunks:
+            drawn[chunk.sequence].add(chunk)
+            stats = chunk.stats
+    keeper.met(request.model.resolved)
+    keeper.keep("generate", engine, request.prompt, request.options, drawn, stats)
+    keeper.close()
 
 
 def _tail(engine: Engine, stats: Stats, import_s: float, age: float) -> dict[str, Any]:

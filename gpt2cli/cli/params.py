@@ -124,6 +124,17 @@ ConvertPickle = Annotated[
     ),
 ]
 
+GoOn = Annotated[
+    bool,
+    _flag(
+        _TEXT,
+        "--continue",
+        "-c",
+        help="Go on with the text of the last run in the log, with its model and options and a new seed; "
+        "words that are given come after it.",
+    ),
+]
+
 MaxNewTokens = Annotated[
     int | None,
     _option(
@@ -389,6 +400,15 @@ OutputFile = Annotated[
         "-o",
         metavar="FILE",
         help="Write to FILE, completely or not at all; - is stdout.",
+    ),
+]
+RecordFile = Annotated[
+    Path | None,
+    _option(
+        _OUTPUT,
+        "--record",
+        metavar="FILE",
+        help="Also write FILE, from which gpt2cli replay gives the same text, here or elsewhere.",
     ),
 ]
 NoResume = Annotated[
