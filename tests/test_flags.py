@@ -17,6 +17,7 @@ from gpt2cli.cli.features import FeaturesFlags, features
 from gpt2cli.cli.flags import SamplingFlags, given_options
 from gpt2cli.cli.generate import GenerateFlags, generate
 from gpt2cli.cli.inspect import InspectFlags, inspect
+from gpt2cli.cli.replay import ReplayFlags, replay
 from gpt2cli.cli.score import score
 from gpt2cli.cli.score_options import ScoreFlags
 from gpt2cli.cli.serve import ServeFlags, serve
@@ -30,6 +31,7 @@ COMMANDS = [
     (features, FeaturesFlags),
     (generate, GenerateFlags),
     (inspect, InspectFlags),
+    (replay, ReplayFlags),
     (score, ScoreFlags),
     (serve, ServeFlags),
 ]

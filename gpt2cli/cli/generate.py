@@ -285,7 +285,7 @@ def run(request: GenerateRequest) -> None:
     sink = make_sink(terminal, document, request.output, engine.tokenizer)
     choices, drawn = new_choices(options), new_choices(options)
     cleaners = [Sanitizer() if request.output.sanitize else None for _ in choices]
-    stats = None
+    stats, tail = None, None
     try:
         for chunk in chunks:
             drawn[chunk.sequence].add(chunk)
@@ -297,10 +297,11 @@ def run(request: GenerateRequest) -> None:
         assert stats is not None
         # A first signal that comes only now must not tear what is being written.
         terminal.signals.soften(lambda: None)
-        sink.finish(choices, _tail(engine, stats, import_s, age))
+        tail = _tail(engine, stats, import_s, age)
+        sink.finish(choices, tail)
         _report(request, choices, stats)
     finally:
-        _keep(request, engine, drawn, chunks, stats)
+        _keep(request, engine, drawn, chunks, stats, tail["timings"] if tail else None)
     if terminal.signals.received is not None:
         raise terminal.signals.received
 
@@ -322,6 +323,7 @@ def _keep(
     drawn: Sequence[Choice],
     chunks: Iterator[Chunk],
     stats: Stats | None,
+    timings: Mapping[str, Any] | None,
 ) -> None:
     """Keep the run where runs are kept, also one whose reader has left."""
     keeper = request.keeper
@@ -333,7 +335,7 @@ def _keep(
             drawn[chunk.sequence].add(chunk)
             stats = chunk.stats
     keeper.met(request.model.resolved)
-    keeper.keep("generate", engine, request.prompt, request.options, drawn, stats)
+    keeper.keep("generate", engine, request.prompt, request.options, drawn, stats, timings=timings)
     keeper.close()
 
 

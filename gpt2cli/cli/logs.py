@@ -49,7 +49,7 @@ AsJson = Annotated[bool, typer.Option("--json", metavar="", help="Print JSON.")]
 def root(
     ctx: typer.Context,
     count: Annotated[
-        int, typer.Option("--number", "-n", metavar="N", min=1, help="List the N newest.")
+        int, typer.Option("--number", "-n", metavar="N", min=1, max=10**9, help="List the N newest.")
     ] = DEFAULT_COUNT,
     search: Annotated[
         str | None,

@@ -11,8 +11,10 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import random
 import secrets
 import sqlite3
+import time
 import urllib.parse
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -22,6 +24,7 @@ from typing import Any
 from gpt2cli import paths
 from gpt2cli.errors import Gpt2cliError, ModelFileError, UsageError
 from gpt2cli.files import move_new
+from gpt2cli.options import shown
 from gpt2cli.runs.record import FORMAT, KIND, RunRecord, parse_record
 
 SCHEMA = 1
@@ -89,8 +92,8 @@ class RunLog:
     `ModelFileError` when it is damaged or of a newer version.
     """
 
-    def __init__(self, connection: sqlite3.Connection, path: Path) -> None:
-        self._connection, self._path = connection, path
+    def __init__(self, connection: sqlite3.Connection, path: Path, busy_s: float) -> None:
+        self._connection, self._path, self._busy_s = connection, path, busy_s
         self._fts5: bool | None = None
         self.unreadable = 0
         """Runs that were left out of the last list, since this version cannot read them."""
@@ -104,7 +107,7 @@ class RunLog:
                 if not path.exists():
                     _create(path)
                 with contextlib.suppress(FileNotFoundError):
-                    return cls(_connect(path, busy_s), path)
+                    return cls(_connect(path, busy_s), path, busy_s)
         raise Gpt2cliError(f"{path}: it cannot be opened")
 
     @classmethod
@@ -140,10 +143,7 @@ class RunLog:
     def get(self, run_id: int) -> LoggedRun:
         """The run of that number. Raises `UsageError` where there is none."""
         with _said(self._path):
-            rows = self._rows("WHERE id = ?", (run_id,))
-        if not rows:
-            raise _no_run(run_id)
-        return _logged(rows[0], self._path)
+            return _logged(self._row(run_id), self._path)
 
     def last(self, *commands: str) -> LoggedRun | None:
         """The newest run of one of ``commands``."""
@@ -180,8 +180,7 @@ class RunLog:
         """Take runs out of the log, and off the disk. Raises `UsageError` where there is no such run."""
         with self._writing() as database:
             for run_id in ids:
-                if not 0 < run_id < 2**63 or not self._rows("WHERE id = ?", (run_id,)):
-                    raise _no_run(run_id)
+                self._row(run_id)
             indexed = self._indexed() if self._has_index() else 0
             for run_id in ids:
                 if run_id <= indexed:
@@ -235,6 +234,14 @@ class RunLog:
         self.unreadable = len(rows) - len(found)
         return found
 
+    def _row(self, run_id: int) -> Any:
+        """The row of a run. Raises `UsageError` where there is none."""
+        # SQLite counts with 64 bits.
+        rows = self._rows("WHERE id = ?", (run_id,)) if 0 < run_id < 2**63 else []
+        if not rows:
+            raise UsageError(f"there is no run {shown(run_id)} in the log", hint="gpt2cli logs lists them")
+        return rows[0]
+
     def _rows(self, where: str, values: Sequence[Any]) -> list[Any]:
         columns = ", ".join(_COLUMNS)
         return self._connection.execute(f"SELECT id, {columns} FROM runs {where}", values).fetchall()
@@ -269,11 +276,30 @@ class RunLog:
         with contextlib.suppress(sqlite3.Error):
             self._connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")
 
+    def _begin(self) -> None:
+        """Begin to write, when it is this process's turn.
+
+        SQLite would look again after 100 ms at last, while others take turn after turn; so nobody waits long.
+        """
+        end = time.monotonic() + self._busy_s
+        self._connection.execute("PRAGMA busy_timeout = 0")
+        try:
+            while True:
+                try:
+                    self._connection.execute("BEGIN IMMEDIATE")
+                    return
+                except sqlite3.OperationalError as error:
+                    if error.sqlite_errorcode & 0xFF != sqlite3.SQLITE_BUSY or time.monotonic() > end:
+                        raise
+                time.sleep(random.uniform(0.001, 0.01))
+        finally:
+            self._connection.execute(f"PRAGMA busy_timeout = {int(self._busy_s * 1000)}")
+
     @contextlib.contextmanager
     def _writing(self) -> Iterator[sqlite3.Connection]:
         """A transaction that writes: all of it, or nothing."""
         with _said(self._path):
-            self._connection.execute("BEGIN IMMEDIATE")
+            self._begin()
             try:
                 yield self._connection
                 self._connection.execute("COMMIT")
@@ -281,10 +307,6 @@ class RunLog:
                 with contextlib.suppress(sqlite3.Error):
                     self._connection.execute("ROLLBACK")
                 raise
-
-
-def _no_run(run_id: int) -> UsageError:
-    return UsageError(f"there is no run {run_id} in the log", hint="gpt2cli logs lists them")
 
 
 def _row(record: RunRecord, directory: str | None) -> tuple[Any, ...]:
