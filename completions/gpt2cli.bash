@@ -3,8 +3,8 @@
 # What the command $1 takes.
 _gpt2cli_command() {
     case $1 in
-    '') commands=(generate chat score inspect compare features pull list show rm verify import export gc train finetune distill batch serve bench completions config) flags=(--version -V --help -h) ;;
-    generate) commands=() flags=(--prompt -p --file -f --model -m --revision --offline --allow-pickle --max-new-tokens --max-length --stop --ignore-eos --overflow --temperature --temp --top-k --top-p --min-p --typical-p --repetition-penalty --no-repeat-ngram-size --presence-penalty --frequency-penalty --logit-bias --greedy --num-return-sequences -n --seed --rng --special-tokens --strict --sanitize --json --jsonl --echo --logprobs --output -o --no-stream --quiet -q --device --precision --threads --draft --endpoint --api-key-file --timeout --debug --help -h) ;;
+    '') commands=(generate chat score inspect compare features pull list show rm verify import export gc train finetune distill replay batch serve bench completions logs config) flags=(--version -V --continue -c --help -h) ;;
+    generate) commands=() flags=(--prompt -p --file -f --continue -c --model -m --revision --offline --allow-pickle --max-new-tokens --max-length --stop --ignore-eos --overflow --temperature --temp --top-k --top-p --min-p --typical-p --repetition-penalty --no-repeat-ngram-size --presence-penalty --frequency-penalty --logit-bias --greedy --num-return-sequences -n --seed --rng --special-tokens --strict --sanitize --json --jsonl --echo --logprobs --output -o --record --no-stream --quiet -q --device --precision --threads --draft --endpoint --api-key-file --timeout --debug --help -h) ;;
     chat) commands=() flags=(--model -m --revision --offline --allow-pickle --format --system --resume --last --save --no-save --max-new-tokens --stop --ignore-eos --temperature --temp --top-k --top-p --min-p --typical-p --repetition-penalty --no-repeat-ngram-size --greedy --seed --strict --sanitize --json --quiet -q --device --precision --threads --draft --endpoint --api-key-file --timeout --debug --help -h) ;;
     score) commands=() flags=(--prompt -p --file -f --model -m --revision --offline --allow-pickle --lines --from-jsonl --field --stride --window --bos --eos --keep-newline --drop-newline --special-tokens --strict --choices --choice --normalize --task --limit --tokens --top --plot --json --jsonl --output -o --no-resume --shard --quiet -q --device --precision --threads --batch-tokens --debug --help -h) ;;
     inspect) commands=() flags=(--prompt -p --file -f --by --top --stride --marks --no-marks --explain --at --model -m --revision --offline --allow-pickle --temperature --temp --top-k --top-p --min-p --typical-p --repetition-penalty --no-repeat-ngram-size --greedy --seed --bos --special-tokens --strict --json --jsonl --csv --svg --html --theme --output -o --quiet -q --device --precision --threads --debug --help -h) ;;
@@ -21,10 +21,16 @@ _gpt2cli_command() {
     train) commands=() flags=(--field --separator --validation --validation-data --test-data --layers --width --heads --context --vocab-size --steps --epochs --batch-size --micro-batch-size --window --short-window --short-share --learning-rate --schedule --warmup --decay --optimizer --muon-scale --weight-decay --dropout --clip --seed --patience --evaluate-every --save-every --sample-every --log-every --precision --device --threads --resume --config --output -o --name --save-precision --samples --sample-tokens --sample-prompt --default-temperature --default-repetition-penalty --default-no-repeat-ngram-size --title --license --description --keep-checkpoints --plot --jsonl --quiet -q --debug --help -h) ;;
     finetune) commands=() flags=(--field --separator --validation --validation-data --test-data --model -m --revision --lora --lora-rank --lora-alpha --lora-dropout --steps --epochs --batch-size --micro-batch-size --window --short-window --short-share --learning-rate --schedule --warmup --decay --optimizer --muon-scale --weight-decay --dropout --clip --seed --patience --evaluate-every --save-every --sample-every --log-every --precision --device --threads --resume --config --output -o --name --save-precision --samples --sample-tokens --sample-prompt --default-temperature --default-repetition-penalty --default-no-repeat-ngram-size --title --license --description --keep-checkpoints --plot --jsonl --quiet -q --debug --help -h) ;;
     distill) commands=() flags=(--field --separator --validation --validation-data --test-data --teacher --revision --student-layers --distill-temperature --soft-weight --lm-weight --cosine-weight --random-init --steps --epochs --batch-size --micro-batch-size --window --short-window --short-share --learning-rate --schedule --warmup --decay --optimizer --muon-scale --weight-decay --dropout --clip --seed --patience --evaluate-every --save-every --sample-every --log-every --precision --device --threads --resume --config --output -o --name --save-precision --samples --sample-tokens --sample-prompt --default-temperature --default-repetition-penalty --default-no-repeat-ngram-size --title --license --description --keep-checkpoints --plot --jsonl --quiet -q --debug --help -h) ;;
+    replay) commands=() flags=(--check --model -m --revision --offline --allow-pickle --sanitize --json --jsonl --echo --output -o --no-stream --quiet -q --device --precision --threads --debug --help -h) ;;
     batch) commands=() flags=(--output -o --simple --text --lines --from-jsonl --retry-errors --shard --merge --ray --workers --model -m --endpoint --api-key-file --timeout --revision --offline --allow-pickle --max-new-tokens --stop --ignore-eos --temperature --temp --top-k --top-p --min-p --typical-p --repetition-penalty --no-repeat-ngram-size --presence-penalty --frequency-penalty --logit-bias --greedy --num-return-sequences -n --seed --quiet -q --device --precision --threads --slots --debug --help -h) ;;
     serve) commands=() flags=(--model -m --offline --allow-pickle --host --port --uds --api-key-file --allow-host --slots --queue --log-json --device --precision --threads --quiet -q --debug --help -h) ;;
     bench) commands=() flags=(--model -m --revision --offline --allow-pickle --against --gguf --precision --rounds --processes --no-processes --settled --no-settled --busy --plot --json --markdown --quiet -q --device --threads --debug --help -h) ;;
     completions) commands=() flags=(--help -h) ;;
+    logs) commands=(show rm on off) flags=(--number -n --search --json --quiet -q --debug --help -h) ;;
+    'logs show') commands=() flags=(--json --debug --help -h) ;;
+    'logs rm') commands=() flags=(--all --yes -y --quiet -q --debug --help -h) ;;
+    'logs on') commands=() flags=(--quiet -q --debug --help -h) ;;
+    'logs off') commands=() flags=(--quiet -q --debug --help -h) ;;
     config) commands=(list get set unset path) flags=(--help -h) ;;
     'config list') commands=() flags=(--json --help -h) ;;
     'config get') commands=() flags=(--help -h) ;;
@@ -60,6 +66,7 @@ _gpt2cli_flag() {
     'generate --rng') kind=words words=(default transformers) ;;
     'generate --logprobs') kind=text words=() ;;
     'generate --output'|'generate -o') kind=file words=() ;;
+    'generate --record') kind=file words=() ;;
     'generate --device') kind=words words=(auto cpu cuda mps) ;;
     'generate --precision') kind=words words=(auto fp32 fp16 bf16 int8 int4) ;;
     'generate --threads') kind=text words=() ;;
@@ -320,6 +327,12 @@ _gpt2cli_flag() {
     'distill --license') kind=text words=() ;;
     'distill --description') kind=text words=() ;;
     'distill --plot') kind=file words=() ;;
+    'replay --model'|'replay -m') kind=model words=() ;;
+    'replay --revision') kind=text words=() ;;
+    'replay --output'|'replay -o') kind=file words=() ;;
+    'replay --device') kind=words words=(auto cpu cuda mps) ;;
+    'replay --precision') kind=words words=(auto fp32 fp16 bf16 int8 int4) ;;
+    'replay --threads') kind=text words=() ;;
     'batch --output'|'batch -o') kind=file words=() ;;
     'batch --shard') kind=text words=() ;;
     'batch --ray') kind=text words=() ;;
@@ -367,6 +380,8 @@ _gpt2cli_flag() {
     'bench --plot') kind=file words=() ;;
     'bench --device') kind=words words=(auto cpu cuda mps) ;;
     'bench --threads') kind=text words=() ;;
+    'logs --number'|'logs -n') kind=text words=() ;;
+    'logs --search') kind=text words=() ;;
     *) return 1 ;;
     esac
 }
@@ -390,12 +405,15 @@ _gpt2cli_argument() {
     'train '[0-9]*) kind=file words=() ;;
     'finetune '[0-9]*) kind=file words=() ;;
     'distill '[0-9]*) kind=file words=() ;;
+    'replay '0) kind=text words=() ;;
     'batch '[0-9]*) kind=file words=() ;;
     'completions '0) kind=words words=(bash zsh fish powershell) ;;
-    'config get '0) kind=words words=(model max_new_tokens temperature top_k top_p min_p typical_p repetition_penalty no_repeat_ngram_size rng overflow draft device precision threads offline editing_mode send_token quiet) ;;
-    'config set '0) kind=words words=(model max_new_tokens temperature top_k top_p min_p typical_p repetition_penalty no_repeat_ngram_size rng overflow draft device precision threads offline editing_mode send_token quiet) ;;
+    'logs show '0) kind=text words=() ;;
+    'logs rm '[0-9]*) kind=text words=() ;;
+    'config get '0) kind=words words=(model max_new_tokens temperature top_k top_p min_p typical_p repetition_penalty no_repeat_ngram_size rng overflow draft device precision threads offline editing_mode send_token quiet log) ;;
+    'config set '0) kind=words words=(model max_new_tokens temperature top_k top_p min_p typical_p repetition_penalty no_repeat_ngram_size rng overflow draft device precision threads offline editing_mode send_token quiet log) ;;
     'config set '1) kind=text words=() ;;
-    'config unset '0) kind=words words=(model max_new_tokens temperature top_k top_p min_p typical_p repetition_penalty no_repeat_ngram_size rng overflow draft device precision threads offline editing_mode send_token quiet) ;;
+    'config unset '0) kind=words words=(model max_new_tokens temperature top_k top_p min_p typical_p repetition_penalty no_repeat_ngram_size rng overflow draft device precision threads offline editing_mode send_token quiet log) ;;
     esac
 }
 

@@ -23,19 +23,25 @@ Register-ArgumentCompleter -Native -CommandName gpt2cli -ScriptBlock {
         @{Of = ''; What = 'command'; Name = 'train'; Help = 'Train a new model from scratch, with a tokenizer of its own'; Kind = ''; Words = @()}
         @{Of = ''; What = 'command'; Name = 'finetune'; Help = 'Continue training a model on your own text: all of its weights, or low-rank adapters'; Kind = ''; Words = @()}
         @{Of = ''; What = 'command'; Name = 'distill'; Help = 'Train a student with fewer layers on a teacher''s predictions, the way DistilGPT2 was made'; Kind = ''; Words = @()}
+        @{Of = ''; What = 'command'; Name = 'replay'; Help = 'Run a run of the log again, or the record of one that somebody else made, and print its text'; Kind = ''; Words = @()}
         @{Of = ''; What = 'command'; Name = 'batch'; Help = 'Answer a file of prompts: many at once, resumed after any end, on one machine or many'; Kind = ''; Words = @()}
         @{Of = ''; What = 'command'; Name = 'serve'; Help = 'Serve models to other programs, over HTTP, as OpenAI''s API'; Kind = ''; Words = @()}
         @{Of = ''; What = 'command'; Name = 'bench'; Help = 'How fast a model runs here: whole processes from their start, then settled rates, in each precision'; Kind = ''; Words = @()}
         @{Of = ''; What = 'command'; Name = 'completions'; Help = 'Print the script that makes a shell complete commands, flags, model names and files'; Kind = ''; Words = @()}
+        @{Of = ''; What = 'command'; Name = 'logs'; Help = 'List the runs in the log, the newest first; turn the log on and off'; Kind = ''; Words = @()}
         @{Of = ''; What = 'command'; Name = 'config'; Help = 'List, get, set and unset settings'; Kind = ''; Words = @()}
         @{Of = ''; What = 'flag'; Name = '--version'; Help = 'Show the version'; Kind = ''; Words = @()}
         @{Of = ''; What = 'flag'; Name = '-V'; Help = 'Show the version'; Kind = ''; Words = @()}
+        @{Of = ''; What = 'flag'; Name = '--continue'; Help = 'Go on with the last text: gpt2cli generate --continue, which has more options'; Kind = ''; Words = @()}
+        @{Of = ''; What = 'flag'; Name = '-c'; Help = 'Go on with the last text: gpt2cli generate --continue, which has more options'; Kind = ''; Words = @()}
         @{Of = ''; What = 'flag'; Name = '--help'; Help = 'Show this message and exit'; Kind = ''; Words = @()}
         @{Of = ''; What = 'flag'; Name = '-h'; Help = 'Show this message and exit'; Kind = ''; Words = @()}
         @{Of = 'generate'; What = 'flag'; Name = '--prompt'; Help = 'The prompt'; Kind = 'text'; Words = @()}
         @{Of = 'generate'; What = 'flag'; Name = '-p'; Help = 'The prompt'; Kind = 'text'; Words = @()}
         @{Of = 'generate'; What = 'flag'; Name = '--file'; Help = 'Read the prompt from FILE'; Kind = 'file'; Words = @()}
         @{Of = 'generate'; What = 'flag'; Name = '-f'; Help = 'Read the prompt from FILE'; Kind = 'file'; Words = @()}
+        @{Of = 'generate'; What = 'flag'; Name = '--continue'; Help = 'Go on with the text of the last run in the log, with its model and options and a new seed; words that are given come after it'; Kind = ''; Words = @()}
+        @{Of = 'generate'; What = 'flag'; Name = '-c'; Help = 'Go on with the text of the last run in the log, with its model and options and a new seed; words that are given come after it'; Kind = ''; Words = @()}
         @{Of = 'generate'; What = 'flag'; Name = '--model'; Help = 'A model directory, or a name (gpt2, owner/name); a model that is not on this disk is pulled first'; Kind = 'model'; Words = @()}
         @{Of = 'generate'; What = 'flag'; Name = '-m'; Help = 'A model directory, or a name (gpt2, owner/name); a model that is not on this disk is pulled first'; Kind = 'model'; Words = @()}
         @{Of = 'generate'; What = 'flag'; Name = '--revision'; Help = 'A branch, tag or commit of the model'; Kind = 'text'; Words = @()}
@@ -71,6 +77,7 @@ Register-ArgumentCompleter -Native -CommandName gpt2cli -ScriptBlock {
         @{Of = 'generate'; What = 'flag'; Name = '--logprobs'; Help = 'With --json or --jsonl: add the log-probability of each token and of the K most likely ones'; Kind = 'text'; Words = @()}
         @{Of = 'generate'; What = 'flag'; Name = '--output'; Help = 'Write to FILE, completely or not at all; - is stdout'; Kind = 'file'; Words = @()}
         @{Of = 'generate'; What = 'flag'; Name = '-o'; Help = 'Write to FILE, completely or not at all; - is stdout'; Kind = 'file'; Words = @()}
+        @{Of = 'generate'; What = 'flag'; Name = '--record'; Help = 'Also write FILE, from which gpt2cli replay gives the same text, here or elsewhere'; Kind = 'file'; Words = @()}
         @{Of = 'generate'; What = 'flag'; Name = '--no-stream'; Help = 'Print the text only when it is complete'; Kind = ''; Words = @()}
         @{Of = 'generate'; What = 'flag'; Name = '--quiet'; Help = 'Print no notes or warnings on stderr'; Kind = ''; Words = @()}
         @{Of = 'generate'; What = 'flag'; Name = '-q'; Help = 'Print no notes or warnings on stderr'; Kind = ''; Words = @()}
@@ -538,6 +545,28 @@ Register-ArgumentCompleter -Native -CommandName gpt2cli -ScriptBlock {
         @{Of = 'distill'; What = 'flag'; Name = '--help'; Help = 'Show this message and exit'; Kind = ''; Words = @()}
         @{Of = 'distill'; What = 'flag'; Name = '-h'; Help = 'Show this message and exit'; Kind = ''; Words = @()}
         @{Of = 'distill'; What = '0+'; Name = 'DATA'; Help = 'DATA'; Kind = 'file'; Words = @()}
+        @{Of = 'replay'; What = 'flag'; Name = '--check'; Help = 'Say whether the same text came out, bit for bit, and where not, the first difference and what has changed since'; Kind = ''; Words = @()}
+        @{Of = 'replay'; What = 'flag'; Name = '--model'; Help = 'A model directory, or a name (gpt2, owner/name); a model that is not on this disk is pulled first'; Kind = 'model'; Words = @()}
+        @{Of = 'replay'; What = 'flag'; Name = '-m'; Help = 'A model directory, or a name (gpt2, owner/name); a model that is not on this disk is pulled first'; Kind = 'model'; Words = @()}
+        @{Of = 'replay'; What = 'flag'; Name = '--revision'; Help = 'A branch, tag or commit of the model'; Kind = 'text'; Words = @()}
+        @{Of = 'replay'; What = 'flag'; Name = '--offline'; Help = 'Never use the network'; Kind = ''; Words = @()}
+        @{Of = 'replay'; What = 'flag'; Name = '--allow-pickle'; Help = 'Also read .bin checkpoints; only plain tensors are unpickled (weights_only)'; Kind = ''; Words = @()}
+        @{Of = 'replay'; What = 'flag'; Name = '--sanitize'; Help = 'Remove control characters from the text; a terminal never receives them'; Kind = ''; Words = @()}
+        @{Of = 'replay'; What = 'flag'; Name = '--json'; Help = 'Print one JSON document'; Kind = ''; Words = @()}
+        @{Of = 'replay'; What = 'flag'; Name = '--jsonl'; Help = 'Print JSON events, one per line: start, token, end, summary'; Kind = ''; Words = @()}
+        @{Of = 'replay'; What = 'flag'; Name = '--echo'; Help = 'Print the prompt before the text (a terminal always shows it)'; Kind = ''; Words = @()}
+        @{Of = 'replay'; What = 'flag'; Name = '--output'; Help = 'Write to FILE, completely or not at all; - is stdout'; Kind = 'file'; Words = @()}
+        @{Of = 'replay'; What = 'flag'; Name = '-o'; Help = 'Write to FILE, completely or not at all; - is stdout'; Kind = 'file'; Words = @()}
+        @{Of = 'replay'; What = 'flag'; Name = '--no-stream'; Help = 'Print the text only when it is complete'; Kind = ''; Words = @()}
+        @{Of = 'replay'; What = 'flag'; Name = '--quiet'; Help = 'Print no notes or warnings on stderr'; Kind = ''; Words = @()}
+        @{Of = 'replay'; What = 'flag'; Name = '-q'; Help = 'Print no notes or warnings on stderr'; Kind = ''; Words = @()}
+        @{Of = 'replay'; What = 'flag'; Name = '--device'; Help = 'The device to run on'; Kind = 'words'; Words = @('auto', 'cpu', 'cuda', 'mps')}
+        @{Of = 'replay'; What = 'flag'; Name = '--precision'; Help = 'The precision of the weights; auto is lossless in practice'; Kind = 'words'; Words = @('auto', 'fp32', 'fp16', 'bf16', 'int8', 'int4')}
+        @{Of = 'replay'; What = 'flag'; Name = '--threads'; Help = 'The number of CPU threads'; Kind = 'text'; Words = @()}
+        @{Of = 'replay'; What = 'flag'; Name = '--debug'; Help = 'Show a traceback if there is an error'; Kind = ''; Words = @()}
+        @{Of = 'replay'; What = 'flag'; Name = '--help'; Help = 'Show this message and exit'; Kind = ''; Words = @()}
+        @{Of = 'replay'; What = 'flag'; Name = '-h'; Help = 'Show this message and exit'; Kind = ''; Words = @()}
+        @{Of = 'replay'; What = '0'; Name = 'ID|FILE'; Help = 'ID|FILE'; Kind = 'text'; Words = @()}
         @{Of = 'batch'; What = 'flag'; Name = '--output'; Help = 'Append a line to FILE for each row as it ends; rows that are there are not run again'; Kind = 'file'; Words = @()}
         @{Of = 'batch'; What = 'flag'; Name = '-o'; Help = 'Append a line to FILE for each row as it ends; rows that are there are not run again'; Kind = 'file'; Words = @()}
         @{Of = 'batch'; What = 'flag'; Name = '--simple'; Help = 'Write the id, the text and a few figures of each row'; Kind = ''; Words = @()}
@@ -632,6 +661,43 @@ Register-ArgumentCompleter -Native -CommandName gpt2cli -ScriptBlock {
         @{Of = 'completions'; What = 'flag'; Name = '--help'; Help = 'Show this message and exit'; Kind = ''; Words = @()}
         @{Of = 'completions'; What = 'flag'; Name = '-h'; Help = 'Show this message and exit'; Kind = ''; Words = @()}
         @{Of = 'completions'; What = '0'; Name = 'SHELL'; Help = 'SHELL'; Kind = 'words'; Words = @('bash', 'zsh', 'fish', 'powershell')}
+        @{Of = 'logs'; What = 'command'; Name = 'show'; Help = 'Show one run: its model, options and engine, its prompt and texts'; Kind = ''; Words = @()}
+        @{Of = 'logs'; What = 'command'; Name = 'rm'; Help = 'Remove runs from the log, and what they said from the disk'; Kind = ''; Words = @()}
+        @{Of = 'logs'; What = 'command'; Name = 'on'; Help = 'Keep a log of every run from now on, with its prompt and text'; Kind = ''; Words = @()}
+        @{Of = 'logs'; What = 'command'; Name = 'off'; Help = 'Keep no log any more; what is in it stays'; Kind = ''; Words = @()}
+        @{Of = 'logs'; What = 'flag'; Name = '--number'; Help = 'List the N newest'; Kind = 'text'; Words = @()}
+        @{Of = 'logs'; What = 'flag'; Name = '-n'; Help = 'List the N newest'; Kind = 'text'; Words = @()}
+        @{Of = 'logs'; What = 'flag'; Name = '--search'; Help = 'Only runs in whose prompt and text all WORDS are'; Kind = 'text'; Words = @()}
+        @{Of = 'logs'; What = 'flag'; Name = '--json'; Help = 'Print JSON'; Kind = ''; Words = @()}
+        @{Of = 'logs'; What = 'flag'; Name = '--quiet'; Help = 'Print no notes or warnings on stderr'; Kind = ''; Words = @()}
+        @{Of = 'logs'; What = 'flag'; Name = '-q'; Help = 'Print no notes or warnings on stderr'; Kind = ''; Words = @()}
+        @{Of = 'logs'; What = 'flag'; Name = '--debug'; Help = 'Show a traceback if there is an error'; Kind = ''; Words = @()}
+        @{Of = 'logs'; What = 'flag'; Name = '--help'; Help = 'Show this message and exit'; Kind = ''; Words = @()}
+        @{Of = 'logs'; What = 'flag'; Name = '-h'; Help = 'Show this message and exit'; Kind = ''; Words = @()}
+        @{Of = 'logs show'; What = 'flag'; Name = '--json'; Help = 'Print JSON'; Kind = ''; Words = @()}
+        @{Of = 'logs show'; What = 'flag'; Name = '--debug'; Help = 'Show a traceback if there is an error'; Kind = ''; Words = @()}
+        @{Of = 'logs show'; What = 'flag'; Name = '--help'; Help = 'Show this message and exit'; Kind = ''; Words = @()}
+        @{Of = 'logs show'; What = 'flag'; Name = '-h'; Help = 'Show this message and exit'; Kind = ''; Words = @()}
+        @{Of = 'logs show'; What = '0'; Name = 'ID'; Help = 'ID'; Kind = 'text'; Words = @()}
+        @{Of = 'logs rm'; What = 'flag'; Name = '--all'; Help = 'Remove all runs'; Kind = ''; Words = @()}
+        @{Of = 'logs rm'; What = 'flag'; Name = '--yes'; Help = 'With --all: do not ask'; Kind = ''; Words = @()}
+        @{Of = 'logs rm'; What = 'flag'; Name = '-y'; Help = 'With --all: do not ask'; Kind = ''; Words = @()}
+        @{Of = 'logs rm'; What = 'flag'; Name = '--quiet'; Help = 'Print no notes or warnings on stderr'; Kind = ''; Words = @()}
+        @{Of = 'logs rm'; What = 'flag'; Name = '-q'; Help = 'Print no notes or warnings on stderr'; Kind = ''; Words = @()}
+        @{Of = 'logs rm'; What = 'flag'; Name = '--debug'; Help = 'Show a traceback if there is an error'; Kind = ''; Words = @()}
+        @{Of = 'logs rm'; What = 'flag'; Name = '--help'; Help = 'Show this message and exit'; Kind = ''; Words = @()}
+        @{Of = 'logs rm'; What = 'flag'; Name = '-h'; Help = 'Show this message and exit'; Kind = ''; Words = @()}
+        @{Of = 'logs rm'; What = '0+'; Name = 'ID'; Help = 'ID'; Kind = 'text'; Words = @()}
+        @{Of = 'logs on'; What = 'flag'; Name = '--quiet'; Help = 'Print no notes or warnings on stderr'; Kind = ''; Words = @()}
+        @{Of = 'logs on'; What = 'flag'; Name = '-q'; Help = 'Print no notes or warnings on stderr'; Kind = ''; Words = @()}
+        @{Of = 'logs on'; What = 'flag'; Name = '--debug'; Help = 'Show a traceback if there is an error'; Kind = ''; Words = @()}
+        @{Of = 'logs on'; What = 'flag'; Name = '--help'; Help = 'Show this message and exit'; Kind = ''; Words = @()}
+        @{Of = 'logs on'; What = 'flag'; Name = '-h'; Help = 'Show this message and exit'; Kind = ''; Words = @()}
+        @{Of = 'logs off'; What = 'flag'; Name = '--quiet'; Help = 'Print no notes or warnings on stderr'; Kind = ''; Words = @()}
+        @{Of = 'logs off'; What = 'flag'; Name = '-q'; Help = 'Print no notes or warnings on stderr'; Kind = ''; Words = @()}
+        @{Of = 'logs off'; What = 'flag'; Name = '--debug'; Help = 'Show a traceback if there is an error'; Kind = ''; Words = @()}
+        @{Of = 'logs off'; What = 'flag'; Name = '--help'; Help = 'Show this message and exit'; Kind = ''; Words = @()}
+        @{Of = 'logs off'; What = 'flag'; Name = '-h'; Help = 'Show this message and exit'; Kind = ''; Words = @()}
         @{Of = 'config'; What = 'command'; Name = 'list'; Help = 'List every setting with its value, and where the value comes from'; Kind = ''; Words = @()}
         @{Of = 'config'; What = 'command'; Name = 'get'; Help = 'Print one value; nothing when it is not set'; Kind = ''; Words = @()}
         @{Of = 'config'; What = 'command'; Name = 'set'; Help = 'Write one value into config.toml'; Kind = ''; Words = @()}
@@ -644,14 +710,14 @@ Register-ArgumentCompleter -Native -CommandName gpt2cli -ScriptBlock {
         @{Of = 'config list'; What = 'flag'; Name = '-h'; Help = 'Show this message and exit'; Kind = ''; Words = @()}
         @{Of = 'config get'; What = 'flag'; Name = '--help'; Help = 'Show this message and exit'; Kind = ''; Words = @()}
         @{Of = 'config get'; What = 'flag'; Name = '-h'; Help = 'Show this message and exit'; Kind = ''; Words = @()}
-        @{Of = 'config get'; What = '0'; Name = 'KEY'; Help = 'KEY'; Kind = 'words'; Words = @('model', 'max_new_tokens', 'temperature', 'top_k', 'top_p', 'min_p', 'typical_p', 'repetition_penalty', 'no_repeat_ngram_size', 'rng', 'overflow', 'draft', 'device', 'precision', 'threads', 'offline', 'editing_mode', 'send_token', 'quiet')}
+        @{Of = 'config get'; What = '0'; Name = 'KEY'; Help = 'KEY'; Kind = 'words'; Words = @('model', 'max_new_tokens', 'temperature', 'top_k', 'top_p', 'min_p', 'typical_p', 'repetition_penalty', 'no_repeat_ngram_size', 'rng', 'overflow', 'draft', 'device', 'precision', 'threads', 'offline', 'editing_mode', 'send_token', 'quiet', 'log')}
         @{Of = 'config set'; What = 'flag'; Name = '--help'; Help = 'Show this message and exit'; Kind = ''; Words = @()}
         @{Of = 'config set'; What = 'flag'; Name = '-h'; Help = 'Show this message and exit'; Kind = ''; Words = @()}
-        @{Of = 'config set'; What = '0'; Name = 'KEY'; Help = 'KEY'; Kind = 'words'; Words = @('model', 'max_new_tokens', 'temperature', 'top_k', 'top_p', 'min_p', 'typical_p', 'repetition_penalty', 'no_repeat_ngram_size', 'rng', 'overflow', 'draft', 'device', 'precision', 'threads', 'offline', 'editing_mode', 'send_token', 'quiet')}
+        @{Of = 'config set'; What = '0'; Name = 'KEY'; Help = 'KEY'; Kind = 'words'; Words = @('model', 'max_new_tokens', 'temperature', 'top_k', 'top_p', 'min_p', 'typical_p', 'repetition_penalty', 'no_repeat_ngram_size', 'rng', 'overflow', 'draft', 'device', 'precision', 'threads', 'offline', 'editing_mode', 'send_token', 'quiet', 'log')}
         @{Of = 'config set'; What = '1'; Name = 'VALUE'; Help = 'VALUE'; Kind = 'text'; Words = @()}
         @{Of = 'config unset'; What = 'flag'; Name = '--help'; Help = 'Show this message and exit'; Kind = ''; Words = @()}
         @{Of = 'config unset'; What = 'flag'; Name = '-h'; Help = 'Show this message and exit'; Kind = ''; Words = @()}
-        @{Of = 'config unset'; What = '0'; Name = 'KEY'; Help = 'KEY'; Kind = 'words'; Words = @('model', 'max_new_tokens', 'temperature', 'top_k', 'top_p', 'min_p', 'typical_p', 'repetition_penalty', 'no_repeat_ngram_size', 'rng', 'overflow', 'draft', 'device', 'precision', 'threads', 'offline', 'editing_mode', 'send_token', 'quiet')}
+        @{Of = 'config unset'; What = '0'; Name = 'KEY'; Help = 'KEY'; Kind = 'words'; Words = @('model', 'max_new_tokens', 'temperature', 'top_k', 'top_p', 'min_p', 'typical_p', 'repetition_penalty', 'no_repeat_ngram_size', 'rng', 'overflow', 'draft', 'device', 'precision', 'threads', 'offline', 'editing_mode', 'send_token', 'quiet', 'log')}
         @{Of = 'config path'; What = 'flag'; Name = '--help'; Help = 'Show this message and exit'; Kind = ''; Words = @()}
         @{Of = 'config path'; What = 'flag'; Name = '-h'; Help = 'Show this message and exit'; Kind = ''; Words = @()}
     )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import sqlite3
 import subprocess
@@ -14,12 +15,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from cli import Outcome, call, start
+from cli import Outcome, call, run, start
 from remote_server import hostile, stream
 from runs import record
 from support import REPOSITORY
 
-from gpt2cli.runs.log import RunLog, log_path
+from gpt2cli.paths import log_file
+from gpt2cli.runs.log import RunLog
 
 ON = {"GPT2CLI_LOG": "1"}
 SHORT = ("--max-new-tokens", "4", "--threads", "1")
@@ -53,11 +55,11 @@ def test_nothing_is_written_while_off(tmp_path: Path) -> None:
         assert done.returncode == 0, done.stderr
     assert not list(Path(os.environ["GPT2CLI_HOME"]).rglob("*sqlite*"))
     assert call("logs").out == "" and "gpt2cli logs on turns it on" in call("logs").err
-    assert not log_path().exists()
+    assert not log_file().exists()
 
 
 def test_on_and_off() -> None:
-    assert str(log_path()) in call("logs", "on").err
+    assert str(log_file()) in call("logs", "on").err
     assert call("config", "get", "log").out == "true\n"
     assert call("generate", *SHORT, "Once").code == 0
     assert call("logs", "off").err.startswith("runs are not logged any more; what is there stays")
@@ -117,7 +119,7 @@ def test_a_model_on_a_server() -> None:
         assert entry["choices"][0]["text"] == "one two" and entry["choices"][0]["token_ids"] is None
         assert "on a server" in call("replay", "1").err
     with hostile(stream("three")) as server:
-        with sqlite3.connect(log_path()) as database:
+        with sqlite3.connect(log_file()) as database:
             database.execute("UPDATE runs SET model = ?", (f"{server.url}#m",))
         database.close()
         assert call("-c", **ON).out == "three\n"
@@ -199,10 +201,10 @@ def test_a_full_disk(begun: bool, room: int) -> None:
         with RunLog.open() as log:
             log.add(record())
     with file_size(room):
-        same_but_for_a_warning(said=str(log_path()))
+        same_but_for_a_warning(said=str(log_file()))
     assert len(logged()) == begun
     assert "warning" not in generate("Once").err and len(logged()) == begun + 1
-    assert {path.name for path in log_path().parent.glob("*runs*")} == {"runs.sqlite3"}
+    assert {path.name for path in log_file().parent.glob("*runs*")} == {"runs.sqlite3"}
 
 
 def test_a_disk_that_fills_in_the_middle() -> None:
@@ -216,20 +218,20 @@ def test_a_disk_that_fills_in_the_middle() -> None:
 
 
 def garbage() -> None:
-    log_path().write_bytes(b"garbage" * 1000)
+    log_file().write_bytes(b"garbage" * 1000)
 
 
 def newer() -> None:
-    with sqlite3.connect(log_path()) as database:
+    with sqlite3.connect(log_file()) as database:
         database.execute("PRAGMA user_version = 7")
     database.close()
 
 
 def no_folder() -> None:
-    for path in log_path().parent.glob("runs*"):
+    for path in log_file().parent.glob("runs*"):
         path.unlink()
-    log_path().parent.rename(log_path().parent.with_name("elsewhere"))
-    log_path().parent.write_text("a file")
+    log_file().parent.rename(log_file().parent.with_name("elsewhere"))
+    log_file().parent.write_text("a file")
 
 
 @pytest.mark.parametrize(
@@ -248,7 +250,7 @@ def test_a_locked_log(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("gpt2cli.runs.log.BUSY_S", 0.1)
     monkeypatch.setattr("gpt2cli.runs.log.BUSY_AGAIN_S", 0.1)
     RunLog.open().close()
-    holder = sqlite3.connect(log_path(), isolation_level=None)
+    holder = sqlite3.connect(log_file(), isolation_level=None)
     holder.execute("BEGIN EXCLUSIVE")
     same_but_for_a_warning(said="another process has it locked")
     holder.close()
@@ -311,7 +313,7 @@ def test_removing(some: None) -> None:
     assert "nothing was removed" in call("logs", "rm", "--all", stdin=b"n\n", tty="in out err").err
     assert call("logs", "rm", "--all", stdin=b"y\n", tty="in out err").code == 0
     assert logged() == []
-    log_path().unlink()
+    log_file().unlink()
     assert "the log is empty" in call("logs", "rm", "1").err
 
 
@@ -356,3 +358,22 @@ def test_going_on_reads_stdin_only_when_asked() -> None:
         "Once" + logged()[0]["choices"][0]["text"]
     )
     assert generate("-c", "--json", "-", stdin=b"this").document["prompt"].endswith("this")
+
+
+@pytest.mark.skipif(sys.platform in ("win32", "darwin"), reason="names of files are Unicode there")
+def test_places_of_any_name(tiny_model: Path, tmp_path: Path) -> None:
+    """What stands for something in an address, and bytes that are no UTF-8."""
+    for name in (b"a b#c?d%20e", b"f\xff\xfe"):
+        place = tmp_path / os.fsdecode(name)
+        (place / "home").mkdir(parents=True)
+        shutil.copytree(tiny_model, place / os.fsdecode(b"model\xff"))
+        environ = {**os.environ, **ON, "GPT2CLI_HOME": str(place / "home")}
+        model = place / os.fsdecode(b"model\xff")
+        first = run("generate", "-m", model, "--seed", "1", *SHORT, "ab", env=environ)
+        assert first.code == 0 and first.err == "seed 1\n"
+        assert run("replay", "1", "--check", env=environ).out == "the same text, bit for bit\n"
+
+
+def test_what_is_searched_for_has_an_end(some: None) -> None:
+    assert call("logs", "--search", "x " * 499).code == 0
+    assert call("logs", "--search", "x" * 1001).code == 2

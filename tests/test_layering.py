@@ -57,6 +57,7 @@ ONLY_IN = {
     "uvicorn": {"serve"},
     "h11": {"serve"},
     "ray": {"batch"},
+    "sqlite3": {"runs"},
 }
 AT_MODULE_LEVEL = {"torch": {"core", "analysis", "train", "bench"}, "transformers": {"train"}}
 

@@ -23,11 +23,12 @@ from support import REPOSITORY, series
 from gpt2cli.errors import Gpt2cliError, ModelFileError, UsageError
 from gpt2cli.hub.resolve import builtin_directory
 from gpt2cli.options import GenerateOptions
+from gpt2cli.paths import log_file
 from gpt2cli.runs import hashes
 from gpt2cli.runs import record as record_module
 from gpt2cli.runs.compare import changes, first_difference
 from gpt2cli.runs.hashes import Stopped, hash_of_model
-from gpt2cli.runs.log import BETWEEN_TEXTS, RunLog, log_path
+from gpt2cli.runs.log import BETWEEN_TEXTS, RunLog
 from gpt2cli.runs.record import RunEngine, RunModel, RunText, parse_record, read_record, write_record
 
 # Records
@@ -245,10 +246,10 @@ def test_only_its_owner_reads_it() -> None:
         log.add(record())
     finally:
         os.umask(before)
-    files = sorted(log_path().parent.glob("*"))
+    files = sorted(log_file().parent.glob("*"))
     assert {path.name for path in files} == {f"runs.sqlite3{end}" for end in ("", "-wal", "-shm")}
     assert {stat.S_IMODE(path.stat().st_mode) for path in files} == {0o600}
-    assert stat.S_IMODE(log_path().parent.stat().st_mode) == 0o700
+    assert stat.S_IMODE(log_file().parent.stat().st_mode) == 0o700
     log.close()
 
 
@@ -277,7 +278,7 @@ def test_search(index: bool, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def on_disk(word: str) -> bool:
-    return any(word.encode() in path.read_bytes() for path in log_path().parent.glob("runs.sqlite3*"))
+    return any(word.encode() in path.read_bytes() for path in log_file().parent.glob("runs.sqlite3*"))
 
 
 def test_what_is_removed_is_off_the_disk() -> None:
@@ -300,7 +301,7 @@ def test_a_run_that_cannot_be_read_is_left_out() -> None:
     with RunLog.open() as log:
         for _ in range(3):
             log.add(record())
-    with sqlite3.connect(log_path()) as database:
+    with sqlite3.connect(log_file()) as database:
         database.execute("UPDATE runs SET options = '{\"later\": 1}' WHERE id = 1")
         database.execute("UPDATE runs SET choices = '[' WHERE id = 2")
     database.close()
@@ -356,18 +357,18 @@ def test_a_damaged_log(damage: Any, said: str) -> None:
     with RunLog.open() as log:
         for number in range(50):
             log.add(record(f"text {number} " * 50))
-    damage(log_path())
-    before = log_path().read_bytes()
+    damage(log_file())
+    before = log_file().read_bytes()
     with pytest.raises(ModelFileError, match=said) as caught, RunLog.open() as log:
         log.newest(100)
         log.add(record())
-    assert str(log_path()) in str(caught.value) and caught.value.hint and "move the file" in caught.value.hint
-    assert log_path().read_bytes() == before
+    assert str(log_file()) in str(caught.value) and caught.value.hint and "move the file" in caught.value.hint
+    assert log_file().read_bytes() == before
 
 
 def test_a_locked_log() -> None:
     RunLog.open().close()
-    holder = sqlite3.connect(log_path(), isolation_level=None)
+    holder = sqlite3.connect(log_file(), isolation_level=None)
     holder.execute("BEGIN IMMEDIATE")
     with RunLog.open(busy_s=0.05) as log:
         assert log.newest(9) == []
@@ -461,7 +462,7 @@ def test_many_at_once_lose_nothing(processes: int, runs: int) -> None:
     with RunLog.open() as log:
         texts = {run.record.texts[0].text for run in log.newest(10**6)}
     assert texts == {f"{p} {run}" for p in range(processes) for run in range(runs)}
-    assert [path.name for path in log_path().parent.iterdir()] == ["runs.sqlite3"]
+    assert [path.name for path in log_file().parent.iterdir()] == ["runs.sqlite3"]
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="there is no SIGKILL")

@@ -4,17 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
-from typing import Any, TypeVar, cast
+from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 from gpt2cli.cli.flags import ModelFlags, PromptFlags
 from gpt2cli.cli.prompt import join_parts, read_prompt
-from gpt2cli.cli.run_log import TURN_ON
+from gpt2cli.cli.run_log import TURN_ON, existing_log
 from gpt2cli.errors import UsageError
 from gpt2cli.options import GenerateOptions, Precision
-from gpt2cli.runs.log import LoggedRun, RunLog
 from gpt2cli.settings import Settings
 from gpt2cli.terminal.streams import Terminal
 from gpt2cli.text.reading import REPLACEMENT
+
+if TYPE_CHECKING:
+    from gpt2cli.runs.log import LoggedRun
 
 COMMANDS = ("generate", "write")
 """What is gone on with; `chat` has its sessions."""
@@ -79,7 +81,7 @@ def last_run(settings: Settings) -> LastRun:
     """The last run in the log. Raises `UsageError` where there is none, or no log."""
     if not settings.value("log"):
         raise UsageError("there is no last run to go on with: the log is off", hint=f"{TURN_ON} turns it on")
-    log = RunLog.open_existing()
+    log = existing_log()
     found = None
     if log is not None:
         with log:

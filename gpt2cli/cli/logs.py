@@ -3,21 +3,24 @@
 from __future__ import annotations
 
 from datetime import datetime
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from gpt2cli import paths
 from gpt2cli.cli import params
 from gpt2cli.cli.flags import read_settings
-from gpt2cli.cli.run_log import TURN_ON
+from gpt2cli.cli.run_log import TURN_ON, existing_log
 from gpt2cli.errors import UsageError
 from gpt2cli.options import GenerateOptions
-from gpt2cli.runs.log import LoggedRun, RunLog, log_path
 from gpt2cli.settings import Settings, set_in_file, unset_in_file
 from gpt2cli.terminal.jsonout import json_line
 from gpt2cli.terminal.streams import Terminal
 from gpt2cli.terminal.table import aligned, shown_age, tab_separated
 from gpt2cli.text.sanitize import one_line, sanitize
+
+if TYPE_CHECKING:
+    from gpt2cli.runs.log import LoggedRun, RunLog
 
 EXAMPLES = """Examples:
 
@@ -33,6 +36,7 @@ EXAMPLES = """Examples:
 """
 DEFAULT_COUNT = 20
 PROMPT_COLUMNS = 32
+MAX_SEARCH = 1000
 
 app = typer.Typer(
     help="List the runs in the log, the newest first; turn the log on and off. It is off by default: prompts "
@@ -68,7 +72,9 @@ def root(
         return
     terminal: Terminal = ctx.obj
     settings = read_settings(terminal, quiet)
-    log, runs = RunLog.open_existing(), []
+    if search is not None and len(search) > MAX_SEARCH:
+        raise UsageError(f"--search: at most {MAX_SEARCH} characters")
+    log, runs = existing_log(), []
     if log is not None:
         with log:
             runs = log.newest(count, search)
@@ -218,7 +224,7 @@ def turn_on(ctx: typer.Context, quiet: params.Quiet = None, debug: params.Debug 
     terminal: Terminal = ctx.obj
     read_settings(terminal, quiet)
     set_in_file("log", True)
-    terminal.note(f"runs are logged from now on, prompts and texts included, in {log_path()}")
+    terminal.note(f"runs are logged from now on, prompts and texts included, in {paths.log_file()}")
     _warn_of_environment(terminal, wanted=True)
 
 
@@ -228,7 +234,7 @@ def turn_off(ctx: typer.Context, quiet: params.Quiet = None, debug: params.Debug
     terminal: Terminal = ctx.obj
     read_settings(terminal, quiet)
     unset_in_file("log")
-    stays = "; what is there stays, and gpt2cli logs rm --all removes it" if log_path().exists() else ""
+    stays = "; what is there stays, and gpt2cli logs rm --all removes it" if paths.log_file().exists() else ""
     terminal.note(f"runs are not logged any more{stays}")
     _warn_of_environment(terminal, wanted=False)
 
@@ -240,7 +246,7 @@ def _warn_of_environment(terminal: Terminal, *, wanted: bool) -> None:
 
 def _existing() -> RunLog:
     """The log. Raises `UsageError` where there is none."""
-    log = RunLog.open_existing()
+    log = existing_log()
     if log is None:
         raise UsageError("the log is empty", hint=f"{TURN_ON} turns it on")
     return log

@@ -12,7 +12,7 @@ from gpt2cli.cli import params
 from gpt2cli.cli.flags import ModelFlags, load_options, output_file, read_flags, read_settings
 from gpt2cli.cli.generate import GenerateRequest, chunks_of, run
 from gpt2cli.cli.loading import FoundModel, check_model, known_hashes, load_engine, resolve_model
-from gpt2cli.cli.run_log import RunKeeper
+from gpt2cli.cli.run_log import RunKeeper, existing_log
 from gpt2cli.cli.sinks import OutputOptions
 from gpt2cli.errors import Gpt2cliError, UsageError
 from gpt2cli.hub.resolve import ResolvedModel, resolve, resolve_name
@@ -151,9 +151,7 @@ def _recorded(run: str) -> Recorded:
     """The run of that number, or of that file. Raises `Gpt2cliError`."""
     if not run.isdecimal():
         return Recorded(read_record(Path(run)))
-    from gpt2cli.runs.log import RunLog
-
-    log = RunLog.open_existing()
+    log = existing_log()
     if log is None:
         raise UsageError("the log is empty", hint="gpt2cli logs on begins one; a file named so is ./" + run)
     with log:
@@ -200,11 +198,7 @@ def _hash(settings: Settings, request: GenerateRequest) -> str | None:
         return signals.received is not None
 
     try:
-        log = None
-        if settings.value("log"):
-            from gpt2cli.runs.log import RunLog
-
-            log = RunLog.open_existing()
+        log = existing_log() if settings.value("log") else None
         if log is None:
             return hash_of_model(model.directory, known_hashes(model), stop=stop)
         with log:

@@ -10,7 +10,7 @@ import contextlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 from gpt2cli.errors import Gpt2cliError, UsageError
 from gpt2cli.files import check_writable
@@ -20,23 +20,13 @@ from gpt2cli.settings import Settings
 from gpt2cli.terminal.streams import Terminal
 
 if TYPE_CHECKING:
+    from gpt2cli.cli.run_record import DrawnText
     from gpt2cli.core.engine import Engine
     from gpt2cli.core.results import Stats
     from gpt2cli.runs.log import RunLog
     from gpt2cli.runs.record import RunModel, RunRecord
 
 TURN_ON = "gpt2cli logs on"
-
-
-class DrawnText(Protocol):
-    """One of the texts of a run."""
-
-    @property
-    def seed(self) -> int: ...
-    @property
-    def text(self) -> str: ...
-    @property
-    def finish_reason(self) -> str | None: ...
 
 
 class RunKeeper:
@@ -152,7 +142,7 @@ class RunKeeper:
 
         try:
             return hash_of_model(model.directory, known_hashes(model), log, stop=stop)
-        except (Stopped, OSError):
+        except (Stopped, OSError, Gpt2cliError):
             return None
 
     @contextlib.contextmanager
@@ -168,6 +158,17 @@ class RunKeeper:
 
 def _came(text: DrawnText) -> bool:
     return bool(text.text) or text.finish_reason not in (None, "interrupted")
+
+
+def existing_log() -> RunLog | None:
+    """The log, open; None where there is none. Raises `Gpt2cliError` where it cannot be read."""
+    try:
+        from gpt2cli.runs.log import RunLog
+    except ImportError:
+        raise Gpt2cliError(
+            "this Python was built without SQLite", hint="the log of runs needs a Python with sqlite3"
+        ) from None
+    return RunLog.open_existing()
 
 
 def open_keeper(terminal: Terminal, settings: Settings, file: Path | None = None) -> RunKeeper:

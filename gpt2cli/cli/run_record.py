@@ -8,20 +8,31 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, fields
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 from gpt2cli import __version__
 from gpt2cli.hub.resolve import ResolvedModel
 from gpt2cli.options import GenerateOptions
 from gpt2cli.runs.record import INTERRUPTED, SERVER, RunEngine, RunModel, RunRecord, RunText
+from gpt2cli.text.reading import cleaned
 
 if TYPE_CHECKING:
-    from gpt2cli.cli.run_log import DrawnText
     from gpt2cli.core.engine import Engine
     from gpt2cli.core.results import Stats
 
 _LIBRARIES = ("numpy", "tokenizers", "torch")
 """What computes a part of a text beside ourselves, where it is loaded."""
+
+
+class DrawnText(Protocol):
+    """One of the texts of a run."""
+
+    @property
+    def seed(self) -> int: ...
+    @property
+    def text(self) -> str: ...
+    @property
+    def finish_reason(self) -> str | None: ...
 
 
 def local_record(
@@ -45,7 +56,7 @@ def local_record(
         session=session,
         # The path of a directory is nobody's business.
         model=RunModel(
-            name=model.name if model.stored is not None else model.directory.resolve().name,
+            name=cleaned(model.name if model.stored is not None else model.directory.resolve().name),
             revision=model.revision,
         ),
         prompt=prompt,

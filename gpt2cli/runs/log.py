@@ -1,6 +1,6 @@
 """The log of runs: an SQLite database, readable by its owner alone.
 
-``state_dir/runs.sqlite3``. It is made whole under another name, so that two processes that begin it at once
+It is made whole under another name, so that two processes that begin it at once
 have one. Writing is a short transaction in WAL mode: readers never wait, writers wait for each other, and a
 process that is killed leaves the database as it was. The table of words for searching (FTS5) is brought up to
 date by who searches. ``user_version`` is the version of the schema.
@@ -82,11 +82,6 @@ class LoggedRun:
         return {"id": self.id, **self.record.document()}
 
 
-def log_path() -> Path:
-    """Where the log is."""
-    return paths.state_dir() / "runs.sqlite3"
-
-
 class RunLog:
     """The open log. Everything raises `Gpt2cliError` when it cannot be read or written, and
     `ModelFileError` when it is damaged or of a newer version.
@@ -101,7 +96,7 @@ class RunLog:
     @classmethod
     def open(cls, *, busy_s: float = BUSY_S) -> RunLog:
         """The log, made where there is none."""
-        path = log_path()
+        path = paths.log_file()
         with _said(path):
             for _ in range(3):
                 if not path.exists():
@@ -113,7 +108,7 @@ class RunLog:
     @classmethod
     def open_existing(cls) -> RunLog | None:
         """The log; None where there is none."""
-        return cls.open() if log_path().exists() else None
+        return cls.open() if paths.log_file().exists() else None
 
     def close(self) -> None:
         """Let go of it."""
@@ -321,7 +316,7 @@ def _row(record: RunRecord, directory: str | None) -> tuple[Any, ...]:
         record.model.name,
         record.model.revision,
         record.model.sha256,
-        directory,
+        None if directory is None else _path_value(directory),
         record.prompt,
         None if ids is None else _json(ids),
         record.options.seed,
@@ -357,13 +352,29 @@ def _logged(row: Sequence[Any], path: Path) -> LoggedRun:
         }
     except (ValueError, TypeError, KeyError, RecursionError):
         raise ModelFileError(f"{path}: run {run_id} is damaged", hint=f"gpt2cli logs rm {run_id}") from None
-    return LoggedRun(int(run_id), parse_record(raw, f"run {run_id}"), column["directory"])
+    directory = column["directory"]
+    found = os.fsdecode(directory) if directory is not None else None
+    return LoggedRun(int(run_id), parse_record(raw, f"run {run_id}"), found)
 
 
-def _place(path: Path) -> tuple[str, int, int, int]:
+def _path_value(path: str) -> str | bytes:
+    """A path as SQLite takes it: as bytes where it is no UTF-8."""
+    try:
+        path.encode()
+    except UnicodeEncodeError:
+        return os.fsencode(path)
+    return path
+
+
+def _place(path: Path) -> tuple[str | bytes, int, int, int]:
     status = path.stat()
     # An inode may be larger than what SQLite counts with.
-    return os.path.realpath(path), status.st_size, status.st_mtime_ns, status.st_ino & (2**63 - 1)
+    return (
+        _path_value(os.path.realpath(path)),
+        status.st_size,
+        status.st_mtime_ns,
+        status.st_ino & (2**63 - 1),
+    )
 
 
 def _json(value: Any) -> str:
@@ -377,7 +388,7 @@ def _escaped(word: str) -> str:
 def _connect(path: Path, busy_s: float) -> sqlite3.Connection:
     """Open a log that is there. Raises `sqlite3.Error`, `FileNotFoundError`, `ModelFileError`."""
     os.stat(path)
-    address = f"file:{urllib.parse.quote(os.path.abspath(path))}?mode=rw"
+    address = f"file:{urllib.parse.quote(os.fsencode(os.path.abspath(path)))}?mode=rw"
     connection = sqlite3.connect(address, uri=True, timeout=busy_s, isolation_level=None)
     try:
         # What a killed process wrote last may be lost with the power, and nothing else.
