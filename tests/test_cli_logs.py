@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from cli import Outcome, call, run, start
+from cli import Outcome, call, start
 from remote_server import hostile, stream
 from runs import record
 from support import REPOSITORY
@@ -129,7 +129,9 @@ def test_a_model_on_a_server() -> None:
     assert refused.code == 2 and "--record is for a model on this machine" in refused.err
 
 
-@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+@pytest.mark.parametrize(
+    ("number", "code"), [(signal.SIGINT, 130), pytest.param(signal.SIGTERM, 143, marks=pytest.mark.slow)]
+)
 def test_an_interrupted_run(number: int, code: int) -> None:
     """With what came until then; the same again ends there."""
     long = ("--max-new-tokens", "1000000", "--overflow", "slide", "--ignore-eos", "--seed", "1")
@@ -164,6 +166,12 @@ def test_a_reader_that_leaves() -> None:
 # What may go wrong
 
 
+@pytest.fixture
+def small(tiny_model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A model that is loaded at once is the default."""
+    monkeypatch.setenv("GPT2CLI_MODEL", str(tiny_model))
+
+
 @contextmanager
 def file_size(limit: int) -> Iterator[None]:
     """No file may become larger."""
@@ -178,14 +186,11 @@ def file_size(limit: int) -> Iterator[None]:
 
 def same_but_for_a_warning(*, said: str) -> None:
     """A run with the log on and one with it off: they differ in one line on stderr."""
-    for arguments in (("--seed", "1", "Once"), ("--seed", "1", "--json", "Once")):
-        off, on = generate(*arguments, GPT2CLI_LOG="0"), generate(*arguments)
-        assert on.code == 0
-        if "--json" not in arguments:
-            assert on.out == off.out
-        new = [line for line in on.err.splitlines() if line not in off.err.splitlines()]
-        assert len(new) == 1 and new[0].startswith("warning: the run was not logged: "), on.err
-        assert said in new[0]
+    off, on = (generate("--seed", "1", "Once", GPT2CLI_LOG=each) for each in "01")
+    assert (on.code, on.out) == (off.code, off.out) and on.code == 0
+    new = [line for line in on.err.splitlines() if line not in off.err.splitlines()]
+    assert len(new) == 1 and new[0].startswith("warning: the run was not logged: "), on.err
+    assert said in new[0]
     chats = [call("chat", *SHORT, "--seed", "1", stdin=b"a\nb\n", GPT2CLI_LOG=on) for on in "01"]
     assert chats[0].out == chats[1].out and chats[1].code == 0
     # Once is enough.
@@ -193,10 +198,9 @@ def same_but_for_a_warning(*, said: str) -> None:
 
 
 @pytest.mark.parametrize("begun", [False, True])
-@pytest.mark.parametrize("room", [0, 1000, 9000])
-def test_a_full_disk(begun: bool, room: int) -> None:
+@pytest.mark.parametrize("room", [0, 9000])
+def test_a_full_disk(begun: bool, room: int, small: None) -> None:
     """Neither text nor exit code; what was logged before can be read, and later the log goes on."""
-    generate("--seed", "1", "warm", GPT2CLI_LOG="0")
     if begun:
         with RunLog.open() as log:
             log.add(record())
@@ -207,7 +211,7 @@ def test_a_full_disk(begun: bool, room: int) -> None:
     assert {path.name for path in log_file().parent.glob("*runs*")} == {"runs.sqlite3"}
 
 
-def test_a_disk_that_fills_in_the_middle() -> None:
+def test_a_disk_that_fills_in_the_middle(small: None) -> None:
     """There is room for what several processes share, and not for the journal of a long run."""
     generate("--seed", "1", "warm")
     with file_size(40_000):
@@ -238,7 +242,7 @@ def no_folder() -> None:
     ("damage", "said"),
     [(garbage, "it is damaged"), (newer, "written by a newer gpt2cli"), (no_folder, "File exists")],
 )
-def test_a_log_that_cannot_be_written(damage: Any, said: str) -> None:
+def test_a_log_that_cannot_be_written(damage: Any, said: str, small: None) -> None:
     RunLog.open().close()
     damage()
     same_but_for_a_warning(said=said)
@@ -246,7 +250,7 @@ def test_a_log_that_cannot_be_written(damage: Any, said: str) -> None:
     assert "Traceback" not in listed.err and (listed.code == 5) == (damage is not no_folder)
 
 
-def test_a_locked_log(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_locked_log(small: None, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("gpt2cli.runs.log.BUSY_S", 0.1)
     monkeypatch.setattr("gpt2cli.runs.log.BUSY_AGAIN_S", 0.1)
     RunLog.open().close()
@@ -256,7 +260,7 @@ def test_a_locked_log(monkeypatch: pytest.MonkeyPatch) -> None:
     holder.close()
 
 
-def test_quiet() -> None:
+def test_quiet(small: None) -> None:
     RunLog.open().close()
     garbage()
     assert generate("-q", "--seed", "1", "Once").err == ""
@@ -352,7 +356,7 @@ def test_going_on_with_what_has_no_name(
     assert call("-c", "-m", "tiny", *SHORT, **ON).code == 0
 
 
-def test_going_on_reads_stdin_only_when_asked() -> None:
+def test_going_on_reads_stdin_only_when_asked(small: None) -> None:
     generate("Once")
     assert generate("--continue", "--json", stdin=b"not this").document["prompt"] == (
         "Once" + logged()[0]["choices"][0]["text"]
@@ -361,17 +365,16 @@ def test_going_on_reads_stdin_only_when_asked() -> None:
 
 
 @pytest.mark.skipif(sys.platform in ("win32", "darwin"), reason="names of files are Unicode there")
-def test_places_of_any_name(tiny_model: Path, tmp_path: Path) -> None:
+def test_places_of_any_name(tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """What stands for something in an address, and bytes that are no UTF-8."""
-    for name in (b"a b#c?d%20e", b"f\xff\xfe"):
-        place = tmp_path / os.fsdecode(name)
-        (place / "home").mkdir(parents=True)
-        shutil.copytree(tiny_model, place / os.fsdecode(b"model\xff"))
-        environ = {**os.environ, **ON, "GPT2CLI_HOME": str(place / "home")}
-        model = place / os.fsdecode(b"model\xff")
-        first = run("generate", "-m", model, "--seed", "1", *SHORT, "ab", env=environ)
-        assert first.code == 0 and first.err == "seed 1\n"
-        assert run("replay", "1", "--check", env=environ).out == "the same text, bit for bit\n"
+    place = tmp_path / os.fsdecode(b"a b#c?d%20e\xff\xfe")
+    (place / "home").mkdir(parents=True)
+    model = place / os.fsdecode(b"model\xff")
+    shutil.copytree(tiny_model, model)
+    monkeypatch.setenv("GPT2CLI_HOME", str(place / "home"))
+    first = generate("-m", model, "--seed", "1", "ab")
+    assert first.code == 0 and first.err == "seed 1\n"
+    assert call("replay", "1", "--check").out == "the same text, bit for bit\n"
 
 
 def test_what_is_searched_for_has_an_end(some: None) -> None:

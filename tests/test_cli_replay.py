@@ -60,7 +60,7 @@ PRECISIONS = ("fp32", "fp16", "bf16", "int8", "int4")
 
 
 @needs_native
-@pytest.mark.parametrize("model", ["tiny", "trained"])
+@pytest.mark.parametrize("model", ["trained", pytest.param("tiny", marks=pytest.mark.slow)])
 def test_the_same_with_any_threads_and_instructions(model: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """In every precision: recorded in one way, and run again in another."""
     named = shared("models", "slm_4096_kunal", "hf") if model == "trained" else "tiny"

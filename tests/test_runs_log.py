@@ -451,7 +451,7 @@ def writer(name: str, count: int) -> subprocess.Popen[bytes]:
 
 
 @pytest.mark.parametrize(
-    ("processes", "runs"), [(6, 10), pytest.param(20, series(50, 15), marks=pytest.mark.slow)]
+    ("processes", "runs"), [(4, 8), pytest.param(20, series(50, 15), marks=pytest.mark.slow)]
 )
 def test_many_at_once_lose_nothing(processes: int, runs: int) -> None:
     """Also where all of them begin the log. Nobody waits as long as a lock would be given up for."""

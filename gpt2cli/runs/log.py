@@ -1,9 +1,8 @@
 """The log of runs: an SQLite database, readable by its owner alone.
 
-It is made whole under another name, so that two processes that begin it at once
-have one. Writing is a short transaction in WAL mode: readers never wait, writers wait for each other, and a
-process that is killed leaves the database as it was. The table of words for searching (FTS5) is brought up to
-date by who searches. ``user_version`` is the version of the schema.
+Writing is a short transaction in WAL mode: readers never wait, writers wait for each other, and a process
+that is killed leaves the database as it was. The table of words for searching (FTS5) is brought up to date by
+who searches.
 """
 
 from __future__ import annotations
@@ -12,10 +11,8 @@ import contextlib
 import json
 import os
 import random
-import secrets
 import sqlite3
 import time
-import urllib.parse
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,42 +20,15 @@ from typing import Any
 
 from gpt2cli import paths
 from gpt2cli.errors import Gpt2cliError, ModelFileError, UsageError
-from gpt2cli.files import move_new
 from gpt2cli.options import shown
+from gpt2cli.runs.database import connect, create, saying
 from gpt2cli.runs.record import FORMAT, KIND, RunRecord, parse_record
 
-SCHEMA = 1
 BUSY_S = 5.0
 """How long a process waits for others."""
 BUSY_AGAIN_S = 0.5
 """The same once it has waited in vain."""
 BETWEEN_TEXTS = "\n---\n"
-_TABLES = """
-CREATE TABLE runs (
-    id INTEGER PRIMARY KEY AUTOINCREMENT,
-    started TEXT NOT NULL,
-    command TEXT NOT NULL,
-    session TEXT,
-    version TEXT NOT NULL,
-    model TEXT NOT NULL,
-    revision TEXT,
-    sha256 TEXT,
-    directory TEXT,
-    prompt TEXT NOT NULL,
-    prompt_ids TEXT,
-    seed INTEGER NOT NULL,
-    options TEXT NOT NULL,
-    engine TEXT NOT NULL,
-    text TEXT NOT NULL,
-    choices TEXT NOT NULL,
-    usage TEXT NOT NULL,
-    timings TEXT NOT NULL
-);
-CREATE TABLE hashes (
-    path TEXT PRIMARY KEY, size INTEGER, mtime_ns INTEGER, inode INTEGER, sha256 TEXT
-) WITHOUT ROWID;
-CREATE TABLE state (name TEXT PRIMARY KEY, value INTEGER) WITHOUT ROWID;
-"""
 _WORDS = """
 CREATE VIRTUAL TABLE IF NOT EXISTS words USING fts5(prompt, text, content='runs', content_rowid='id')
 """
@@ -66,7 +36,6 @@ _COLUMNS = (
     *("started", "command", "session", "version", "model", "revision", "sha256", "directory", "prompt"),
     *("prompt_ids", "seed", "options", "engine", "text", "choices", "usage", "timings"),
 )
-_DAMAGED = (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB, sqlite3.SQLITE_ERROR, sqlite3.SQLITE_MISMATCH)
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,12 +66,12 @@ class RunLog:
     def open(cls, *, busy_s: float = BUSY_S) -> RunLog:
         """The log, made where there is none."""
         path = paths.log_file()
-        with _said(path):
+        with saying(path):
             for _ in range(3):
                 if not path.exists():
-                    _create(path)
+                    create(path)
                 with contextlib.suppress(FileNotFoundError):
-                    return cls(_connect(path, busy_s), path, busy_s)
+                    return cls(connect(path, busy_s), path, busy_s)
         raise Gpt2cliError(f"{path}: it cannot be opened")
 
     @classmethod
@@ -137,7 +106,7 @@ class RunLog:
 
     def get(self, run_id: int) -> LoggedRun:
         """The run of that number. Raises `UsageError` where there is none."""
-        with _said(self._path):
+        with saying(self._path):
             return _logged(self._row(run_id), self._path)
 
     def last(self, *commands: str) -> LoggedRun | None:
@@ -154,7 +123,7 @@ class RunLog:
         if search is None or not words:
             return self._runs("ORDER BY id DESC LIMIT ?", (count,))
         found = None
-        with _said(self._path):
+        with saying(self._path):
             if self._has_index() and all(any(map(str.isalnum, word)) for word in words):
                 self._index()
                 quoted = " ".join('"{}"*'.format(word.replace('"', '""')) for word in words)
@@ -168,7 +137,7 @@ class RunLog:
 
     def count(self) -> int:
         """How many runs there are."""
-        with _said(self._path):
+        with saying(self._path):
             return int(self._connection.execute("SELECT count(*) FROM runs").fetchone()[0])
 
     def remove(self, ids: Sequence[int]) -> None:
@@ -206,7 +175,7 @@ class RunLog:
 
     def known_hash(self, path: Path) -> str | None:
         """The SHA-256 of a file that was hashed before and has not changed since. Raises `OSError`."""
-        with _said(self._path):
+        with saying(self._path):
             found = self._connection.execute(
                 "SELECT sha256 FROM hashes WHERE path = ? AND size = ? AND mtime_ns = ? AND inode = ?",
                 _place(path),
@@ -220,7 +189,7 @@ class RunLog:
 
     def _runs(self, where: str, values: Sequence[Any]) -> list[LoggedRun]:
         """The runs that a condition selects; what cannot be read is counted and left out."""
-        with _said(self._path):
+        with saying(self._path):
             rows = self._rows(where, values)
         found = []
         for row in rows:
@@ -293,7 +262,7 @@ class RunLog:
     @contextlib.contextmanager
     def _writing(self) -> Iterator[sqlite3.Connection]:
         """A transaction that writes: all of it, or nothing."""
-        with _said(self._path):
+        with saying(self._path):
             self._begin()
             try:
                 yield self._connection
@@ -383,73 +352,3 @@ def _json(value: Any) -> str:
 
 def _escaped(word: str) -> str:
     return word.replace("\\", "\\\\").replace("%", "\\%").replace("_", "\\_")
-
-
-def _connect(path: Path, busy_s: float) -> sqlite3.Connection:
-    """Open a log that is there. Raises `sqlite3.Error`, `FileNotFoundError`, `ModelFileError`."""
-    os.stat(path)
-    address = f"file:{urllib.parse.quote(os.fsencode(os.path.abspath(path)))}?mode=rw"
-    connection = sqlite3.connect(address, uri=True, timeout=busy_s, isolation_level=None)
-    try:
-        # What a killed process wrote last may be lost with the power, and nothing else.
-        connection.execute("PRAGMA synchronous = NORMAL")
-        connection.execute("PRAGMA secure_delete = ON")
-        version = connection.execute("PRAGMA user_version").fetchone()[0]
-        if version > SCHEMA:
-            raise ModelFileError(
-                f"{path}: written by a newer gpt2cli (version {version}; this one reads {SCHEMA})",
-                hint="use the newer gpt2cli for it, or move the file away: then a new log begins",
-            )
-        if version < 1:
-            raise _not_ours(path, "it is no log of gpt2cli")
-    except BaseException:
-        connection.close()
-        raise
-    return connection
-
-
-def _create(path: Path) -> None:
-    """Make an empty log, for its owner alone; nothing where another process was first.
-
-    Raises `sqlite3.Error`, `OSError`.
-    """
-    path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-    temporary = path.with_name(f".{path.name}-{secrets.token_hex(8)}")
-    os.close(os.open(temporary, os.O_CREAT | os.O_EXCL | os.O_RDWR, 0o600))
-    try:
-        connection = sqlite3.connect(temporary, isolation_level=None)
-        try:
-            connection.execute("PRAGMA journal_mode = WAL")
-            connection.executescript(f"BEGIN; {_TABLES} PRAGMA user_version = {SCHEMA}; COMMIT;")
-        finally:
-            connection.close()
-        with contextlib.suppress(FileExistsError):
-            move_new(temporary, path)
-    finally:
-        for left in (temporary, *(Path(f"{temporary}{end}") for end in ("-wal", "-shm", "-journal"))):
-            left.unlink(missing_ok=True)
-
-
-def _not_ours(path: Path, what: str) -> ModelFileError:
-    return ModelFileError(
-        f"{path}: {what}",
-        hint="move the file away, and those beside it that begin with its name: then a new log begins",
-    )
-
-
-@contextlib.contextmanager
-def _said(path: Path) -> Iterator[None]:
-    """What SQLite and the system raise becomes an error of ours."""
-    try:
-        yield
-    except sqlite3.Error as error:
-        code = getattr(error, "sqlite_errorcode", sqlite3.SQLITE_ERROR) & 0xFF
-        if code in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED):
-            raise Gpt2cliError(f"{path}: another process has it locked") from None
-        if code in _DAMAGED:
-            raise _not_ours(path, f"it is damaged ({error})") from None
-        raise Gpt2cliError(f"{path}: {error}") from None
-    except FileNotFoundError:
-        raise
-    except OSError as error:
-        raise Gpt2cliError(f"{path}: {error.strerror or error}") from None
