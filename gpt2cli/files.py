@@ -70,6 +70,21 @@ def replacing(path: Path) -> Iterator[BinaryIO]:
         raise
 
 
+def move_new(path: Path, target: Path) -> None:
+    """Rename a file, never over another one. Raises `OSError`."""
+    try:
+        os.link(path, target)
+    except FileExistsError:
+        raise
+    except OSError:
+        # A file system without links.
+        if target.exists():
+            raise FileExistsError(target) from None
+        os.rename(path, target)
+        return
+    os.unlink(path)
+
+
 def as_created(path: Path) -> None:
     """Give a file or directory that was made for its owner alone the mode of one that is newly created.
 

@@ -8,6 +8,7 @@ presets_dir     ~/.config/gpt2cli/presets           $GPT2CLI_HOME/presets
 store_dir       ~/.local/share/gpt2cli/models       $GPT2CLI_HOME/models
 cache_dir       ~/.cache/gpt2cli                    $GPT2CLI_HOME/cache
 state_dir       ~/.local/state/gpt2cli              $GPT2CLI_HOME/state
+log_file        ~/.local/state/gpt2cli/runs.sqlite3 …/state/runs.sqlite3
 ==============  ==================================  ===========================
 
 Nothing here creates a directory: who writes creates.
@@ -56,3 +57,8 @@ def state_dir() -> Path:
     """History and sessions."""
     home = _home()
     return home / "state" if home else platformdirs.user_state_path(APP, appauthor=False)
+
+
+def log_file() -> Path:
+    """The log of runs."""
+    return state_dir() / "runs.sqlite3"

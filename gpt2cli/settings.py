@@ -70,6 +70,7 @@ KEYS: dict[str, Key] = {
     "editing_mode": Key(str, "the keys at chat's prompt", ("emacs", "vi")),
     "send_token": Key(bool, "send the Hugging Face token to HF_ENDPOINT too, over https"),
     "quiet": Key(bool, "no notes and warnings"),
+    "log": Key(bool, "keep a log of every run, with its prompt and text"),
 }
 
 
@@ -179,7 +180,7 @@ def _checked(key: str, value: Any, where: str) -> Value:
             LoadOptions(**option)
         elif key == "editing_mode":
             check_choice(key, value, KEYS[key].choices)
-        elif key not in ("model", "offline", "send_token", "quiet"):
+        elif key not in ("model", "offline", "send_token", "quiet", "log"):
             GenerateOptions(**option)
     except InvalidOption as error:
         raise UsageError(f"{where}: {error.reason}") from None

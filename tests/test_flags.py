@@ -18,6 +18,7 @@ from gpt2cli.cli.flags import SamplingFlags, given_options
 from gpt2cli.cli.generate import GenerateFlags, generate
 from gpt2cli.cli.inspect import InspectFlags, inspect
 from gpt2cli.cli.preset import SaveFlags, save
+from gpt2cli.cli.replay import ReplayFlags, replay
 from gpt2cli.cli.score import score
 from gpt2cli.cli.score_options import ScoreFlags
 from gpt2cli.cli.serve import ServeFlags, serve
@@ -32,6 +33,7 @@ COMMANDS = [
     (generate, GenerateFlags),
     (inspect, InspectFlags),
     (save, SaveFlags),
+    (replay, ReplayFlags),
     (score, ScoreFlags),
     (serve, ServeFlags),
 ]

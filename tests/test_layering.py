@@ -39,6 +39,7 @@ ALLOWED: dict[str, set[str]] = {
     "presets": BASE | {"settings", "text"},
     "remote": BASE | {"text", "hub", "__init__"},
     "jobs": BASE | {"adapter", "checkpoint", "__init__"},
+    "runs": BASE | {"text", "core", "jobs"},
 }
 EVERYTHING_BELOW = {*ALLOWED}
 ALLOWED["repl"] = EVERYTHING_BELOW
@@ -59,6 +60,7 @@ ONLY_IN = {
     "uvicorn": {"serve"},
     "h11": {"serve"},
     "ray": {"batch"},
+    "sqlite3": {"runs"},
 }
 AT_MODULE_LEVEL = {"torch": {"core", "analysis", "train", "bench"}, "transformers": {"train"}}
 

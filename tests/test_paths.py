@@ -9,13 +9,13 @@ import pytest
 
 from gpt2cli import paths
 
-PLACES = (paths.config_file, paths.store_dir, paths.cache_dir, paths.state_dir)
+PLACES = (paths.config_file, paths.store_dir, paths.cache_dir, paths.state_dir, paths.log_file)
 
 
 def test_home_overrides_everything(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("GPT2CLI_HOME", str(tmp_path))
     names = [place().relative_to(tmp_path).as_posix() for place in PLACES]
-    assert names == ["config.toml", "models", "cache", "state"]
+    assert names == ["config.toml", "models", "cache", "state", "state/runs.sqlite3"]
 
 
 def test_the_platform_decides_without_home(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -49,6 +49,7 @@ SAMPLES: dict[str, Value] = {
     "editing_mode": "vi",
     "send_token": True,
     "quiet": False,
+    "log": True,
 }
 HOSTILE = [
     '"',
@@ -89,7 +90,7 @@ def test_every_key_has_a_sample_here() -> None:
 def test_what_bears_an_options_name_is_that_option() -> None:
     """A key renamed on one side only would be ignored in silence."""
     options = {*GenerateOptions.__dataclass_fields__, *LoadOptions.__dataclass_fields__}
-    assert KEYS.keys() - options == {"model", "offline", "editing_mode", "send_token", "quiet"}
+    assert KEYS.keys() - options == {"model", "offline", "editing_mode", "send_token", "quiet", "log"}
 
 
 def test_flag_over_environment_over_file() -> None:

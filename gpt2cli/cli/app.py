@@ -37,6 +37,15 @@ def _root(
             "--version", "-V", metavar="", callback=_print_version, is_eager=True, help="Show the version."
         ),
     ] = False,
+    go_on: Annotated[
+        bool,
+        typer.Option(
+            "--continue",
+            "-c",
+            metavar="",
+            help="Go on with the last text: gpt2cli generate --continue, which has more options.",
+        ),
+    ] = False,
 ) -> None:
     if ctx.invoked_subcommand is None:
         ctx.get_help()
@@ -64,6 +73,8 @@ COMMANDS = {
     "train": ("train", "train", "EXAMPLES"),
     "finetune": ("finetune", "finetune", "EXAMPLES"),
     "distill": ("distill", "distill", "EXAMPLES"),
+    "logs": ("logs", "app", None),
+    "replay": ("replay", "replay", "EXAMPLES"),
     "batch": ("batch", "batch", "EXAMPLES"),
     "serve": ("serve", "serve", "EXAMPLES"),
     "bench": ("bench", "bench", "EXAMPLES"),
@@ -102,6 +113,8 @@ def main(argv: Sequence[str] | None = None, terminal: Terminal | None = None) ->
     next step, and one of the documented codes.
     """
     arguments = list(sys.argv[1:] if argv is None else argv)
+    if arguments[:1] in (["-c"], ["--continue"]):
+        arguments.insert(0, "generate")
     terminal = terminal or Terminal.of_process()
     debug = "--debug" in arguments
     prepare_environment()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -24,7 +25,9 @@ from gpt2cli.cli.loading import FoundModel, check_model, find_draft_model, resol
 from gpt2cli.cli.presets import use_preset
 from gpt2cli.cli.prompt import read_lines
 from gpt2cli.cli.remote import Place, another_place, check_local_flags, find_place
-from gpt2cli.errors import Gpt2cliError, ModelNotFound
+from gpt2cli.cli.run_log import RunKeeper, open_keeper
+from gpt2cli.cli.turn_log import keep_turns
+from gpt2cli.errors import Gpt2cliError, Interrupted, ModelNotFound
 from gpt2cli.hub.converted import converted_stem
 from gpt2cli.hub.resolve import ResolvedModel, resolve, with_adapter
 from gpt2cli.hub.usage import mark_used
@@ -219,6 +222,7 @@ class ChatRequest:
     strict: bool
     sanitize: bool
     json: bool
+    keeper: RunKeeper
 
 
 def _called(model: FoundModel | Place) -> str:
@@ -272,6 +276,7 @@ def _read_request(terminal: Terminal, settings: Settings, flags: ChatFlags) -> C
             strict=flags.strict,
             sanitize=flags.sanitize or terminal.stdout_is_terminal,
             json=flags.json,
+            keeper=open_keeper(terminal, settings),
         )
     except BaseException:
         if session is not None:
@@ -301,6 +306,9 @@ def _run(request: ChatRequest) -> int:
             return _run_on_terminal(request)
         return _run_plain(request)
     finally:
+        # Ctrl-C does not wait for the hash of a large model.
+        with suppress(Interrupted):
+            request.keeper.close()
         if request.session is not None:
             request.session.close()
 
@@ -321,6 +329,7 @@ def _run_on_terminal(request: ChatRequest) -> int:
         model = resolve(name, offline=True)
         load = replace(request.load, converted=converted_stem(model))
         engine = Engine.load(model.directory, load, adapter=model.adapter)
+        request.keeper.met(model)
         if model.stored is not None:
             mark_used(model.stored)
         return engine, model.reference, model.revision
@@ -356,7 +365,7 @@ def _run_plain(request: ChatRequest) -> int:
                 conversation = _conversation(request, notes, progress)
     if isinstance(request.model, Place):
         # A server may let one wait.
-        conversation = chat_remotely.conversation(request, request.model, notes)
+        conversation = keep_turns(request.keeper, chat_remotely.conversation(request, request.model, notes))
     for note in notes:
         terminal.warn(note)
     conversation.warn = terminal.warn
@@ -384,7 +393,7 @@ def _conversation(
     if isinstance(found, Place):
         from gpt2cli.cli.chat_remotely import conversation
 
-        return conversation(request, found, notes)
+        return keep_turns(request.keeper, conversation(request, found, notes))
     assert request.format is not None
     engine = Engine.from_checkpoint(found.checkpoint, found.load, progress)
     if engine.tokenizer is None:
@@ -395,7 +404,8 @@ def _conversation(
     small = request.draft_model
     if small is not None:
         engine.draft_with(Engine.from_checkpoint(small.checkpoint, small.load, progress))
-    return Conversation(
+    request.keeper.met(found.resolved)
+    begun = Conversation(
         engine,
         choose_format(found.checkpoint, request.format, found.resolved.name),
         model=_called(found),
@@ -408,3 +418,4 @@ def _conversation(
         warn=notes.append,
         draft=request.draft,
     )
+    return keep_turns(request.keeper, begun)

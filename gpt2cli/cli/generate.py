@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import time
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, fields, replace
+from collections.abc import Sequence
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from gpt2cli.cli import params
-from gpt2cli.cli.clock import process_age
 from gpt2cli.cli.flags import (
     SAMPLING_NAMES,
     LengthFlags,
@@ -26,26 +24,19 @@ from gpt2cli.cli.flags import (
     read_flags,
     read_settings,
 )
-from gpt2cli.cli.loading import (
-    FoundModel,
-    check_model,
-    find_draft_model,
-    import_engine,
-    load_engine,
-    resolve_model,
-)
+from gpt2cli.cli.generate_local import GenerateRequest, answer, load, run
+from gpt2cli.cli.loading import check_model, find_draft_model, resolve_model
 from gpt2cli.cli.presets import Prompts, use_preset
 from gpt2cli.cli.remote import Place, check_local_flags, find_place, without_local_settings
-from gpt2cli.cli.sinks import OutputOptions, Run, make_sink
+from gpt2cli.cli.run_log import open_keeper
+from gpt2cli.cli.sinks import OutputOptions
 from gpt2cli.errors import UsageError
 from gpt2cli.options import GenerateOptions, Overflow, Rng, shown
 from gpt2cli.settings import Settings
 from gpt2cli.terminal.streams import Terminal
-from gpt2cli.text.sanitize import Sanitizer
 
 if TYPE_CHECKING:
-    from gpt2cli.core.engine import Engine
-    from gpt2cli.core.results import Choice, Stats
+    from gpt2cli.cli.going_on import LastRun
 
 EXAMPLES = """Examples:
 
@@ -94,6 +85,7 @@ def generate(
     preset: params.Preset = None,
     field: params.TemplateField = None,
     field_file: params.FieldFile = None,
+    go_on: params.GoOn = False,
     model: params.RemoteModel = None,
     adapter: params.Adapter = None,
     revision: params.Revision = None,
@@ -127,6 +119,7 @@ def generate(
     echo: params.Echo = False,
     logprobs: params.Logprobs = None,
     output: params.OutputFile = None,
+    record: params.RecordFile = None,
     no_stream: params.NoStream = False,
     quiet: params.Quiet = None,
     device: params.DeviceName = None,
@@ -142,29 +135,66 @@ def generate(
     terminal: Terminal = ctx.obj
     flags = read_flags(GenerateFlags, ctx.params)
     settings = read_settings(terminal, flags.quiet)
+    before = _last_run(settings, flags) if flags.go_on else None
+    if before is not None:
+        flags = before.with_model(flags)
     flags, prompts = use_preset(terminal, flags, command="generate")
     place = find_place(terminal, settings, flags.model, flags)
+    base = Base(settings, prompts, before)
     if flags.repeat:
-        return _repeat(terminal, settings, flags, prompts, remote=place is not None)
+        return _repeat(terminal, flags, base, remote=place is not None)
     if place is not None:
-        _run_remotely(terminal, settings, flags, place, prompts)
+        _run_remotely(terminal, flags, base, place)
     else:
-        _run(_read_request(terminal, settings, flags, prompts))
+        run(_read_request(terminal, flags, base))
     return 0
 
 
-def _run_remotely(
-    terminal: Terminal, settings: Settings, flags: GenerateFlags, place: Place, prompts: Prompts
-) -> None:
+def _last_run(settings: Settings, flags: GenerateFlags) -> LastRun:
+    """What ``--continue`` goes on with. Raises `UsageError`."""
+    from gpt2cli.cli.going_on import last_run
+
+    if flags.preset is not None:
+        raise UsageError("--continue has the options of the last run", hint="leave --preset out")
+    return last_run(settings)
+
+
+@dataclass(frozen=True, slots=True)
+class Base:
+    """What the flags stand on: the settings and a preset's prompts, or the last run."""
+
+    settings: Settings
+    prompts: Prompts
+    before: LastRun | None = None
+
+    def given(self, flags: GenerateFlags) -> dict[str, Any]:
+        """What is said of the options of a local model; the rest is left to the model."""
+        if self.before is None:
+            return given_of(self.settings, flags)
+        return self.before.under(given_of(Settings({}), flags))
+
+    def prompt(self, terminal: Terminal, flags: GenerateFlags) -> str:
+        """The text to continue. Raises `UsageError`."""
+        if self.before is None:
+            return self.prompts.read(terminal, flags)
+        return self.before.prompt(terminal, flags)
+
+
+def _run_remotely(terminal: Terminal, flags: GenerateFlags, base: Base, place: Place) -> None:
     """Check the command line, and have a server continue the prompt. Raises `Gpt2cliError`."""
     with terminal.signals.deferred():
         from gpt2cli.cli.generate_remotely import run
 
     check_local_flags(flags)
     output = output_options(terminal, flags)
-    given = given_of(without_local_settings(terminal, settings), flags)
+    if flags.record is not None:
+        raise UsageError("--record is for a model on this machine", hint="a server's text cannot be replayed")
+    given = given_of(without_local_settings(terminal, base.settings), flags)
+    if base.before is not None:
+        given = base.before.under(given, remote=True)
     GenerateOptions(**given)
-    run(terminal, place, prompts.read(terminal, flags), given, output)
+    keeper = open_keeper(terminal, base.settings)
+    run(terminal, place, base.prompt(terminal, flags), given, output, keeper)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -189,42 +219,30 @@ class GenerateFlags(ModelFlags, PromptFlags, TemplateFlags, SamplingFlags, Lengt
     frequency_penalty: float | None
     logit_bias: list[str] | None
     output: Path | None
+    record: Path | None
+    go_on: bool
     no_stream: bool
     quiet: bool | None
 
 
-@dataclass(frozen=True, slots=True)
-class GenerateRequest:
-    """A command line that was found to be in order, the model's files included; nothing is loaded yet."""
-
-    terminal: Terminal
-    model: FoundModel
-    draft: FoundModel | None
-    prompt: str
-    given: Mapping[str, Any]
-    """What flags and settings say of the options."""
-    options: GenerateOptions
-    output: OutputOptions
-
-
-def _read_request(
-    terminal: Terminal, settings: Settings, flags: GenerateFlags, prompts: Prompts
-) -> GenerateRequest:
+def _read_request(terminal: Terminal, flags: GenerateFlags, base: Base) -> GenerateRequest:
     """Check everything that can be checked without torch. Raises `Gpt2cliError`."""
+    settings = base.settings
     output = output_options(terminal, flags)
-    given = given_of(settings, flags)
+    keeper = open_keeper(terminal, settings, flags.record)
+    given = base.given(flags)
     GenerateOptions(**given)
-    load = load_options(settings, flags)
-    prompt = "" if flags.repeat else prompts.read(terminal, flags)
-    model = check_model(resolve_model(terminal, settings, flags, load), load)
+    how = load_options(settings, flags)
+    prompt = "" if flags.repeat else base.prompt(terminal, flags)
+    model = check_model(resolve_model(terminal, settings, flags, how), how)
     options = model.checkpoint.generate_options(given).settled()
-    if options.rng == "transformers" and load.precision == "auto":
+    if options.rng == "transformers" and how.precision == "auto":
         # The text is to be what transformers prints.
         model = replace(model, load=replace(model.load, precision="fp32"))
     # Joint draws have no use for one.
     name = "off" if options.rng == "transformers" else options.draft
     draft = find_draft_model(terminal, settings, flags, name, model.load)
-    return GenerateRequest(terminal, model, draft, prompt, given, options, output)
+    return GenerateRequest(terminal, model, draft, prompt, options, output, keeper, given=given)
 
 
 def output_options(terminal: Terminal, flags: GenerateFlags) -> OutputOptions:
@@ -265,121 +283,21 @@ def read_bias(given: Sequence[str]) -> tuple[tuple[int, float], ...]:
     return tuple(pairs)
 
 
-def _repeat(
-    terminal: Terminal, settings: Settings, flags: GenerateFlags, prompts: Prompts, *, remote: bool
-) -> int:
+def _repeat(terminal: Terminal, flags: GenerateFlags, base: Base, *, remote: bool) -> int:
     """Load the model and answer every line of stdin; the exit code. Raises what a signal asked for."""
     from gpt2cli.cli.generate_repeat import Asked, check_flags, run_repeat
 
     check_flags(flags, remote=remote)
-    request = _read_request(terminal, settings, flags, prompts)
-    engine, import_s = _load(request)
+    request = _read_request(terminal, flags, base)
+    engine, import_s = load(request)
     output = replace(request.output, json=flags.jsonl, jsonl=False)
 
-    def answer(asked: Asked) -> None:
+    def answer_line(asked: Asked) -> None:
         given = {**request.given, **asked.options}
         if "max_length" in asked.options and "max_new_tokens" not in asked.options:
             given.pop("max_new_tokens", None)
         options = request.model.checkpoint.generate_options(given).settled()
         line = replace(request, prompt=asked.prompt, options=options, output=output)
-        _answer(line, engine, import_s, 0.0, asked.head())
+        answer(line, engine, import_s, 0.0, asked.head())
 
-    return run_repeat(terminal, prompts, answer, as_json=flags.jsonl, strict=flags.strict)
-
-
-def _run(request: GenerateRequest) -> None:
-    """Load the model, pass its chunks on, and report. Raises what a signal asked for, at the end."""
-    engine, import_s = _load(request)
-    _answer(request, engine, import_s, process_age())
-
-
-def _load(request: GenerateRequest) -> tuple[Engine, float]:
-    """The engine, and how many seconds its import took."""
-    terminal = request.terminal
-    started = time.perf_counter()
-    import_engine(terminal)
-    import_s = time.perf_counter() - started
-    engine = load_engine(terminal, request.model)
-    if request.draft is not None:
-        small = load_engine(terminal, request.draft)
-        engine.draft_with(small)
-        engine.load_s += small.load_s
-    return engine, import_s
-
-
-def _answer(
-    request: GenerateRequest,
-    engine: Engine,
-    import_s: float,
-    age: float,
-    head: Mapping[str, Any] | None = None,
-) -> None:
-    """Draw the texts, pass their chunks on, and report. ``head`` stands before the document's first fields.
-
-    Raises what a signal asked for, at the end.
-    """
-    from gpt2cli.core.results import new_choices
-
-    terminal, options = request.terminal, request.options
-    chunks = engine.stream(request.prompt, options)
-    # From here on there is something to end properly.
-    terminal.signals.soften(engine.interrupt)
-    run = Run({**(head or {}), **request.model.head()}, request.prompt, options, asdict(engine.info))
-    sink = make_sink(terminal, run, request.output, engine.tokenizer)
-    choices = new_choices(options)
-    cleaners = [Sanitizer() if request.output.sanitize else None for _ in choices]
-    stats = None
-    for chunk in chunks:
-        if (cleaner := cleaners[chunk.sequence]) is not None:
-            chunk = replace(chunk, text=cleaner.push(chunk.text))
-        choices[chunk.sequence].add(chunk)
-        sink.chunk(chunk)
-        stats = chunk.stats
-    assert stats is not None
-    # A first signal that comes only now must not tear what is being written.
-    terminal.signals.soften(lambda: None)
-    sink.finish(choices, _tail(engine, stats, import_s, age))
-    _report(request, choices, stats)
-    if terminal.signals.received is not None:
-        raise terminal.signals.received
-
-
-def _tail(engine: Engine, stats: Stats, import_s: float, age: float) -> dict[str, Any]:
-    """The last fields of the document, and the ``summary`` event. ``age`` is the process's at the prompt."""
-    return {
-        "usage": {
-            "prompt_tokens": stats.prompt_tokens,
-            "completion_tokens": stats.completion_tokens,
-            "dropped_tokens": stats.dropped_tokens,
-        },
-        "speculation": {"steps": stats.steps, "drafted": stats.drafted, "accepted": stats.accepted},
-        "timings": {
-            "import_s": round(import_s, 4),
-            "load_s": round(engine.load_s, 4),
-            "prefill_s": round(stats.prefill_s, 4),
-            "first_token_s": round(age + stats.first_token_s, 4),
-            "decode_s": round(stats.decode_s, 4),
-            "tokens_per_s": None if stats.tokens_per_s is None else round(stats.tokens_per_s, 2),
-        },
-        "engine": asdict(engine.info),
-    }
-
-
-def _report(request: GenerateRequest, choices: Sequence[Choice], stats: Stats) -> None:
-    """Say on stderr what the text does not show: dropped tokens, a full context, the seed."""
-    terminal, options = request.terminal, request.options
-    context = request.model.checkpoint.config.n_positions
-    if stats.dropped_tokens:
-        terminal.warn(f"{stats.dropped_tokens} tokens were dropped to fit the context of {context}")
-    if any(choice.finish_reason == "context" for choice in choices):
-        terminal.warn(f"the text ends where the context of {context} tokens does (--overflow slide goes on)")
-    if request.output.json or request.output.jsonl:
-        return
-    parts = [] if options.greedy else [f"seed {options.seed}"]
-    if terminal.stderr_is_terminal:
-        parts.append(f"{stats.completion_tokens} tokens")
-        if stats.tokens_per_s is not None:
-            parts.append(f"{stats.tokens_per_s:.1f} tokens/s")
-        parts.append(", ".join(dict.fromkeys(str(choice.finish_reason) for choice in choices)))
-    if parts:
-        terminal.note(" · ".join(parts))
+    return run_repeat(terminal, base.prompts, answer_line, as_json=flags.jsonl, strict=flags.strict)

@@ -8,6 +8,7 @@ from typing import Any, Protocol
 
 from gpt2cli.cli.clock import process_age
 from gpt2cli.cli.remote import Place
+from gpt2cli.cli.run_log import RunKeeper
 from gpt2cli.cli.sinks import Collected, OutputOptions, Run, Shown, file_target, text_sink
 from gpt2cli.options import GenerateOptions
 from gpt2cli.remote.asking import Request
@@ -30,7 +31,12 @@ class Sink(Protocol):
 
 
 def run(
-    terminal: Terminal, place: Place, prompt: str, given: Mapping[str, Any], output: OutputOptions
+    terminal: Terminal,
+    place: Place,
+    prompt: str,
+    given: Mapping[str, Any],
+    output: OutputOptions,
+    keeper: RunKeeper,
 ) -> None:
     """Have the server continue ``prompt``, as the options ``given`` say. Raises `Gpt2cliError`, and what a
     signal asked for.
@@ -48,14 +54,22 @@ def run(
     sink = _sink(terminal, head, output)
     texts = tuple(Text(index, seed) for index, seed in enumerate(options.seeds))
     cleaners = [Sanitizer() if output.sanitize else None for _ in texts]
-    for piece in stream:
-        if (cleaner := cleaners[piece.sequence]) is not None:
-            piece = replace(piece, text=cleaner.push(piece.text))
-        texts[piece.sequence].add(piece)
-        sink.chunk(piece)
-    terminal.signals.soften(lambda: None)
-    sink.finish(texts, _tail(stream, head, age))
-    _report(terminal, head, texts, stream, output)
+    drawn = tuple(Text(index, seed) for index, seed in enumerate(options.seeds))
+    try:
+        for piece in stream:
+            drawn[piece.sequence].add(piece)
+            if (cleaner := cleaners[piece.sequence]) is not None:
+                piece = replace(piece, text=cleaner.push(piece.text))
+            texts[piece.sequence].add(piece)
+            sink.chunk(piece)
+        terminal.signals.soften(lambda: None)
+        sink.finish(texts, _tail(stream, head, age))
+        _report(terminal, head, texts, stream, output)
+    finally:
+        tail = _tail(stream, head, age)
+        name = f"{client.url}#{client.model.name}"
+        usage, timings = tail["usage"], tail["timings"]
+        keeper.keep_remote("generate", name, prompt, options, drawn, usage=usage, timings=timings)
     if terminal.signals.received is not None:
         raise terminal.signals.received
     if stream.error is not None:

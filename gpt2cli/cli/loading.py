@@ -11,6 +11,7 @@ from gpt2cli.cli.flags import ModelFlags, load_options
 from gpt2cli.cli.pulling import add_adapter, resolve_or_pull
 from gpt2cli.errors import ModelFileError, ModelNotFound, Unavailable, UsageError
 from gpt2cli.hub.converted import converted_stem
+from gpt2cli.hub.manifest import read_manifest
 from gpt2cli.hub.resolve import ResolvedModel
 from gpt2cli.hub.usage import mark_used
 from gpt2cli.model_files import ADAPTER_CONFIG
@@ -92,15 +93,21 @@ def served_model(found: FoundModel) -> Served:
     return Served(resolved.label, found.checkpoint, found.load)
 
 
+def known_hashes(model: ResolvedModel) -> dict[str, str]:
+    """The SHA-256 of a model's files as its manifest has them, by name; none where it has no manifest."""
+    stored = model.stored
+    manifest = stored.manifest if stored is not None else None
+    if stored is not None and stored.source == "builtin":
+        manifest = read_manifest(model.directory / "manifest.json")
+    return {record.path: record.sha256 for record in manifest.files} if manifest is not None else {}
+
+
 def model_hash(found: FoundModel) -> str:
     """What tells a model from all others, on any machine: a hash of its files. Raises `Gpt2cliError`."""
     from gpt2cli.jobs.manifest import model_hash as hash_of
 
-    stored = found.resolved.stored
-    records = stored.manifest.files if stored is not None and stored.manifest is not None else ()
     try:
-        known = {record.path: record.sha256 for record in records}
-        return hash_of(found.resolved.directory, known, adapter=found.resolved.adapter)
+        return hash_of(found.resolved.directory, known_hashes(found.resolved), adapter=found.resolved.adapter)
     except OSError as error:
         raise ModelFileError(f"{found.resolved.directory}: {error.strerror or error}") from None
 

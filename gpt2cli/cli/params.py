@@ -172,6 +172,16 @@ FieldFile = Annotated[
         help="The same from a file, of which one final newline is dropped.",
     ),
 ]
+GoOn = Annotated[
+    bool,
+    _flag(
+        _TEXT,
+        "--continue",
+        "-c",
+        help="Go on with the text of the last run in the log, with its model and options and a new seed; "
+        "words that are given come after it.",
+    ),
+]
 
 MaxNewTokens = Annotated[
     int | None,
@@ -447,6 +457,15 @@ OutputFile = Annotated[
         "-o",
         metavar="FILE",
         help="Write to FILE, completely or not at all; - is stdout.",
+    ),
+]
+RecordFile = Annotated[
+    Path | None,
+    _option(
+        _OUTPUT,
+        "--record",
+        metavar="FILE",
+        help="Also write FILE, from which gpt2cli replay gives the same text, here or elsewhere.",
     ),
 ]
 NoResume = Annotated[

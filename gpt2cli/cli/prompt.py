@@ -64,7 +64,7 @@ def read_prompt(terminal: Terminal, flags: PromptFlags) -> str:
         parts.append(
             _clean(terminal, _decode(_capped(data, "standard input")), "standard input", flags.strict)
         )
-    return _join(parts)
+    return join_parts(parts)
 
 
 def clean_typed(terminal: Terminal, text: str, *, strict: bool) -> str:
@@ -85,7 +85,7 @@ def read_lines(terminal: Terminal, *, strict: bool) -> Iterator[str]:
         yield _clean(terminal, decode(line), f"line {number}", strict)
 
 
-def _join(parts: Sequence[str]) -> str:
+def join_parts(parts: Sequence[str]) -> str:
     """The parts, joined by a space as words are; none after a white space that is already there."""
     if len(parts) == 2:
         before, after = parts

@@ -133,6 +133,32 @@ def _stored_adapter(text: str) -> StoredModel | None:
     return find_stored(name, revision) or find_cached_adapter(name, revision)
 
 
+def resolve_name(name: str, *, revision: str | None = None) -> ResolvedModel:
+    """As `resolve`, for a name that somebody else gives: a directory of that name is not looked at.
+
+    Of a model whose ``revision`` is not there another one will do.
+    """
+    if name == BUILTIN:
+        return _builtin(given=True)
+    if "+" in name:
+        raise ModelNotFound(
+            f"{name}: a model with an adapter is not looked for by its name",
+            hint="name both: -m MODEL+ADAPTER",
+        )
+    parsed = parse_name(name)
+    found = None
+    if revision is not None:
+        wanted = parse_revision(revision)
+        found = find_stored(parsed, wanted) or find_cached(parsed, wanted)
+    found = found or find_stored(parsed, None) or find_cached(parsed, None)
+    if found is None:
+        raise ModelNotFound(
+            f"{name}: no model of that name on this disk", hint=f"gpt2cli pull {name}; or another one with -m"
+        )
+    check_sizes(found)
+    return ResolvedModel(name, found.directory, found.revision, found)
+
+
 def locate(model: str | None, *, revision: str | None = None, offline: bool = False) -> ResolvedModel:
     """As `resolve`, but a damaged model is found too."""
     if model is not None:

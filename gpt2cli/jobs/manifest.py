@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -126,18 +126,22 @@ def remove_manifest(path: Path) -> None:
 
 
 def model_hash(
-    directory: Path, known: Mapping[str, str] | None = None, *, adapter: Path | None = None
+    directory: Path,
+    known: Mapping[str, str] | None = None,
+    hash_file: Callable[[Path], str] | None = None,
+    *,
+    adapter: Path | None = None,
 ) -> str:
-    """The SHA-256 of a model's files: their names and contents. ``known`` are hashes of some, by name.
+    """The SHA-256 of a model's files: their names and contents. ``known`` are hashes of some, by name, and
+    ``hash_file`` gives those of the others. With an ``adapter`` it is the hash of both.
 
-    With an ``adapter`` it is the hash of both.
-
-    Raises `ModelFileError`, `OSError`.
+    Raises `ModelFileError`, `OSError`, and what ``hash_file`` raises.
     """
+    hash_file = hash_file or _file_hash
     files = [directory / name for name in _BESIDE_WEIGHTS if (directory / name).is_file()]
     whole = hashlib.sha256()
     for path in sorted([*files, *weight_files(directory)], key=lambda path: path.name):
-        content = (known or {}).get(path.name) or _file_hash(path)
+        content = (known or {}).get(path.name) or hash_file(path)
         whole.update(f"{path.name}\0{content}\0".encode())
     if adapter is not None:
         whole.update(f"adapter\0{fingerprint(adapter)}\0".encode())

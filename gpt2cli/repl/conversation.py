@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import secrets
 import time
-from collections.abc import Callable, Generator, Mapping
+from collections.abc import Callable, Generator, Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -36,7 +36,7 @@ class Conversation:
     ``given`` are options over the model's own defaults; ``seed`` the session's, drawn where None.
     ``draft`` is as in `GenerateOptions`; it changes no text, and no session keeps it. ``last`` tells of the
     last draw, ``branches`` are the turns of the last `branch`, ``warn`` is called with what goes wrong beside
-    the point: a session file that cannot be written.
+    the point: a session file that cannot be written. ``keep`` is called with each draw when it has ended.
     """
 
     OPTION_NAMES = OPTION_NAMES
@@ -66,6 +66,7 @@ class Conversation:
         self.branches: list[Turn] = []
         self.want_logprobs = False
         self.warn: Callable[[str], None] = warn or (lambda text: None)
+        self.keep: Callable[[TurnRequest, Sequence[Choice], Stats | None], None] | None = None
         self._contexts = Contexts(engine, format, cleaned(system))
         self._described: list[Turn] = []
         self.draft = draft
@@ -310,6 +311,8 @@ class Conversation:
             self.branches = turns
             self.tree.go(None if current is None else current.id)
             self._moved()
+        if self.keep is not None:
+            self.keep(request, choices, stats)
 
     def _add(self, request: TurnRequest, choice: Choice) -> Turn:
         engine = as_engine(self.engine)

@@ -20,7 +20,7 @@ from typing import Any
 
 from gpt2cli import paths
 from gpt2cli.errors import Gpt2cliError, UsageError
-from gpt2cli.files import try_lock
+from gpt2cli.files import move_new, try_lock
 from gpt2cli.options import MAX_SEED, shown
 from gpt2cli.repl.formats import FORMATS
 from gpt2cli.repl.jsonl_log import append_lines, decode_lines, encode_line, open_private, read_at
@@ -148,7 +148,7 @@ class Session:
             return
         self.close()
         try:
-            _move(self._path, target)
+            move_new(self._path, target)
             self._path = target
         except FileExistsError:
             raise UsageError(f"there is a session {name} already", hint="choose another name") from None
@@ -175,7 +175,7 @@ class Session:
             finally:
                 os.close(descriptor)
             path = _path_of(self._wanted or _new_name())
-            _move(temporary, path)
+            move_new(temporary, path)
         except OSError:
             with contextlib.suppress(OSError):
                 os.unlink(temporary)
@@ -360,21 +360,6 @@ def _new_name() -> str:
 def _names_hint() -> str:
     names = [info.name for info in list_sessions()[:5]]
     return f"sessions: {', '.join(names)}" if names else "there is none yet"
-
-
-def _move(path: Path, target: Path) -> None:
-    """Rename a file, never over another one. Raises `OSError`."""
-    try:
-        os.link(path, target)
-    except FileExistsError:
-        raise
-    except OSError:
-        # A file system without links.
-        if target.exists():
-            raise FileExistsError(target) from None
-        os.rename(path, target)
-        return
-    os.unlink(path)
 
 
 def _read(descriptor: int) -> bytes:
