@@ -37,7 +37,7 @@ def test_a_text_is_continued() -> None:
     [
         ("generat", "Did you mean 'generate'?"),
         ("Generate", "No such command"),
-        ("Hello", "generate continues a text of one word"),
+        ("Hello", "a text stands in quotes"),
         ("", "No such command"),
         (" ", "No such command"),
     ],

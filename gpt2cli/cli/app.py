@@ -206,5 +206,5 @@ def _usage_hint(error: typer.TyperException) -> str:
     path = context.command_path if context else PROGRAM
     message = error.format_message()
     if path == PROGRAM and message.startswith("No such command") and "Did you mean" not in message:
-        return f"see {PROGRAM} --help; {PROGRAM} generate continues a text of one word"
+        return f"see {PROGRAM} --help; a text stands in quotes, or after {PROGRAM} generate"
     return f"see {path} --help"

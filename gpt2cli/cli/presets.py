@@ -1,4 +1,8 @@
-"""What a preset does for a command: it stands in for flags that are not given, and makes the prompt."""
+"""What a preset does for a command: it stands in for flags that are not given, and makes the prompt.
+
+A command takes presets by having `PresetFlags` among its flags, or `TemplateFlags` if it has a prompt, the
+options of `gpt2cli.cli.params` for them, and one call of `use_preset` after its settings are read.
+"""
 
 from __future__ import annotations
 
