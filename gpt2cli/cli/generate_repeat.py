@@ -58,6 +58,10 @@ class RepeatFlags(Protocol):
     @property
     def output(self) -> Path | None: ...
     @property
+    def record(self) -> Path | None: ...
+    @property
+    def go_on(self) -> bool: ...
+    @property
     def num_return_sequences(self) -> int | None: ...
 
 
@@ -68,6 +72,8 @@ def check_flags(flags: RepeatFlags, *, remote: bool) -> None:
     words = [*(flags.words or ())]
     if flags.prompt is not None or flags.file is not None or words not in ([], ["-"]):
         raise UsageError("--repeat reads its prompts from standard input, a line each")
+    if flags.go_on or flags.record is not None:
+        raise UsageError("--repeat makes many runs: it goes with neither --continue nor --record")
     if flags.json:
         raise UsageError("--repeat prints many documents", hint="--jsonl has a line for each")
     if flags.output is not None and str(flags.output) != "-":

@@ -36,7 +36,7 @@ def hash_of_model(
     adapter: Path | None = None,
     stop: Callable[[], bool],
 ) -> str:
-    """The hash of the model in ``directory``, with its adapter, as `gpt2cli.jobs.manifest.model_hash` defines it.
+    """The hash of a model with its adapter, as `gpt2cli.jobs.manifest.model_hash` defines it.
 
     ``known`` are hashes that a manifest gives, by file name. In a Hugging Face cache large files are named by
     theirs. Others are computed, and ``kept`` remembers those of large files. Raises `Stopped` once ``stop``
