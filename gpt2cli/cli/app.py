@@ -44,6 +44,7 @@ def _root(
 COMMANDS = {
     "generate": ("generate", "generate", "EXAMPLES"),
     "chat": ("chat", "chat", "EXAMPLES"),
+    "write": ("write", "write", "EXAMPLES"),
     "score": ("score", "score", "EXAMPLES"),
     "inspect": ("inspect", "inspect", "EXAMPLES"),
     "compare": ("compare", "compare", "EXAMPLES"),
