@@ -91,17 +91,13 @@ class Dialogs:
     def offer(self, found: Recovered) -> None:
         """Ask whether to go on with what a program that was killed left."""
         when = time.strftime("%d %b %H:%M", time.localtime(found.time))
-        question = (
-            f"An unsaved text of {when} was found ({len(found.document.text):,} characters). Restore it? y n"
-        )
-        self._ask(
-            question,
-            {
-                "y": lambda: self._restore(found),
-                "n": self._screen.opened.discard,
-                "c-q": self._screen.app.exit,
-            },
-        )
+        size = f"{len(found.document.text):,} characters"
+        answers = {
+            "y": lambda: self._restore(found),
+            "n": self._screen.opened.discard,
+            "c-q": self._screen.app.exit,
+        }
+        self._ask(f"An unsaved text of {when} was found ({size}). Restore it? y n", answers)
 
     def _restore(self, found: Recovered) -> None:
         self._screen.opened.restore(found)

@@ -18,7 +18,10 @@ from gpt2cli.text.visible import visible
 
 TAB = 4
 BLOCK = 8192
-_WIDE = "\u1100-\u115f\u2e80-\ua4cf\uac00-\ud7a3\uf900-\ufaff\ufe30-\ufe6f\uff00-\uff60\uffe0-\uffe6\U0001f000-\U0003fffd"
+_WIDE = (
+    "\u1100-\u115f\u2e80-\ua4cf\uac00-\ud7a3\uf900-\ufaff\ufe30-\ufe6f"
+    "\uff00-\uff60\uffe0-\uffe6\U0001f000-\U0003fffd"
+)
 _PARTS = re.compile(rf"\s+|[{_WIDE}]|[^\s{_WIDE}]+")
 _JOINER = "\u200d"
 
@@ -102,10 +105,8 @@ def shown(part: str, column: int) -> str:
         return part
     cells: list[str] = []
     for char in part:
-        if char == "\t":
-            cell = " " * (TAB - column % TAB)
-        else:
-            cell = char if char.isprintable() else visible(char)
+        tab = " " * (TAB - column % TAB)
+        cell = tab if char == "\t" else char if char.isprintable() else visible(char)
         cells.append(cell)
         column += get_cwidth(cell)
     return "".join(cells)

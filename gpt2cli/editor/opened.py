@@ -74,7 +74,7 @@ class OpenText:
         return found
 
     def restore(self, found: Recovered) -> None:
-        """Go on with what was recovered; where the file is another one by now, `changed_elsewhere` says so."""
+        """Go on with what was recovered; of a file that has changed since, `changed_elsewhere` tells."""
         self.document, self.form = found.document, found.form
         if self.disk is not None or found.base:
             self.disk = encoded(found.base, found.form)
@@ -107,7 +107,7 @@ class OpenText:
         self.recovery.begin(document, self.form)
 
     def name_as(self, path: Path) -> None:
-        """Give a text without a name one. Raises `UsageError`, `Gpt2cliError`, and then nothing has changed."""
+        """Save a text without a name under one. Raises `Gpt2cliError`, and then nothing has changed."""
         check_writable(path)
         disk = read_bytes(path)
         recovery = Recovery.of(path)

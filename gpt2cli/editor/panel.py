@@ -46,9 +46,8 @@ def suggestion_lines(drawing: Drawing, chosen: int, rows: int, width: int) -> St
         lines += [""] * (rows - len(lines))
         is_chosen = number == chosen and one is not None
         for at, line in enumerate(lines):
-            mark = (
-                f"{'›' if is_chosen else ' '} {number + 1} " if at == 0 and one is not None else " " * MARGIN
-            )
+            numbered = at == 0 and one is not None
+            mark = f"{'>' if is_chosen else ' '} {number + 1} " if numbered else " " * MARGIN
             style = "class:suggestion.chosen" if is_chosen else "class:suggestion"
             pieces += [("class:suggestion.mark", mark), (style, line), ("", "\n")]
     return pieces[:-1]

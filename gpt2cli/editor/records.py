@@ -1,4 +1,4 @@
-"""Spans as JSON, for the recovery file and for the sidecar; what is read is checked, for a file may hold anything."""
+"""Spans as JSON, for the recovery file and the sidecar; what is read is checked, a file may hold anything."""
 
 from __future__ import annotations
 

@@ -16,7 +16,7 @@ _LONE = re.compile(r"\r(?!\n)|(?<!\r)\n")
 
 @dataclass(frozen=True, slots=True)
 class Form:
-    """What of a file is not in the text: a byte-order mark, line ends of two characters, the final newline."""
+    """What of a file is not in the text: a byte-order mark, line ends that are CRLF, the final newline."""
 
     mark: bool = False
     crlf: bool = False

@@ -1,4 +1,4 @@
-"""Ghost text: what the model would type next, behind the cursor after a pause; for chat and the editor alike."""
+"""Ghost text: what the model would type next, behind the cursor after a pause; for chat and the editor."""
 
 from __future__ import annotations
 
