@@ -7,14 +7,31 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import Protocol
 
+from prompt_toolkit.application import Application
+from prompt_toolkit.buffer import Buffer
+
+from gpt2cli.editor.opened import OpenText
+from gpt2cli.editor.prose import ProseBuffer
 from gpt2cli.editor.recovery import Recovered
 from gpt2cli.errors import Gpt2cliError
 from gpt2cli.text.sanitize import one_line
 
-if TYPE_CHECKING:
-    from gpt2cli.editor.screen import Screen
+
+class Editor(Protocol):
+    """The part of the editor that its dialogs need; ``name_buffer`` is where a file's name is typed."""
+
+    @property
+    def opened(self) -> OpenText: ...
+    @property
+    def app(self) -> Application[None]: ...
+    @property
+    def buffer(self) -> ProseBuffer: ...
+    @property
+    def name_buffer(self) -> Buffer: ...
+
+    def say(self, text: str) -> None: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,8 +45,8 @@ class Question:
 class Dialogs:
     """What the editor does with its file, step by step: a question may stand between any two of them."""
 
-    def __init__(self, screen: Screen) -> None:
-        self._screen = screen
+    def __init__(self, editor: Editor) -> None:
+        self._editor = editor
         self.question: Question | None = None
         self._then: Callable[[], None] = lambda: None
 
@@ -39,16 +56,16 @@ class Dialogs:
 
     def _save(self, then: Callable[[], None]) -> None:
         """Save, asking what has to be asked, and ``then`` go on; after an error nothing more is done."""
-        opened = self._screen.opened
+        opened = self._editor.opened
         self._then = then
         if opened.path is None:
-            self._screen.name_buffer.reset()
-            self._screen.app.layout.focus(self._screen.name_buffer)
+            self._editor.name_buffer.reset()
+            self._editor.app.layout.focus(self._editor.name_buffer)
             return
         try:
             changed = opened.changed_elsewhere()
         except Gpt2cliError as error:
-            self._screen.say(f"error: {error}")
+            self._editor.say(f"error: {error}")
             return
         if changed:
             self._ask(
@@ -62,31 +79,31 @@ class Dialogs:
         try:
             save()
         except Gpt2cliError as error:
-            self._screen.say(f"error: {error}")
+            self._editor.say(f"error: {error}")
             return
-        self._screen.say(f"saved {len(self._screen.opened.disk or b''):,} bytes")
+        self._editor.say(f"saved {len(self._editor.opened.disk or b''):,} bytes")
         self._then()
 
     def named(self, name: str) -> None:
         """A name was typed for a text that has none; an empty one is none."""
-        self._screen.app.layout.focus(self._screen.buffer)
+        self._editor.app.layout.focus(self._editor.buffer)
         if not name.strip():
-            self._screen.say("not saved")
+            self._editor.say("not saved")
             return
         path = Path(os.path.expanduser(name.strip()))
         if path.exists():
             question = f"{one_line(path.name)} is there already. Replace it? y n"
-            self._ask(question, {"y": lambda: self._write(lambda: self._screen.opened.name_as(path))})
+            self._ask(question, {"y": lambda: self._write(lambda: self._editor.opened.name_as(path))})
         else:
-            self._write(lambda: self._screen.opened.name_as(path))
+            self._write(lambda: self._editor.opened.name_as(path))
 
     def leave(self) -> None:
         """End the editor; what is not saved is asked about."""
-        if not self._screen.opened.document.modified:
+        if not self._editor.opened.document.modified:
             self._end()
             return
         answers = {"y": lambda: self._save(self._end), "n": self._end}
-        self._ask(f"Save {self._screen.opened.name} before leaving? y n, Esc stays", answers)
+        self._ask(f"Save {self._editor.opened.name} before leaving? y n, Esc stays", answers)
 
     def offer(self, found: Recovered) -> None:
         """Ask whether to go on with what a program that was killed left."""
@@ -94,20 +111,20 @@ class Dialogs:
         size = f"{len(found.document.text):,} characters"
         answers = {
             "y": lambda: self._restore(found),
-            "n": self._screen.opened.discard,
-            "c-q": self._screen.app.exit,
+            "n": self._editor.opened.discard,
+            "c-q": self._editor.app.exit,
         }
         self._ask(f"An unsaved text of {when} was found ({size}). Restore it? y n", answers)
 
     def _restore(self, found: Recovered) -> None:
-        self._screen.opened.restore(found)
-        self._screen.buffer.show(found.document, len(found.document.text))
-        self._screen.say("restored; ^S saves it")
+        self._editor.opened.restore(found)
+        self._editor.buffer.show(found.document, len(found.document.text))
+        self._editor.say("restored; ^S saves it")
 
     def _end(self) -> None:
         """Leave; there is nothing to recover any more."""
-        self._screen.opened.keeps_recovery = False
-        self._screen.app.exit()
+        self._editor.opened.keeps_recovery = False
+        self._editor.app.exit()
 
     def _ask(self, text: str, answers: Mapping[str, Callable[[], None]]) -> None:
         self.question = Question(text, answers)
@@ -123,4 +140,4 @@ class Dialogs:
             act()
         elif not must and key in ("n", "escape", "c-c", "c-q"):
             self.question = None
-            self._screen.say("not saved")
+            self._editor.say("not saved")

@@ -3,19 +3,45 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING
+from typing import Protocol
 
+from prompt_toolkit.buffer import Buffer
 from prompt_toolkit.filters import Condition, emacs_mode, has_focus, vi_insert_mode
 from prompt_toolkit.key_binding import KeyBindings, KeyPressEvent
 from prompt_toolkit.key_binding.bindings.named_commands import get_by_name
 from prompt_toolkit.keys import Keys
 
+from gpt2cli.editor.companion import Companion
+from gpt2cli.editor.dialogs import Dialogs
+from gpt2cli.editor.prose import ProseBuffer
 from gpt2cli.text.sanitize import sanitize
 
-if TYPE_CHECKING:
-    from gpt2cli.editor.screen import Screen
-
 Act = Callable[[], None]
+
+
+class Screen(Protocol):
+    """The part of the editor that its keys need.
+
+    A key that leaves the suggestions where they are sets ``keeps_suggestions``; after any other they go.
+    """
+
+    keeps_suggestions: bool
+
+    @property
+    def buffer(self) -> ProseBuffer: ...
+    @property
+    def name_buffer(self) -> Buffer: ...
+    @property
+    def companion(self) -> Companion: ...
+    @property
+    def dialogs(self) -> Dialogs: ...
+
+    def suggest(self) -> None: ...
+    def take(self, *, word: bool) -> None: ...
+    def take_ghost(self) -> None: ...
+    def ghost_text(self) -> str: ...
+    def interrupt(self) -> None: ...
+    def redraw(self) -> None: ...
 
 
 def key_bindings(screen: Screen) -> KeyBindings:

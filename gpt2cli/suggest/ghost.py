@@ -36,6 +36,14 @@ class Ghost:
         """Show nothing."""
         self._shown = ("", "")
 
+    def stop(self) -> None:
+        """End the drawing at its next step."""
+        self._worker.stop()
+
+    def pause(self) -> None:
+        """End the drawing, and wait until it has ended: the engine is free."""
+        self._worker.pause()
+
     def ask(self, text: str) -> None:
         """Find out what may stand behind ``text``. Errors are nobody's business: then there is no ghost."""
         self._worker.do(lambda wanted: self._draw(text, wanted))
