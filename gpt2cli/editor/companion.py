@@ -185,6 +185,12 @@ class Companion:
             }
             ids = self._ids(seen)
             draw(engine, ids, options, drawing, wanted, after_space=after_space, changed=self._changed)
+            if after_space and not drawing.shown and wanted():
+                # For the model the last word was not complete; then it has to see the space.
+                options = replace(
+                    options, num_return_sequences=min(options.num_return_sequences, SUGGESTIONS)
+                )
+                draw(engine, self._ids(text), options, drawing, wanted, changed=self._changed)
         except Exception as error:
             drawing.error = error if isinstance(error, Gpt2cliError) else Gpt2cliError(repr(error))
         finally:

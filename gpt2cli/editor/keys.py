@@ -45,12 +45,12 @@ class Screen(Protocol):
 
 
 def key_bindings(screen: Screen) -> KeyBindings:
-    """All that the editor does by itself."""
+    """All that the editor does by itself; of two that fit a key the later one is taken."""
     bindings = KeyBindings()
-    _for_questions(screen, bindings)
-    _for_names(screen, bindings)
-    _for_suggestions(screen, bindings)
     _for_the_text(screen, bindings)
+    _for_suggestions(screen, bindings)
+    _for_names(screen, bindings)
+    _for_questions(screen, bindings)
     return bindings
 
 

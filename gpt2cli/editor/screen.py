@@ -26,6 +26,7 @@ from gpt2cli.editor.prose import ProseBuffer, ProseControl
 from gpt2cli.editor.spans import Draw
 from gpt2cli.errors import Terminated
 from gpt2cli.repl.status import short_name
+from gpt2cli.repl.text_layout import wrapped
 from gpt2cli.repl.tty import Tty
 from gpt2cli.suggest.drawing import GHOST_PAUSE_S
 from gpt2cli.terminal.streams import Terminal
@@ -105,7 +106,7 @@ class Screen:
                     suggests,
                 ),
                 ConditionalContainer(
-                    Window(FormattedTextControl(self._bar), height=1, style="class:bar"), ~naming
+                    Window(FormattedTextControl(self._bar), height=self._bar_rows, style="class:bar"), ~naming
                 ),
                 ConditionalContainer(
                     VSplit(
@@ -179,7 +180,10 @@ class Screen:
     def take(self, *, word: bool) -> None:
         """Put the chosen suggestion, or its first word, in at the cursor."""
         taken = self.companion.take(word=word)
+        drawing = self.companion.drawing
         if taken is None:
+            if drawing is not None and drawing.done:
+                self.suggest()
             return
         text, suggestion = taken
         asked, model = self.companion.asked, self.buffer.model
@@ -275,11 +279,18 @@ class Screen:
         rows = rows_each(self.companion.asked.max_new_tokens, drawing.wanted, size.columns, size.rows)
         return suggestion_lines(drawing, self.companion.chosen, rows, size.columns)
 
+    def _question_lines(self) -> list[str]:
+        question = self.dialogs.question
+        width = self.app.output.get_size().columns - 2
+        return wrapped(one_line(question.text), width) if question is not None else []
+
+    def _bar_rows(self) -> int:
+        return max(1, len(self._question_lines()))
+
     def _bar(self) -> StyleAndTextTuples:
-        width = self.app.output.get_size().columns - 1
         if self.dialogs.question is not None:
-            said = self.dialogs.question.text
-            return [("", f" {bar(Facts(name='', modified=False, said=said), width)}")]
+            return [("", "\n".join(f" {line}" for line in self._question_lines()))]
+        width = self.app.output.get_size().columns - 1
         companion, opened, drawing = self.companion, self.opened, self.companion.drawing
         said, keys = self._said or companion.state, KEYS
         if drawing is not None:
@@ -304,4 +315,4 @@ class Screen:
             return f"error: {drawing.error}"
         if not drawing.done:
             return "drawing" if drawing.shown else "reading"
-        return "" if drawing.shown else "nothing fits; Tab draws again"
+        return "" if drawing.shown else "no suggestions; Tab draws again"

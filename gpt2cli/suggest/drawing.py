@@ -37,10 +37,12 @@ class Suggestion:
 
     def add(self, text: str, *, after_space: bool) -> None:
         """More of it, as it was generated; its first space stands in the text already ``after_space``."""
-        text = self._clean.push(text)
+        text, broken, _ = self._clean.push(text).partition("\ufffd")
         if after_space and not self.text:
             text = text.removeprefix(" ")
         self.text += text
+        # Bytes that are no character end it: they are not to get into anybody's text.
+        self.done = self.done or bool(broken)
 
 
 @dataclass
@@ -83,6 +85,7 @@ def draw(
     if not wanted():
         return
     options = replace(options, draft="off").settled()
+    drawing.done = False
     drawing.suggestions = [Suggestion(seed) for seed in options.seeds]
     begun: set[int] = set()
     stream = engine.stream(ids, options)
@@ -101,8 +104,7 @@ def draw(
                 if not one.done:
                     one.add(chunk.text, after_space=after_space)
             if chunk.finish_reason is not None:
-                # An unfinished character at the end is none.
-                one.text = one.text.rstrip("\ufffd").rstrip(" ")
+                one.text = one.text.rstrip(" ")
                 one.done, one.ended = True, chunk.finish_reason == "eos"
             if any(each.text for each in drawing.suggestions) and drawing.first_s is None:
                 drawing.first_s = time.perf_counter() - started
