@@ -66,6 +66,7 @@ class Facts:
     """Where not all before the cursor is seen by the model."""
     place: str = ""
     keys: str = ""
+    short_keys: str = ""
 
 
 def bar(facts: Facts, width: int) -> str:
@@ -75,10 +76,12 @@ def bar(facts: Facts, width: int) -> str:
     short = clipped(name, max(8, width // 3))
     choices: Sequence[tuple[str, ...]] = (
         (name, said, model, seen, facts.place, facts.keys),
+        (name, said, model, seen, facts.place, facts.short_keys),
         (name, said, model, seen, facts.keys),
         (name, said, seen, facts.keys),
         (short, said, seen, facts.keys),
-        (short, said, facts.keys),
+        (short, said, seen, facts.short_keys),
+        (short, said, facts.short_keys),
         (short, said, seen),
         (short, said),
         (said,),

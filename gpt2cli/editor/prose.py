@@ -142,6 +142,10 @@ class ProseControl(BufferControl):
         top = layout.top_for(text, self._top, at, columns, max(1, height))
         self._top = top.start
         rows = list(islice(layout.rows_from(text, top, columns), max(1, height)))
+        while len(rows) < height and (above := layout.row_before(text, rows[0], columns)) is not None:
+            # The screen has become larger, or the text shorter.
+            rows.insert(0, above)
+            self._top = above.start
         here = layout.row_at(text, at, columns)
         y = next((number for number, row in enumerate(rows) if row.start == here.start), 0)
         x = min(layout.column_of(text, here, at), width - 1)

@@ -34,8 +34,8 @@ from gpt2cli.text.sanitize import one_line
 
 READ_PAUSE_S = 0.12
 """After a key, before the model reads what is new."""
-KEYS = "Tab suggests  ^S saves  ^Q leaves"
-TAKE_KEYS = "Enter takes  → a word  ↑↓ choose"
+KEYS = ("Tab suggests  ^S saves  ^Q leaves", "Tab ^S ^Q")
+TAKE_KEYS = ("Enter takes  → a word  ↑↓ choose", "Enter → ↑↓")
 _COLOURED = {
     "model": "ansicyan",
     "ghost": "ansibrightblack",
@@ -294,7 +294,7 @@ class Screen:
         companion, opened, drawing = self.companion, self.opened, self.companion.drawing
         said, keys = self._said or companion.state, KEYS
         if drawing is not None:
-            keys = TAKE_KEYS if drawing.shown else ""
+            keys = TAKE_KEYS if drawing.shown else ("", "")
             said = said or self._state_of_drawing()
         text, at = self.buffer.text, self.buffer.cursor_position
         facts = Facts(
@@ -304,7 +304,8 @@ class Screen:
             model=short_name(companion.asked.model),
             seen=seen_note(companion.dropped, at),
             place=f"line {text.count(chr(10), 0, at) + 1:,} of {text.count(chr(10)) + 1:,}",
-            keys=keys,
+            keys=keys[0],
+            short_keys=keys[1],
         )
         return [("", f" {bar(facts, width)}")]
 

@@ -14,6 +14,7 @@ HEAD = 256
 CHARACTERS = 4
 """Of a token, about."""
 _WIDE = "\u2e80-\u9fff\uac00-\ud7a3\uf900-\ufaff\U00020000-\U0003fffd"
+_BETWEEN = re.compile(r"(?<=\S)[ \n]")
 _WORD = re.compile(rf"\s*(?:[{_WIDE}]|[^\s{_WIDE}]+|$)")
 
 
@@ -84,8 +85,8 @@ def _cut(text: str, at: int) -> int:
     """A place not far behind ``at`` at which a word begins; 0 for what is not within the text."""
     if at <= 0:
         return 0
-    found = safe_cut(text[at : at + HEAD])
-    return at + found
+    found = _BETWEEN.search(text, at, at + HEAD)
+    return at if found is None else found.start()
 
 
 def without_last_space(text: str) -> tuple[str, bool]:
