@@ -3,9 +3,10 @@
 # What the command $1 takes.
 _gpt2cli_command() {
     case $1 in
-    '') commands=(generate chat score inspect compare features pull list show rm verify import export gc train finetune distill batch serve bench completions config) flags=(--version -V --help -h) ;;
+    '') commands=(generate chat write score inspect compare features pull list show rm verify import export gc train finetune distill batch serve bench completions config) flags=(--version -V --help -h) ;;
     generate) commands=() flags=(--prompt -p --file -f --model -m --revision --offline --allow-pickle --max-new-tokens --max-length --stop --ignore-eos --overflow --temperature --temp --top-k --top-p --min-p --typical-p --repetition-penalty --no-repeat-ngram-size --presence-penalty --frequency-penalty --logit-bias --greedy --num-return-sequences -n --seed --rng --special-tokens --strict --sanitize --json --jsonl --echo --logprobs --output -o --no-stream --quiet -q --device --precision --threads --draft --endpoint --api-key-file --timeout --debug --help -h) ;;
     chat) commands=() flags=(--model -m --revision --offline --allow-pickle --format --system --resume --last --save --no-save --max-new-tokens --stop --ignore-eos --temperature --temp --top-k --top-p --min-p --typical-p --repetition-penalty --no-repeat-ngram-size --greedy --seed --strict --sanitize --json --quiet -q --device --precision --threads --draft --endpoint --api-key-file --timeout --debug --help -h) ;;
+    write) commands=() flags=(--model -m --revision --offline --allow-pickle --max-new-tokens --suggest --temperature --temp --top-k --top-p --min-p --typical-p --repetition-penalty --no-repeat-ngram-size --greedy --seed --provenance --quiet -q --device --precision --threads --debug --help -h) ;;
     score) commands=() flags=(--prompt -p --file -f --model -m --revision --offline --allow-pickle --lines --from-jsonl --field --stride --window --bos --eos --keep-newline --drop-newline --special-tokens --strict --choices --choice --normalize --task --limit --tokens --top --plot --json --jsonl --output -o --no-resume --shard --quiet -q --device --precision --threads --batch-tokens --debug --help -h) ;;
     inspect) commands=() flags=(--prompt -p --file -f --by --top --stride --marks --no-marks --explain --at --model -m --revision --offline --allow-pickle --temperature --temp --top-k --top-p --min-p --typical-p --repetition-penalty --no-repeat-ngram-size --greedy --seed --bos --special-tokens --strict --json --jsonl --csv --svg --html --theme --output -o --quiet -q --device --precision --threads --debug --help -h) ;;
     compare) commands=() flags=(--prompt -p --file -f --lines --vary --next --words --model -m --offline --allow-pickle --max-new-tokens --stop --ignore-eos --temperature --top-k --top-p --min-p --typical-p --repetition-penalty --no-repeat-ngram-size --seed --greedy --special-tokens --strict --json --jsonl --csv --svg --html --theme --output -o --quiet -q --device --precision --threads --endpoint --api-key-file --timeout --debug --help -h) ;;
@@ -89,6 +90,20 @@ _gpt2cli_flag() {
     'chat --endpoint') kind=text words=() ;;
     'chat --api-key-file') kind=file words=() ;;
     'chat --timeout') kind=text words=() ;;
+    'write --model'|'write -m') kind=model words=() ;;
+    'write --revision') kind=text words=() ;;
+    'write --max-new-tokens') kind=text words=() ;;
+    'write --temperature'|'write --temp') kind=text words=() ;;
+    'write --top-k') kind=text words=() ;;
+    'write --top-p') kind=text words=() ;;
+    'write --min-p') kind=text words=() ;;
+    'write --typical-p') kind=text words=() ;;
+    'write --repetition-penalty') kind=text words=() ;;
+    'write --no-repeat-ngram-size') kind=text words=() ;;
+    'write --seed') kind=text words=() ;;
+    'write --device') kind=words words=(auto cpu cuda mps) ;;
+    'write --precision') kind=words words=(auto fp32 fp16 bf16 int8 int4) ;;
+    'write --threads') kind=text words=() ;;
     'score --prompt'|'score -p') kind=text words=() ;;
     'score --file'|'score -f') kind=file words=() ;;
     'score --model'|'score -m') kind=model words=() ;;
@@ -376,6 +391,7 @@ _gpt2cli_argument() {
     case "$1 $2" in
     'generate '[0-9]*) kind=text words=() ;;
     'chat '0) kind=text words=() ;;
+    'write '0) kind=file words=() ;;
     'score '[0-9]*) kind=text words=() ;;
     'inspect '[0-9]*) kind=text words=() ;;
     'compare '[0-9]*) kind=text words=() ;;
@@ -392,10 +408,10 @@ _gpt2cli_argument() {
     'distill '[0-9]*) kind=file words=() ;;
     'batch '[0-9]*) kind=file words=() ;;
     'completions '0) kind=words words=(bash zsh fish powershell) ;;
-    'config get '0) kind=words words=(model max_new_tokens temperature top_k top_p min_p typical_p repetition_penalty no_repeat_ngram_size rng overflow draft device precision threads offline editing_mode send_token quiet) ;;
-    'config set '0) kind=words words=(model max_new_tokens temperature top_k top_p min_p typical_p repetition_penalty no_repeat_ngram_size rng overflow draft device precision threads offline editing_mode send_token quiet) ;;
+    'config get '0) kind=words words=(model max_new_tokens temperature top_k top_p min_p typical_p repetition_penalty no_repeat_ngram_size rng overflow draft device precision threads offline editing_mode suggest send_token quiet) ;;
+    'config set '0) kind=words words=(model max_new_tokens temperature top_k top_p min_p typical_p repetition_penalty no_repeat_ngram_size rng overflow draft device precision threads offline editing_mode suggest send_token quiet) ;;
     'config set '1) kind=text words=() ;;
-    'config unset '0) kind=words words=(model max_new_tokens temperature top_k top_p min_p typical_p repetition_penalty no_repeat_ngram_size rng overflow draft device precision threads offline editing_mode send_token quiet) ;;
+    'config unset '0) kind=words words=(model max_new_tokens temperature top_k top_p min_p typical_p repetition_penalty no_repeat_ngram_size rng overflow draft device precision threads offline editing_mode suggest send_token quiet) ;;
     esac
 }
 

@@ -8,6 +8,7 @@ Register-ArgumentCompleter -Native -CommandName gpt2cli -ScriptBlock {
     $entries = @(
         @{Of = ''; What = 'command'; Name = 'generate'; Help = 'Continue a text: print the model''s continuation of a prompt, as it is generated'; Kind = ''; Words = @()}
         @{Of = ''; What = 'command'; Name = 'chat'; Help = 'Talk with a model, or take turns writing a story with it; sessions are saved as they go'; Kind = ''; Words = @()}
+        @{Of = ''; What = 'command'; Name = 'write'; Help = 'Write a text in an editor, with suggestions by the model: Tab shows three, Enter takes one'; Kind = ''; Words = @()}
         @{Of = ''; What = 'command'; Name = 'score'; Help = 'Score texts: nll, perplexity, bits per byte, token by token; rank continuations; run tasks'; Kind = ''; Words = @()}
         @{Of = ''; What = 'command'; Name = 'inspect'; Help = 'Colour a text by how well the model predicted it; with --explain, show how its next token is drawn'; Kind = ''; Words = @()}
         @{Of = ''; What = 'command'; Name = 'compare'; Help = 'Run models, prompts, seeds and settings side by side, and show where the texts diverge'; Kind = ''; Words = @()}
@@ -125,6 +126,33 @@ Register-ArgumentCompleter -Native -CommandName gpt2cli -ScriptBlock {
         @{Of = 'chat'; What = 'flag'; Name = '--help'; Help = 'Show this message and exit'; Kind = ''; Words = @()}
         @{Of = 'chat'; What = 'flag'; Name = '-h'; Help = 'Show this message and exit'; Kind = ''; Words = @()}
         @{Of = 'chat'; What = '0'; Name = 'NAME'; Help = 'NAME'; Kind = 'text'; Words = @()}
+        @{Of = 'write'; What = 'flag'; Name = '--model'; Help = 'A model directory, or a name (gpt2, owner/name); a model that is not on this disk is pulled first'; Kind = 'model'; Words = @()}
+        @{Of = 'write'; What = 'flag'; Name = '-m'; Help = 'A model directory, or a name (gpt2, owner/name); a model that is not on this disk is pulled first'; Kind = 'model'; Words = @()}
+        @{Of = 'write'; What = 'flag'; Name = '--revision'; Help = 'A branch, tag or commit of the model'; Kind = 'text'; Words = @()}
+        @{Of = 'write'; What = 'flag'; Name = '--offline'; Help = 'Never use the network'; Kind = ''; Words = @()}
+        @{Of = 'write'; What = 'flag'; Name = '--allow-pickle'; Help = 'Also read .bin checkpoints; only plain tensors are unpickled (weights_only)'; Kind = ''; Words = @()}
+        @{Of = 'write'; What = 'flag'; Name = '--max-new-tokens'; Help = 'The length of a suggestion, at most N tokens'; Kind = 'text'; Words = @()}
+        @{Of = 'write'; What = 'flag'; Name = '--suggest'; Help = 'Show what the model would type next, dim, when you pause; ? takes it'; Kind = ''; Words = @()}
+        @{Of = 'write'; What = 'flag'; Name = '--temperature'; Help = 'Below 1 is more predictable, above 1 more varied; 0 is greedy'; Kind = 'text'; Words = @()}
+        @{Of = 'write'; What = 'flag'; Name = '--temp'; Help = 'Below 1 is more predictable, above 1 more varied; 0 is greedy'; Kind = 'text'; Words = @()}
+        @{Of = 'write'; What = 'flag'; Name = '--top-k'; Help = 'Sample from the K most likely tokens; 0 turns this off'; Kind = 'text'; Words = @()}
+        @{Of = 'write'; What = 'flag'; Name = '--top-p'; Help = 'Sample from the most likely tokens whose probabilities add up to P; 1 turns this off'; Kind = 'text'; Words = @()}
+        @{Of = 'write'; What = 'flag'; Name = '--min-p'; Help = 'Drop tokens less likely than P times the most likely one; 0 turns this off'; Kind = 'text'; Words = @()}
+        @{Of = 'write'; What = 'flag'; Name = '--typical-p'; Help = 'Sample from the most typical tokens whose probabilities add up to P; 1 turns this off'; Kind = 'text'; Words = @()}
+        @{Of = 'write'; What = 'flag'; Name = '--repetition-penalty'; Help = 'Above 1, tokens that are already in the text become less likely; 1 turns this off'; Kind = 'text'; Words = @()}
+        @{Of = 'write'; What = 'flag'; Name = '--no-repeat-ngram-size'; Help = 'Never repeat a sequence of N tokens; 0 turns this off'; Kind = 'text'; Words = @()}
+        @{Of = 'write'; What = 'flag'; Name = '--greedy'; Help = 'Always take the most likely token (the same as --temperature 0)'; Kind = ''; Words = @()}
+        @{Of = 'write'; What = 'flag'; Name = '--seed'; Help = 'The session''s seed: the same seed and the same keys give the same suggestions'; Kind = 'text'; Words = @()}
+        @{Of = 'write'; What = 'flag'; Name = '--provenance'; Help = 'Also save FILE.provenance.json: who wrote which part, with the model''s seeds and options'; Kind = ''; Words = @()}
+        @{Of = 'write'; What = 'flag'; Name = '--quiet'; Help = 'Print no notes or warnings on stderr'; Kind = ''; Words = @()}
+        @{Of = 'write'; What = 'flag'; Name = '-q'; Help = 'Print no notes or warnings on stderr'; Kind = ''; Words = @()}
+        @{Of = 'write'; What = 'flag'; Name = '--device'; Help = 'The device to run on'; Kind = 'words'; Words = @('auto', 'cpu', 'cuda', 'mps')}
+        @{Of = 'write'; What = 'flag'; Name = '--precision'; Help = 'The precision of the weights; auto is lossless in practice'; Kind = 'words'; Words = @('auto', 'fp32', 'fp16', 'bf16', 'int8', 'int4')}
+        @{Of = 'write'; What = 'flag'; Name = '--threads'; Help = 'The number of CPU threads'; Kind = 'text'; Words = @()}
+        @{Of = 'write'; What = 'flag'; Name = '--debug'; Help = 'Show a traceback if there is an error'; Kind = ''; Words = @()}
+        @{Of = 'write'; What = 'flag'; Name = '--help'; Help = 'Show this message and exit'; Kind = ''; Words = @()}
+        @{Of = 'write'; What = 'flag'; Name = '-h'; Help = 'Show this message and exit'; Kind = ''; Words = @()}
+        @{Of = 'write'; What = '0'; Name = 'FILE'; Help = 'FILE'; Kind = 'file'; Words = @()}
         @{Of = 'score'; What = 'flag'; Name = '--prompt'; Help = 'The text'; Kind = 'text'; Words = @()}
         @{Of = 'score'; What = 'flag'; Name = '-p'; Help = 'The text'; Kind = 'text'; Words = @()}
         @{Of = 'score'; What = 'flag'; Name = '--file'; Help = 'Read the text from FILE, exactly as it is'; Kind = 'file'; Words = @()}
@@ -644,14 +672,14 @@ Register-ArgumentCompleter -Native -CommandName gpt2cli -ScriptBlock {
         @{Of = 'config list'; What = 'flag'; Name = '-h'; Help = 'Show this message and exit'; Kind = ''; Words = @()}
         @{Of = 'config get'; What = 'flag'; Name = '--help'; Help = 'Show this message and exit'; Kind = ''; Words = @()}
         @{Of = 'config get'; What = 'flag'; Name = '-h'; Help = 'Show this message and exit'; Kind = ''; Words = @()}
-        @{Of = 'config get'; What = '0'; Name = 'KEY'; Help = 'KEY'; Kind = 'words'; Words = @('model', 'max_new_tokens', 'temperature', 'top_k', 'top_p', 'min_p', 'typical_p', 'repetition_penalty', 'no_repeat_ngram_size', 'rng', 'overflow', 'draft', 'device', 'precision', 'threads', 'offline', 'editing_mode', 'send_token', 'quiet')}
+        @{Of = 'config get'; What = '0'; Name = 'KEY'; Help = 'KEY'; Kind = 'words'; Words = @('model', 'max_new_tokens', 'temperature', 'top_k', 'top_p', 'min_p', 'typical_p', 'repetition_penalty', 'no_repeat_ngram_size', 'rng', 'overflow', 'draft', 'device', 'precision', 'threads', 'offline', 'editing_mode', 'suggest', 'send_token', 'quiet')}
         @{Of = 'config set'; What = 'flag'; Name = '--help'; Help = 'Show this message and exit'; Kind = ''; Words = @()}
         @{Of = 'config set'; What = 'flag'; Name = '-h'; Help = 'Show this message and exit'; Kind = ''; Words = @()}
-        @{Of = 'config set'; What = '0'; Name = 'KEY'; Help = 'KEY'; Kind = 'words'; Words = @('model', 'max_new_tokens', 'temperature', 'top_k', 'top_p', 'min_p', 'typical_p', 'repetition_penalty', 'no_repeat_ngram_size', 'rng', 'overflow', 'draft', 'device', 'precision', 'threads', 'offline', 'editing_mode', 'send_token', 'quiet')}
+        @{Of = 'config set'; What = '0'; Name = 'KEY'; Help = 'KEY'; Kind = 'words'; Words = @('model', 'max_new_tokens', 'temperature', 'top_k', 'top_p', 'min_p', 'typical_p', 'repetition_penalty', 'no_repeat_ngram_size', 'rng', 'overflow', 'draft', 'device', 'precision', 'threads', 'offline', 'editing_mode', 'suggest', 'send_token', 'quiet')}
         @{Of = 'config set'; What = '1'; Name = 'VALUE'; Help = 'VALUE'; Kind = 'text'; Words = @()}
         @{Of = 'config unset'; What = 'flag'; Name = '--help'; Help = 'Show this message and exit'; Kind = ''; Words = @()}
         @{Of = 'config unset'; What = 'flag'; Name = '-h'; Help = 'Show this message and exit'; Kind = ''; Words = @()}
-        @{Of = 'config unset'; What = '0'; Name = 'KEY'; Help = 'KEY'; Kind = 'words'; Words = @('model', 'max_new_tokens', 'temperature', 'top_k', 'top_p', 'min_p', 'typical_p', 'repetition_penalty', 'no_repeat_ngram_size', 'rng', 'overflow', 'draft', 'device', 'precision', 'threads', 'offline', 'editing_mode', 'send_token', 'quiet')}
+        @{Of = 'config unset'; What = '0'; Name = 'KEY'; Help = 'KEY'; Kind = 'words'; Words = @('model', 'max_new_tokens', 'temperature', 'top_k', 'top_p', 'min_p', 'typical_p', 'repetition_penalty', 'no_repeat_ngram_size', 'rng', 'overflow', 'draft', 'device', 'precision', 'threads', 'offline', 'editing_mode', 'suggest', 'send_token', 'quiet')}
         @{Of = 'config path'; What = 'flag'; Name = '--help'; Help = 'Show this message and exit'; Kind = ''; Words = @()}
         @{Of = 'config path'; What = 'flag'; Name = '-h'; Help = 'Show this message and exit'; Kind = ''; Words = @()}
     )

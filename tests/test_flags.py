@@ -20,6 +20,7 @@ from gpt2cli.cli.inspect import InspectFlags, inspect
 from gpt2cli.cli.score import score
 from gpt2cli.cli.score_options import ScoreFlags
 from gpt2cli.cli.serve import ServeFlags, serve
+from gpt2cli.cli.write import WriteFlags, write
 from gpt2cli.errors import UsageError
 from gpt2cli.settings import Setting, Settings
 
@@ -32,6 +33,7 @@ COMMANDS = [
     (inspect, InspectFlags),
     (score, ScoreFlags),
     (serve, ServeFlags),
+    (write, WriteFlags),
 ]
 
 
