@@ -46,6 +46,9 @@ COLOURS = {
 }
 """What a dark terminal makes of the names that pyte gives colours."""
 
+STORY = """Once upon a time there was a little dog who lived in a small house by the sea.
+Every morning he ran to the beach and looked for"""
+
 Session = Callable[["Screen"], None]
 
 
@@ -59,6 +62,7 @@ class Screen:
         command.chmod(command.stat().st_mode | stat.S_IXUSR)
         ours = ("GPT2CLI_", "LINES", "COLUMNS")
         kept = {name: value for name, value in os.environ.items() if not name.startswith(ours)}
+        self.home = home
         self.screen = pyte.Screen(WIDTH, rows)
         self._stream = pyte.ByteStream(self.screen)
         self._child = pexpect.spawn(
@@ -92,6 +96,11 @@ class Screen:
         while lines and not lines[-1]:
             lines.pop()
         return lines
+
+    @property
+    def text(self) -> str:
+        """The screen."""
+        return "\n".join(self.lines)
 
     def run(self, command: str) -> None:
         """Type a command and wait until it has ended."""
@@ -185,6 +194,18 @@ def chat(screen: Screen) -> None:
     screen.type("/con")
 
 
+def write(screen: Screen) -> None:
+    """A text that goes on, suggestions beneath it, and one of them chosen."""
+    (screen.home / "story.txt").write_text(STORY, "utf-8")
+    screen.type("gpt2cli write --seed 5 story.txt\r")
+    screen.wait(lambda: "Tab suggests" in screen.text and "loading" not in screen.text)
+    screen.type("\x1b[1;5F")
+    for taken in ("\r", ""):
+        screen.type("\t")
+        screen.wait(lambda: "  3 " in screen.text and "drawing" not in screen.text)
+        screen.type(taken or "\x1b[B")
+
+
 def answered(screen: Screen) -> None:
     """Wait for chat's prompt."""
     screen.wait(lambda: bool(screen.lines) and screen.lines[-1].endswith(ANSWERED))
@@ -194,6 +215,7 @@ SESSIONS: dict[str, tuple[Session, int]] = {
     "generate": (generate, 16),
     "inspect": (inspect, 30),
     "chat": (chat, 30),
+    "write": (write, 18),
 }
 """Each picture: what is typed, and the rows of the terminal."""
 

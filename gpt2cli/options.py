@@ -30,6 +30,8 @@ DRAFTS = ("auto", "off", "lookup")
 
 MAX_SEED = 2**32 - 1
 DEFAULT_MAX_NEW_TOKENS = 128
+DEFAULT_SUGGESTED_TOKENS = 24
+"""The length of a suggestion in the editor: a sentence or less."""
 MIN_TEMPERATURE = 1e-3
 MIN_PENALTY, MAX_PENALTY = 0.01, 100.0
 MAX_ADDED = 100.0

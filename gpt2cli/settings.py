@@ -67,7 +67,8 @@ KEYS: dict[str, Key] = {
     "precision": Key(str, "the precision of the weights", get_args(Precision)),
     "threads": Key(int, "CPU threads"),
     "offline": Key(bool, "never use the network"),
-    "editing_mode": Key(str, "the keys at chat's prompt", ("emacs", "vi")),
+    "editing_mode": Key(str, "the keys of chat and write", ("emacs", "vi")),
+    "suggest": Key(bool, "in chat and write: show, dim, what the model would type next"),
     "send_token": Key(bool, "send the Hugging Face token to HF_ENDPOINT too, over https"),
     "quiet": Key(bool, "no notes and warnings"),
     "log": Key(bool, "keep a log of every run, with its prompt and text"),
@@ -180,7 +181,7 @@ def _checked(key: str, value: Any, where: str) -> Value:
             LoadOptions(**option)
         elif key == "editing_mode":
             check_choice(key, value, KEYS[key].choices)
-        elif key not in ("model", "offline", "send_token", "quiet", "log"):
+        elif key not in ("model", "suggest", "offline", "send_token", "quiet", "log"):
             GenerateOptions(**option)
     except InvalidOption as error:
         raise UsageError(f"{where}: {error.reason}") from None

@@ -304,7 +304,7 @@ def words_in(svg: str) -> str:
 @pytest.mark.slow
 @pytest.mark.skipif(sys.platform == "win32", reason="there are no ptys")
 @pytest.mark.skipif(not native_available(), reason="the native library is not available")
-@pytest.mark.parametrize("name", ["chat", "generate", "inspect"])
+@pytest.mark.parametrize("name", ["chat", "generate", "inspect", "write"])
 def test_pictures_are_current(name: str) -> None:
     """Renew them with ``GPT2CLI_UPDATE=1 pytest -m 'slow or not slow' tests/test_docs.py``."""
     file, drawn = DOCS / f"{name}.svg", script("pictures").picture(name)

@@ -22,6 +22,7 @@ from gpt2cli.cli.replay import ReplayFlags, replay
 from gpt2cli.cli.score import score
 from gpt2cli.cli.score_options import ScoreFlags
 from gpt2cli.cli.serve import ServeFlags, serve
+from gpt2cli.cli.write import WriteFlags, write
 from gpt2cli.errors import UsageError
 from gpt2cli.settings import Setting, Settings
 
@@ -36,6 +37,7 @@ COMMANDS = [
     (replay, ReplayFlags),
     (score, ScoreFlags),
     (serve, ServeFlags),
+    (write, WriteFlags),
 ]
 
 

@@ -41,13 +41,17 @@ ALLOWED: dict[str, set[str]] = {
     "jobs": BASE | {"adapter", "checkpoint", "__init__"},
     "runs": BASE | {"text", "core", "jobs"},
 }
+# It is handed an engine, and writes nothing.
+ALLOWED["suggest"] = {"errors", "options", "text", "core"}
 EVERYTHING_BELOW = {*ALLOWED}
 ALLOWED["repl"] = EVERYTHING_BELOW
+# Of chat it needs the terminal, the loader, and files of JSON lines.
+ALLOWED["editor"] = EVERYTHING_BELOW | {"repl"}
 # Of chat they need the formats; they write nothing themselves.
 ALLOWED["api"] = BASE | MIDDLE - {"settings"} | {"core", "repl", "__init__"}
 ALLOWED["serve"] = ALLOWED["api"] | {"api"}
 ALLOWED["batch"] = ALLOWED["api"] | {"api", "jobs", "hub", "remote"}
-ALLOWED["cli"] = EVERYTHING_BELOW | {"repl", "api", "serve", "batch", "__init__"}
+ALLOWED["cli"] = EVERYTHING_BELOW | {"repl", "editor", "api", "serve", "batch", "__init__"}
 ALLOWED["__init__"] = {"core", "errors", "options"}
 ALLOWED["__main__"] = {"cli", "terminal"}
 
@@ -55,7 +59,7 @@ ONLY_IN = {
     "typer": {"cli"},
     "matplotlib": {"terminal"},
     "rich": {"terminal", "repl"},
-    "prompt_toolkit": {"repl"},
+    "prompt_toolkit": {"repl", "editor"},
     "starlette": {"serve"},
     "uvicorn": {"serve"},
     "h11": {"serve"},

@@ -47,6 +47,7 @@ SAMPLES: dict[str, Value] = {
     "threads": 2,
     "offline": True,
     "editing_mode": "vi",
+    "suggest": True,
     "send_token": True,
     "quiet": False,
     "log": True,
@@ -90,7 +91,8 @@ def test_every_key_has_a_sample_here() -> None:
 def test_what_bears_an_options_name_is_that_option() -> None:
     """A key renamed on one side only would be ignored in silence."""
     options = {*GenerateOptions.__dataclass_fields__, *LoadOptions.__dataclass_fields__}
-    assert KEYS.keys() - options == {"model", "offline", "editing_mode", "send_token", "quiet", "log"}
+    others = {"model", "offline", "editing_mode", "suggest", "send_token", "quiet", "log"}
+    assert KEYS.keys() - options == others
 
 
 def test_flag_over_environment_over_file() -> None:

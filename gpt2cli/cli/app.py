@@ -58,6 +58,7 @@ or just: gpt2cli "Once upon a time" (a single word would be a command)
 COMMANDS = {
     "generate": ("generate", "generate", "EXAMPLES"),
     "chat": ("chat", "chat", "EXAMPLES"),
+    "write": ("write", "write", "EXAMPLES"),
     "score": ("score", "score", "EXAMPLES"),
     "inspect": ("inspect", "inspect", "EXAMPLES"),
     "compare": ("compare", "compare", "EXAMPLES"),

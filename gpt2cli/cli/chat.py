@@ -344,6 +344,7 @@ def _run_on_terminal(request: ChatRequest) -> int:
             load=lambda: _conversation(request, notes),
             load_engine=load_engine,
             editing_mode=request.settings.value("editing_mode") or "emacs",
+            suggest=bool(request.settings.value("suggest")),
             resumed=session.name if session is not None and request.saved is not None else None,
             turns=request.saved.tree.path() if request.saved is not None else (),
             notes=notes,

@@ -14,6 +14,7 @@ import typer
 
 from gpt2cli.options import (
     DEFAULT_MAX_NEW_TOKENS,
+    DEFAULT_SUGGESTED_TOKENS,
     Device,
     GenerateOptions,
     LoadOptions,
@@ -193,6 +194,15 @@ MaxNewTokens = Annotated[
         default_of="max_new_tokens",
     ),
 ]
+SuggestedTokens = Annotated[
+    int | None,
+    _option(
+        _LENGTH,
+        "--max-new-tokens",
+        metavar="N",
+        help=f"The length of a suggestion, at most N tokens. Default: {DEFAULT_SUGGESTED_TOKENS}.",
+    ),
+]
 MaxLength = Annotated[
     int | None,
     _option(
@@ -347,6 +357,15 @@ Seed = Annotated[
         metavar="S",
         help="The same seed gives the same text; with -n, the texts have the seeds S, S+1, … "
         "Default: a random seed, which is reported.",
+    ),
+]
+Suggest = Annotated[
+    bool | None,
+    _flag(
+        _TEXT,
+        "--suggest",
+        help="Show what the model would type next, dim, when you pause; → takes it. Default: the suggest "
+        "setting, else off.",
     ),
 ]
 RngKind = Annotated[

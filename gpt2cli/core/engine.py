@@ -325,13 +325,18 @@ class Engine:
         """
         if self._kept_slot is None:
             self._kept_slot = self.backend.new_slot()
+        common = self.known_prefix(group.prompt[:-1])
+        group.lend(self._kept_slot, common)
+        self._kept_ids = group.prompt[:common]
+
+    def known_prefix(self, ids: Sequence[int]) -> int:
+        """How many of the first ``ids`` need not be computed again, as the cache is now."""
         common = 0
-        for old, new in zip(self._kept_ids, group.prompt[:-1], strict=False):
+        for old, new in zip(self._kept_ids, ids, strict=False):
             if old != new:
                 break
             common += 1
-        group.lend(self._kept_slot, common)
-        self._kept_ids = group.prompt[:common]
+        return common
 
     def _keep(self, group: Group) -> None:
         """What the slot now holds; it is true even after an interrupt in the middle of a step."""

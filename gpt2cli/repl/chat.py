@@ -11,15 +11,19 @@ from prompt_toolkit.completion import Completer
 from gpt2cli.errors import Gpt2cliError
 from gpt2cli.repl.history import History
 from gpt2cli.repl.loader import Loader
-from gpt2cli.repl.prompt import Prompt
-from gpt2cli.repl.speaker import as_remote
+from gpt2cli.repl.prompt import Prompt, begun_message
+from gpt2cli.repl.speaker import as_engine, as_remote
 from gpt2cli.repl.status import Status, short_name, status_line
 from gpt2cli.repl.tree import Turn
 from gpt2cli.repl.tty import Tty
+from gpt2cli.repl.typed_ghost import TypedSuggestions
 from gpt2cli.repl.view import BOLD, View
+from gpt2cli.suggest.ghost import Ghost
+from gpt2cli.suggest.worker import Worker
 from gpt2cli.terminal.streams import Terminal
 
 if TYPE_CHECKING:
+    from gpt2cli.core.engine import Engine
     from gpt2cli.core.results import Chunk
     from gpt2cli.repl.conversation import Conversation
     from gpt2cli.repl.speaker import Speaker
@@ -42,6 +46,8 @@ class Start:
     load: Callable[[], Conversation]
     load_engine: Callable[[str], tuple[Speaker, str, str | None]]
     editing_mode: str = "emacs"
+    suggest: bool = False
+    """Whether ghost text stands behind what is typed."""
     resumed: str | None = None
     turns: Sequence[Turn] = ()
     notes: Sequence[str] = ()
@@ -61,6 +67,10 @@ class Chat:
         self.view = View(terminal)
         self._warnings: list[str] = []
         """What the history warns of, said when the prompt is gone."""
+        self.suggest = start.suggest
+        self._worker = Worker("ghost")
+        ghost = Ghost(self._worker, self._typed, lambda: suggestions.news())
+        suggestions = TypedSuggestions(ghost, self._wants_ghost)
         self.prompt = Prompt(
             terminal,
             tty,
@@ -69,6 +79,7 @@ class Chat:
             history=History(warn=self._warnings.append),
             warn=self._warnings.append,
             editing_mode=start.editing_mode,
+            suggestions=suggestions,
         )
         self.editing_mode = start.editing_mode
         self.draft = ""
@@ -183,6 +194,24 @@ class Chat:
     def is_loading(self) -> bool:
         """Whether a thread loads a model, so that the interpreter cannot end in an orderly way."""
         return any(loader.running for loader in self._loaders)
+
+    def rest(self) -> None:
+        """No ghost text any more: its thread has ended."""
+        self._worker.close()
+
+    def _wants_ghost(self, text: str) -> bool:
+        """Whether ghost text may stand behind ``text``: no command, and for a model of this machine."""
+        if not self.suggest or not text.strip() or (text.startswith("/") and not text.startswith("//")):
+            return False
+        return self.loaded is not None and as_remote(self.loaded.engine) is None
+
+    def _typed(self, text: str) -> tuple[Engine, list[int]] | None:
+        """In the ghost's thread: what the model sees when a message has begun with ``text``."""
+        conversation = self.loaded
+        engine = None if conversation is None else as_engine(conversation.engine)
+        if conversation is None or engine is None:
+            return None
+        return engine, conversation.typed(begun_message(text))
 
     def join(self) -> None:
         """Wait for what still loads."""

@@ -70,6 +70,20 @@ class Contexts:
         before = 0 if parent is None else parent.depth + 1
         return Context(ids, self._text(ids), tuple(turns), before - len(turns), len(seen) - len(turns))
 
+    def begun(self, tree: Tree, parent: Turn | None, user: str, max_new_tokens: int) -> list[int]:
+        """The ids of the context that `fit` gives, up to the end of ``user``: a message that may go on.
+
+        Raises `PromptTooLong`, also where a format does not have the message as it is.
+        """
+        turns = self.fit(tree, parent, user, max_new_tokens).turns
+        parts = self.format.layout(self.system, turns, user)
+        while parts:
+            last = parts.pop()
+            if isinstance(last, str) and (at := last.rfind(user)) >= 0:
+                parts.append(last[: at + len(user)])
+                break
+        return [token for part in parts for token in self._part(part)] or self.engine.encode("")
+
     def so_far(self, tree: Tree) -> Context:
         """The text up to here: what the last answer saw, and itself."""
         last = tree.current

@@ -104,6 +104,14 @@ class Conversation:
         new = self.options.max_new_tokens or 0
         return self._contexts.fit(self.tree, self.tree.current, cleaned(user), new)
 
+    def typed(self, user: str) -> list[int]:
+        """The ids of what the model sees when a message begins with ``user``, and is not complete.
+
+        Raises as `context`.
+        """
+        new = self.options.max_new_tokens or 0
+        return self._contexts.begun(self.tree, self.tree.current, cleaned(user), new)
+
     def answer(self, user: str, **overrides: Any) -> Generator[Chunk, None, None]:
         """Generate an answer to ``user`` after the current turn, and stand on the new turn.
 

@@ -34,6 +34,7 @@ def run_session(terminal: Terminal, start: Start) -> None:
             chat.join()
             raise
         finally:
+            chat.rest()
             if chat.loaded is not None:
                 chat.loaded.close()
             if chat.is_loading():

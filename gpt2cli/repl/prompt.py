@@ -13,10 +13,7 @@ from typing import Protocol
 
 from prompt_toolkit import PromptSession
 from prompt_toolkit.application import get_app
-from prompt_toolkit.auto_suggest import AutoSuggest, Suggestion
-from prompt_toolkit.buffer import Buffer
 from prompt_toolkit.completion import Completer
-from prompt_toolkit.document import Document
 from prompt_toolkit.enums import DEFAULT_BUFFER, EditingMode
 from prompt_toolkit.filters import Condition, has_focus
 from prompt_toolkit.history import History, InMemoryHistory
@@ -28,13 +25,12 @@ from prompt_toolkit.styles import Style
 
 from gpt2cli.errors import Gpt2cliError, Terminated
 from gpt2cli.repl.tty import Tty
+from gpt2cli.repl.typed_ghost import TypedSuggestions
 from gpt2cli.terminal.streams import Terminal
 from gpt2cli.text.sanitize import sanitize
 
 MARK = "> "
 QUOTES = '"""'
-SUGGESTED_FROM = 1000
-"""How many of the last lines are looked through for a suggestion, at every key."""
 MENU_ROWS = 8
 
 _STYLE = Style.from_dict(
@@ -85,19 +81,6 @@ class StoredHistory(History):
             self._warn(f"history: {error}")
 
 
-class _SuggestFromHistory(AutoSuggest):
-    """The last line that begins as this one does."""
-
-    def get_suggestion(self, buffer: Buffer, document: Document) -> Suggestion | None:
-        text = document.text
-        if not text.strip() or "\n" in text:
-            return None
-        for line in reversed(buffer.history.get_strings()[-SUGGESTED_FROM:]):
-            if line.startswith(text) and (rest := line[len(text) :].partition("\n")[0]):
-                return Suggestion(rest)
-        return None
-
-
 def is_unfinished(text: str) -> bool:
     """Whether more lines must follow: an open ``\"\"\"``, or a backslash at the end."""
     if text.lstrip().startswith(QUOTES):
@@ -114,6 +97,12 @@ def message_of(text: str) -> str:
     return text[1:] if text.startswith("//") and "\n" not in text else text
 
 
+def begun_message(text: str) -> str:
+    """What was meant by a text that may not be complete yet."""
+    stripped = text.lstrip()
+    return stripped[len(QUOTES) :].lstrip("\n") if stripped.startswith(QUOTES) else message_of(text)
+
+
 class Prompt:
     """Reads messages. ``status`` gives the bar for a width; ``warn`` is told what the history cannot do."""
 
@@ -127,7 +116,9 @@ class Prompt:
         history: LineStore,
         warn: Callable[[str], None],
         editing_mode: str = "emacs",
+        suggestions: TypedSuggestions | None = None,
     ) -> None:
+        self._suggestions = suggestions or TypedSuggestions()
         self._terminal, self._tty = terminal, tty
         self.dumb = terminal.environ.get("TERM", "dumb") in ("dumb", "unknown")
         self._history: History = StoredHistory(history, warn)
@@ -144,7 +135,7 @@ class Prompt:
             MARK,
             multiline=True,
             history=self._history,
-            auto_suggest=_SuggestFromHistory(),
+            auto_suggest=self._suggestions,
             completer=completer,
             # Lines are reserved for the menu only while a command is typed.
             complete_while_typing=Condition(_types_a_command),
@@ -158,6 +149,7 @@ class Prompt:
             color_depth=depth,
             editing_mode=_MODES[editing_mode],
         )
+        self._suggestions.watch(session.default_buffer)
         self._question = PromptSession[str](history=InMemoryHistory(), color_depth=depth)
         for one in (session, self._question):
             # A terminal that does not tell where its cursor is gets no warning every time.
@@ -238,6 +230,7 @@ class Prompt:
                 return text
         finally:
             self._leave = None
+            self._suggestions.rest()
             self._look_ahead(session)
             self.left_empty = not session.default_buffer.text
             if self._error is not None and not self.left_empty:

@@ -73,11 +73,14 @@ def settings(chat: Chat, argument: str) -> Iterator[Item]:
     if argument.startswith("editing_mode="):
         yield from (Item(f"editing_mode={mode}") for mode in KEYS["editing_mode"].choices)
         return
+    if argument.startswith("suggest="):
+        yield from (Item(f"suggest={value}") for value in ("on", "off"))
+        return
     if argument.startswith("draft="):
         yield from (Item(f"draft={name}") for name in (*DRAFTS, *local_names()))
         return
     yield from options(chat, argument)
-    for name in ("draft", "editing_mode"):
+    for name in ("draft", "editing_mode", "suggest"):
         yield Item(f"{name}=", KEYS[name].help)
 
 

@@ -108,6 +108,7 @@ def show(chat: Chat, argument: str) -> None:
         rows.append((name, f"{value:g}{origin}" if isinstance(value, float) else f"{value}{origin}"))
     rows.append(("draft", conversation.draft))
     rows.append(("editing_mode", chat.editing_mode))
+    rows.append(("suggest", "on" if chat.suggest else "off"))
     view.rows(rows)
     if conversation.session is not None and conversation.session.name is not None:
         view.text(f"session {conversation.session.name}", DIM)

@@ -32,6 +32,12 @@ def set_option(chat: Chat, argument: str) -> None:
         chat.editing_mode = str(parse_value("editing_mode", value))
         chat.prompt.set_editing_mode(chat.editing_mode)
         return
+    if name.lower() == "suggest":
+        wanted = bool(parse_value("suggest", value))
+        if wanted and as_remote(chat.conversation.engine) is not None:
+            raise UsageError("suggest is for a model on this machine; a server is not asked at every pause")
+        chat.suggest = wanted
+        return
     if name.lower() == "draft":
         _set_draft(chat, value)
         return

@@ -141,8 +141,8 @@ _TABLE = (
         settings.set_option,
         arguments.settings,
         "VALUE default is the model's own. /show lists the options. draft=MODEL has a smaller model guess "
-        "ahead: the same text, sooner. editing_mode=vi is for this session; "
-        "for all: gpt2cli config set editing_mode vi.",
+        "ahead: the same text, sooner. suggest=on shows, dim, what the model would type next. "
+        "editing_mode=vi is for this session; for all: gpt2cli config set editing_mode vi.",
     ),
     Command("show", "", "the options", inspect.show),
     Command("seed", "[N|random]", "the session's seed", settings.seed, arguments.words("random")),
