@@ -18,8 +18,8 @@ from gpt2cli.text.reading import REPLACEMENT
 if TYPE_CHECKING:
     from gpt2cli.runs.log import LoggedRun
 
-COMMANDS = ("generate", "write")
-"""What is gone on with; `chat` has its sessions."""
+COMMANDS = ("generate",)
+"""What is gone on with; `chat` has its sessions, and `write` its files."""
 NOT_KEPT = ("seed", "num_return_sequences", "logprobs")
 """Options that hold for one run: a new seed is drawn, and the first of several texts goes on."""
 

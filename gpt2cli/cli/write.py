@@ -13,6 +13,7 @@ import typer
 from gpt2cli.cli import params
 from gpt2cli.cli.flags import (
     ModelFlags,
+    PresetFlags,
     SamplingFlags,
     given_options,
     load_options,
@@ -20,6 +21,7 @@ from gpt2cli.cli.flags import (
     read_settings,
 )
 from gpt2cli.cli.loading import FoundModel, check_model, resolve_model
+from gpt2cli.cli.presets import use_preset
 from gpt2cli.errors import ModelFileError, Signalled, UsageError
 from gpt2cli.hub.usage import mark_used
 from gpt2cli.options import DEFAULT_SUGGESTED_TOKENS, MAX_SEED, GenerateOptions
@@ -48,7 +50,9 @@ def write(
         Path | None,
         typer.Argument(metavar="FILE", help="The text to edit; it need not exist yet.", show_default=False),
     ] = None,
+    preset: params.Preset = None,
     model: params.Model = None,
+    adapter: params.Adapter = None,
     revision: params.Revision = None,
     offline: params.Offline = None,
     allow_pickle: params.AllowPickle = None,
@@ -96,11 +100,13 @@ def write(
     """
     terminal: Terminal = ctx.obj
     flags = read_flags(WriteFlags, ctx.params)
-    return _run(_read_request(terminal, read_settings(terminal, flags.quiet), flags))
+    settings = read_settings(terminal, flags.quiet)
+    flags, _ = use_preset(terminal, flags, command="write")
+    return _run(_read_request(terminal, settings, flags))
 
 
 @dataclass(frozen=True, kw_only=True)
-class WriteFlags(ModelFlags, SamplingFlags):
+class WriteFlags(ModelFlags, SamplingFlags, PresetFlags):
     """The flags of `write`."""
 
     file: Path | None
@@ -180,7 +186,7 @@ def _run(request: WriteRequest) -> int:
 
     resolved = request.model.resolved
     asked = Asked(
-        model=resolved.name if resolved.stored is not None else str(resolved.directory.resolve()),
+        model=resolved.reference,
         revision=resolved.revision,
         given=request.given,
         max_new_tokens=request.max_new_tokens,
