@@ -3,14 +3,14 @@
 # What the command $1 takes.
 _gpt2cli_command() {
     case $1 in
-    '') commands=(generate chat write score inspect compare features pull list show rm verify import export gc train finetune distill batch serve bench completions config) flags=(--version -V --help -h) ;;
-    generate) commands=() flags=(--prompt -p --file -f --model -m --revision --offline --allow-pickle --max-new-tokens --max-length --stop --ignore-eos --overflow --temperature --temp --top-k --top-p --min-p --typical-p --repetition-penalty --no-repeat-ngram-size --presence-penalty --frequency-penalty --logit-bias --greedy --num-return-sequences -n --seed --rng --special-tokens --strict --sanitize --json --jsonl --echo --logprobs --output -o --no-stream --quiet -q --device --precision --threads --draft --endpoint --api-key-file --timeout --debug --help -h) ;;
-    chat) commands=() flags=(--model -m --revision --offline --allow-pickle --format --system --resume --last --save --no-save --max-new-tokens --stop --ignore-eos --temperature --temp --top-k --top-p --min-p --typical-p --repetition-penalty --no-repeat-ngram-size --greedy --seed --strict --sanitize --json --quiet -q --device --precision --threads --draft --endpoint --api-key-file --timeout --debug --help -h) ;;
-    write) commands=() flags=(--model -m --revision --offline --allow-pickle --max-new-tokens --suggest --temperature --temp --top-k --top-p --min-p --typical-p --repetition-penalty --no-repeat-ngram-size --greedy --seed --provenance --quiet -q --device --precision --threads --debug --help -h) ;;
-    score) commands=() flags=(--prompt -p --file -f --model -m --revision --offline --allow-pickle --lines --from-jsonl --field --stride --window --bos --eos --keep-newline --drop-newline --special-tokens --strict --choices --choice --normalize --task --limit --tokens --top --plot --json --jsonl --output -o --no-resume --shard --quiet -q --device --precision --threads --batch-tokens --debug --help -h) ;;
-    inspect) commands=() flags=(--prompt -p --file -f --by --top --stride --marks --no-marks --explain --at --model -m --revision --offline --allow-pickle --temperature --temp --top-k --top-p --min-p --typical-p --repetition-penalty --no-repeat-ngram-size --greedy --seed --bos --special-tokens --strict --json --jsonl --csv --svg --html --theme --output -o --quiet -q --device --precision --threads --debug --help -h) ;;
-    compare) commands=() flags=(--prompt -p --file -f --lines --vary --next --words --model -m --offline --allow-pickle --max-new-tokens --stop --ignore-eos --temperature --top-k --top-p --min-p --typical-p --repetition-penalty --no-repeat-ngram-size --seed --greedy --special-tokens --strict --json --jsonl --csv --svg --html --theme --output -o --quiet -q --device --precision --threads --endpoint --api-key-file --timeout --debug --help -h) ;;
-    features) commands=() flags=(--prompt -p --file -f --model -m --revision --offline --allow-pickle --lines --from-jsonl --field --bos --truncate --special-tokens --strict --layer --layers --pool --attention --output -o --no-resume --shard --quiet -q --device --precision --threads --batch-tokens --debug --help -h) ;;
+    '') commands=(generate chat write score inspect compare features pull list show rm verify import export gc train finetune distill replay batch serve bench completions man logs preset config) flags=(--version -V --continue -c --help -h) ;;
+    generate) commands=() flags=(--prompt -p --file -f --repeat --preset --field --field-file --continue -c --model -m --adapter --revision --offline --allow-pickle --max-new-tokens --max-length --max-sentences --stop --ignore-eos --overflow --temperature --temp --top-k --top-p --min-p --typical-p --repetition-penalty --no-repeat-ngram-size --presence-penalty --frequency-penalty --logit-bias --greedy --num-return-sequences -n --seed --rng --special-tokens --strict --sanitize --json --jsonl --echo --logprobs --output -o --record --no-stream --quiet -q --device --precision --threads --draft --endpoint --api-key-file --timeout --debug --help -h) ;;
+    chat) commands=() flags=(--preset --model -m --adapter --revision --offline --allow-pickle --format --system --resume --last --save --no-save --max-new-tokens --stop --ignore-eos --temperature --temp --top-k --top-p --min-p --typical-p --repetition-penalty --no-repeat-ngram-size --greedy --seed --strict --sanitize --json --quiet -q --device --precision --threads --draft --endpoint --api-key-file --timeout --debug --help -h) ;;
+    write) commands=() flags=(--preset --model -m --adapter --revision --offline --allow-pickle --max-new-tokens --suggest --temperature --temp --top-k --top-p --min-p --typical-p --repetition-penalty --no-repeat-ngram-size --greedy --seed --provenance --quiet -q --device --precision --threads --debug --help -h) ;;
+    score) commands=() flags=(--prompt -p --file -f --preset --model -m --adapter --revision --offline --allow-pickle --lines --from-jsonl --field --stride --window --bos --eos --keep-newline --drop-newline --special-tokens --strict --choices --choice --normalize --task --limit --tokens --top --plot --json --jsonl --output -o --no-resume --shard --quiet -q --device --precision --threads --batch-tokens --debug --help -h) ;;
+    inspect) commands=() flags=(--prompt -p --file -f --by --top --stride --marks --no-marks --explain --at --model -m --adapter --revision --offline --allow-pickle --temperature --temp --top-k --top-p --min-p --typical-p --repetition-penalty --no-repeat-ngram-size --greedy --seed --bos --special-tokens --strict --json --jsonl --csv --svg --html --theme --output -o --quiet -q --device --precision --threads --debug --help -h) ;;
+    compare) commands=() flags=(--prompt -p --file -f --lines --vary --next --words --model -m --adapter --offline --allow-pickle --max-new-tokens --stop --ignore-eos --temperature --top-k --top-p --min-p --typical-p --repetition-penalty --no-repeat-ngram-size --seed --greedy --special-tokens --strict --json --jsonl --csv --svg --html --theme --output -o --quiet -q --device --precision --threads --endpoint --api-key-file --timeout --debug --help -h) ;;
+    features) commands=() flags=(--prompt -p --file -f --model -m --adapter --revision --offline --allow-pickle --lines --from-jsonl --field --bos --truncate --special-tokens --strict --layer --layers --pool --attention --output -o --no-resume --shard --quiet -q --device --precision --threads --batch-tokens --debug --help -h) ;;
     pull) commands=() flags=(--revision --allow-pickle --offline --jsonl --quiet -q --debug --help -h) ;;
     list) commands=() flags=(--available --json --quiet -q --debug --help -h) ;;
     show) commands=() flags=(--json --debug --help -h) ;;
@@ -20,12 +20,24 @@ _gpt2cli_command() {
     export) commands=() flags=(--quiet -q --debug --help -h) ;;
     gc) commands=() flags=(--dry-run --all --days --quiet -q --debug --help -h) ;;
     train) commands=() flags=(--field --separator --validation --validation-data --test-data --layers --width --heads --context --vocab-size --steps --epochs --batch-size --micro-batch-size --window --short-window --short-share --learning-rate --schedule --warmup --decay --optimizer --muon-scale --weight-decay --dropout --clip --seed --patience --evaluate-every --save-every --sample-every --log-every --precision --device --threads --resume --config --output -o --name --save-precision --samples --sample-tokens --sample-prompt --default-temperature --default-repetition-penalty --default-no-repeat-ngram-size --title --license --description --keep-checkpoints --plot --jsonl --quiet -q --debug --help -h) ;;
-    finetune) commands=() flags=(--field --separator --validation --validation-data --test-data --model -m --revision --lora --lora-rank --lora-alpha --lora-dropout --steps --epochs --batch-size --micro-batch-size --window --short-window --short-share --learning-rate --schedule --warmup --decay --optimizer --muon-scale --weight-decay --dropout --clip --seed --patience --evaluate-every --save-every --sample-every --log-every --precision --device --threads --resume --config --output -o --name --save-precision --samples --sample-tokens --sample-prompt --default-temperature --default-repetition-penalty --default-no-repeat-ngram-size --title --license --description --keep-checkpoints --plot --jsonl --quiet -q --debug --help -h) ;;
+    finetune) commands=() flags=(--field --separator --validation --validation-data --test-data --model -m --revision --lora --lora-rank --lora-alpha --lora-dropout --keep-adapter --steps --epochs --batch-size --micro-batch-size --window --short-window --short-share --learning-rate --schedule --warmup --decay --optimizer --muon-scale --weight-decay --dropout --clip --seed --patience --evaluate-every --save-every --sample-every --log-every --precision --device --threads --resume --config --output -o --name --save-precision --samples --sample-tokens --sample-prompt --default-temperature --default-repetition-penalty --default-no-repeat-ngram-size --title --license --description --keep-checkpoints --plot --jsonl --quiet -q --debug --help -h) ;;
     distill) commands=() flags=(--field --separator --validation --validation-data --test-data --teacher --revision --student-layers --distill-temperature --soft-weight --lm-weight --cosine-weight --random-init --steps --epochs --batch-size --micro-batch-size --window --short-window --short-share --learning-rate --schedule --warmup --decay --optimizer --muon-scale --weight-decay --dropout --clip --seed --patience --evaluate-every --save-every --sample-every --log-every --precision --device --threads --resume --config --output -o --name --save-precision --samples --sample-tokens --sample-prompt --default-temperature --default-repetition-penalty --default-no-repeat-ngram-size --title --license --description --keep-checkpoints --plot --jsonl --quiet -q --debug --help -h) ;;
-    batch) commands=() flags=(--output -o --simple --text --lines --from-jsonl --retry-errors --shard --merge --ray --workers --model -m --endpoint --api-key-file --timeout --revision --offline --allow-pickle --max-new-tokens --stop --ignore-eos --temperature --temp --top-k --top-p --min-p --typical-p --repetition-penalty --no-repeat-ngram-size --presence-penalty --frequency-penalty --logit-bias --greedy --num-return-sequences -n --seed --quiet -q --device --precision --threads --slots --debug --help -h) ;;
-    serve) commands=() flags=(--model -m --offline --allow-pickle --host --port --uds --api-key-file --allow-host --slots --queue --log-json --device --precision --threads --quiet -q --debug --help -h) ;;
+    replay) commands=() flags=(--check --model -m --revision --offline --allow-pickle --sanitize --json --jsonl --echo --output -o --no-stream --quiet -q --device --precision --threads --debug --help -h) ;;
+    batch) commands=() flags=(--output -o --simple --text --lines --from-jsonl --retry-errors --shard --merge --ray --workers --preset --field --field-file --model -m --endpoint --api-key-file --timeout --adapter --revision --offline --allow-pickle --max-new-tokens --max-sentences --stop --ignore-eos --temperature --temp --top-k --top-p --min-p --typical-p --repetition-penalty --no-repeat-ngram-size --presence-penalty --frequency-penalty --logit-bias --greedy --num-return-sequences -n --seed --quiet -q --device --precision --threads --slots --debug --help -h) ;;
+    serve) commands=() flags=(--model -m --adapter --offline --allow-pickle --host --port --uds --api-key-file --allow-host --slots --queue --log-json --device --precision --threads --quiet -q --debug --help -h) ;;
     bench) commands=() flags=(--model -m --revision --offline --allow-pickle --against --gguf --precision --rounds --processes --no-processes --settled --no-settled --busy --plot --json --markdown --quiet -q --device --threads --debug --help -h) ;;
     completions) commands=() flags=(--help -h) ;;
+    man) commands=() flags=(--debug --help -h) ;;
+    logs) commands=(show rm on off) flags=(--number -n --search --json --quiet -q --debug --help -h) ;;
+    'logs show') commands=() flags=(--json --debug --help -h) ;;
+    'logs rm') commands=() flags=(--all --yes -y --quiet -q --debug --help -h) ;;
+    'logs on') commands=() flags=(--quiet -q --debug --help -h) ;;
+    'logs off') commands=() flags=(--quiet -q --debug --help -h) ;;
+    preset) commands=(save list show rm) flags=(--help -h) ;;
+    'preset save') commands=() flags=(--about --from --force --template --template-file --field --field-file --system --format --model -m --max-new-tokens --max-length --max-sentences --stop --ignore-eos --overflow --temperature --temp --top-k --top-p --min-p --typical-p --repetition-penalty --no-repeat-ngram-size --presence-penalty --frequency-penalty --greedy --rng --special-tokens --quiet -q --debug --help -h) ;;
+    'preset list') commands=() flags=(--json --help -h) ;;
+    'preset show') commands=() flags=(--json --help -h) ;;
+    'preset rm') commands=() flags=(--help -h) ;;
     config) commands=(list get set unset path) flags=(--help -h) ;;
     'config list') commands=() flags=(--json --help -h) ;;
     'config get') commands=() flags=(--help -h) ;;
@@ -40,10 +52,15 @@ _gpt2cli_flag() {
     case "$1 $2" in
     'generate --prompt'|'generate -p') kind=text words=() ;;
     'generate --file'|'generate -f') kind=file words=() ;;
+    'generate --preset') kind=words words=(answer cbt lambada reading summarise translate-en-fr translate-fr-en winograd) ;;
+    'generate --field') kind=text words=() ;;
+    'generate --field-file') kind=text words=() ;;
     'generate --model'|'generate -m') kind=model words=() ;;
+    'generate --adapter') kind=text words=() ;;
     'generate --revision') kind=text words=() ;;
     'generate --max-new-tokens') kind=text words=() ;;
     'generate --max-length') kind=text words=() ;;
+    'generate --max-sentences') kind=text words=() ;;
     'generate --stop') kind=text words=() ;;
     'generate --overflow') kind=words words=(error truncate slide) ;;
     'generate --temperature'|'generate --temp') kind=text words=() ;;
@@ -61,6 +78,7 @@ _gpt2cli_flag() {
     'generate --rng') kind=words words=(default transformers) ;;
     'generate --logprobs') kind=text words=() ;;
     'generate --output'|'generate -o') kind=file words=() ;;
+    'generate --record') kind=file words=() ;;
     'generate --device') kind=words words=(auto cpu cuda mps) ;;
     'generate --precision') kind=words words=(auto fp32 fp16 bf16 int8 int4) ;;
     'generate --threads') kind=text words=() ;;
@@ -68,7 +86,9 @@ _gpt2cli_flag() {
     'generate --endpoint') kind=text words=() ;;
     'generate --api-key-file') kind=file words=() ;;
     'generate --timeout') kind=text words=() ;;
+    'chat --preset') kind=words words=(answer cbt lambada reading summarise translate-en-fr translate-fr-en winograd) ;;
     'chat --model'|'chat -m') kind=model words=() ;;
+    'chat --adapter') kind=text words=() ;;
     'chat --revision') kind=text words=() ;;
     'chat --format') kind=words words=(story transcript dialogpt template raw) ;;
     'chat --system') kind=text words=() ;;
@@ -90,7 +110,9 @@ _gpt2cli_flag() {
     'chat --endpoint') kind=text words=() ;;
     'chat --api-key-file') kind=file words=() ;;
     'chat --timeout') kind=text words=() ;;
+    'write --preset') kind=words words=(answer cbt lambada reading summarise translate-en-fr translate-fr-en winograd) ;;
     'write --model'|'write -m') kind=model words=() ;;
+    'write --adapter') kind=text words=() ;;
     'write --revision') kind=text words=() ;;
     'write --max-new-tokens') kind=text words=() ;;
     'write --temperature'|'write --temp') kind=text words=() ;;
@@ -106,7 +128,9 @@ _gpt2cli_flag() {
     'write --threads') kind=text words=() ;;
     'score --prompt'|'score -p') kind=text words=() ;;
     'score --file'|'score -f') kind=file words=() ;;
+    'score --preset') kind=words words=(answer cbt lambada reading summarise translate-en-fr translate-fr-en winograd) ;;
     'score --model'|'score -m') kind=model words=() ;;
+    'score --adapter') kind=text words=() ;;
     'score --revision') kind=text words=() ;;
     'score --field') kind=text words=() ;;
     'score --stride') kind=text words=() ;;
@@ -114,7 +138,7 @@ _gpt2cli_flag() {
     'score --choices') kind=text words=() ;;
     'score --choice') kind=text words=() ;;
     'score --normalize') kind=words words=(none tokens bytes) ;;
-    'score --task') kind=words words=(lambada cloze) ;;
+    'score --task') kind=words words=(lambada cloze winograd) ;;
     'score --limit') kind=text words=() ;;
     'score --top') kind=text words=() ;;
     'score --plot') kind=file words=() ;;
@@ -131,6 +155,7 @@ _gpt2cli_flag() {
     'inspect --stride') kind=text words=() ;;
     'inspect --at') kind=text words=() ;;
     'inspect --model'|'inspect -m') kind=model words=() ;;
+    'inspect --adapter') kind=text words=() ;;
     'inspect --revision') kind=text words=() ;;
     'inspect --temperature'|'inspect --temp') kind=text words=() ;;
     'inspect --top-k') kind=text words=() ;;
@@ -151,6 +176,7 @@ _gpt2cli_flag() {
     'compare --next') kind=text words=() ;;
     'compare --words') kind=text words=() ;;
     'compare --model'|'compare -m') kind=model words=() ;;
+    'compare --adapter') kind=text words=() ;;
     'compare --max-new-tokens') kind=text words=() ;;
     'compare --stop') kind=text words=() ;;
     'compare --temperature') kind=text words=() ;;
@@ -172,6 +198,7 @@ _gpt2cli_flag() {
     'features --prompt'|'features -p') kind=text words=() ;;
     'features --file'|'features -f') kind=file words=() ;;
     'features --model'|'features -m') kind=model words=() ;;
+    'features --adapter') kind=text words=() ;;
     'features --revision') kind=text words=() ;;
     'features --field') kind=text words=() ;;
     'features --layer'|'features --layers') kind=text words=() ;;
@@ -335,16 +362,27 @@ _gpt2cli_flag() {
     'distill --license') kind=text words=() ;;
     'distill --description') kind=text words=() ;;
     'distill --plot') kind=file words=() ;;
+    'replay --model'|'replay -m') kind=model words=() ;;
+    'replay --revision') kind=text words=() ;;
+    'replay --output'|'replay -o') kind=file words=() ;;
+    'replay --device') kind=words words=(auto cpu cuda mps) ;;
+    'replay --precision') kind=words words=(auto fp32 fp16 bf16 int8 int4) ;;
+    'replay --threads') kind=text words=() ;;
     'batch --output'|'batch -o') kind=file words=() ;;
     'batch --shard') kind=text words=() ;;
     'batch --ray') kind=text words=() ;;
     'batch --workers') kind=text words=() ;;
+    'batch --preset') kind=words words=(answer cbt lambada reading summarise translate-en-fr translate-fr-en winograd) ;;
+    'batch --field') kind=text words=() ;;
+    'batch --field-file') kind=text words=() ;;
     'batch --model'|'batch -m') kind=model words=() ;;
     'batch --endpoint') kind=text words=() ;;
     'batch --api-key-file') kind=file words=() ;;
     'batch --timeout') kind=text words=() ;;
+    'batch --adapter') kind=text words=() ;;
     'batch --revision') kind=text words=() ;;
     'batch --max-new-tokens') kind=text words=() ;;
+    'batch --max-sentences') kind=text words=() ;;
     'batch --stop') kind=text words=() ;;
     'batch --temperature'|'batch --temp') kind=text words=() ;;
     'batch --top-k') kind=text words=() ;;
@@ -363,6 +401,7 @@ _gpt2cli_flag() {
     'batch --threads') kind=text words=() ;;
     'batch --slots') kind=text words=() ;;
     'serve --model'|'serve -m') kind=model words=() ;;
+    'serve --adapter') kind=text words=() ;;
     'serve --host') kind=text words=() ;;
     'serve --port') kind=text words=() ;;
     'serve --uds') kind=file words=() ;;
@@ -382,6 +421,32 @@ _gpt2cli_flag() {
     'bench --plot') kind=file words=() ;;
     'bench --device') kind=words words=(auto cpu cuda mps) ;;
     'bench --threads') kind=text words=() ;;
+    'logs --number'|'logs -n') kind=text words=() ;;
+    'logs --search') kind=text words=() ;;
+    'preset save --about') kind=text words=() ;;
+    'preset save --from') kind=text words=() ;;
+    'preset save --template') kind=text words=() ;;
+    'preset save --template-file') kind=file words=() ;;
+    'preset save --field') kind=text words=() ;;
+    'preset save --field-file') kind=text words=() ;;
+    'preset save --system') kind=text words=() ;;
+    'preset save --format') kind=words words=(story transcript dialogpt template raw) ;;
+    'preset save --model'|'preset save -m') kind=model words=() ;;
+    'preset save --max-new-tokens') kind=text words=() ;;
+    'preset save --max-length') kind=text words=() ;;
+    'preset save --max-sentences') kind=text words=() ;;
+    'preset save --stop') kind=text words=() ;;
+    'preset save --overflow') kind=words words=(error truncate slide) ;;
+    'preset save --temperature'|'preset save --temp') kind=text words=() ;;
+    'preset save --top-k') kind=text words=() ;;
+    'preset save --top-p') kind=text words=() ;;
+    'preset save --min-p') kind=text words=() ;;
+    'preset save --typical-p') kind=text words=() ;;
+    'preset save --repetition-penalty') kind=text words=() ;;
+    'preset save --no-repeat-ngram-size') kind=text words=() ;;
+    'preset save --presence-penalty') kind=text words=() ;;
+    'preset save --frequency-penalty') kind=text words=() ;;
+    'preset save --rng') kind=words words=(default transformers) ;;
     *) return 1 ;;
     esac
 }
@@ -406,12 +471,18 @@ _gpt2cli_argument() {
     'train '[0-9]*) kind=file words=() ;;
     'finetune '[0-9]*) kind=file words=() ;;
     'distill '[0-9]*) kind=file words=() ;;
+    'replay '0) kind=text words=() ;;
     'batch '[0-9]*) kind=file words=() ;;
     'completions '0) kind=words words=(bash zsh fish powershell) ;;
-    'config get '0) kind=words words=(model max_new_tokens temperature top_k top_p min_p typical_p repetition_penalty no_repeat_ngram_size rng overflow draft device precision threads offline editing_mode suggest send_token quiet) ;;
-    'config set '0) kind=words words=(model max_new_tokens temperature top_k top_p min_p typical_p repetition_penalty no_repeat_ngram_size rng overflow draft device precision threads offline editing_mode suggest send_token quiet) ;;
+    'logs show '0) kind=text words=() ;;
+    'logs rm '[0-9]*) kind=text words=() ;;
+    'preset save '0) kind=text words=() ;;
+    'preset show '0) kind=words words=(answer cbt lambada reading summarise translate-en-fr translate-fr-en winograd) ;;
+    'preset rm '0) kind=words words=(answer cbt lambada reading summarise translate-en-fr translate-fr-en winograd) ;;
+    'config get '0) kind=words words=(model max_new_tokens temperature top_k top_p min_p typical_p repetition_penalty no_repeat_ngram_size rng overflow draft device precision threads offline editing_mode suggest send_token quiet log) ;;
+    'config set '0) kind=words words=(model max_new_tokens temperature top_k top_p min_p typical_p repetition_penalty no_repeat_ngram_size rng overflow draft device precision threads offline editing_mode suggest send_token quiet log) ;;
     'config set '1) kind=text words=() ;;
-    'config unset '0) kind=words words=(model max_new_tokens temperature top_k top_p min_p typical_p repetition_penalty no_repeat_ngram_size rng overflow draft device precision threads offline editing_mode suggest send_token quiet) ;;
+    'config unset '0) kind=words words=(model max_new_tokens temperature top_k top_p min_p typical_p repetition_penalty no_repeat_ngram_size rng overflow draft device precision threads offline editing_mode suggest send_token quiet log) ;;
     esac
 }
 

@@ -13,37 +13,51 @@ Register-ArgumentCompleter -Native -CommandName gpt2cli -ScriptBlock {
         @{Of = ''; What = 'command'; Name = 'inspect'; Help = 'Colour a text by how well the model predicted it; with --explain, show how its next token is drawn'; Kind = ''; Words = @()}
         @{Of = ''; What = 'command'; Name = 'compare'; Help = 'Run models, prompts, seeds and settings side by side, and show where the texts diverge'; Kind = ''; Words = @()}
         @{Of = ''; What = 'command'; Name = 'features'; Help = 'Write hidden states and attention weights, the same numbers as transformers'' GPT2Model'; Kind = ''; Words = @()}
-        @{Of = ''; What = 'command'; Name = 'pull'; Help = 'Download models from the Hugging Face Hub into the store; an interrupted download is resumed'; Kind = ''; Words = @()}
+        @{Of = ''; What = 'command'; Name = 'pull'; Help = 'Download models and adapters from the Hugging Face Hub into the store; what was cut off is resumed'; Kind = ''; Words = @()}
         @{Of = ''; What = 'command'; Name = 'list'; Help = 'List the models on this disk: in the store, in the Hugging Face cache, in the package'; Kind = ''; Words = @()}
-        @{Of = ''; What = 'command'; Name = 'show'; Help = 'Show what is known about a model: shape, size, licence, origin, and what its card says on its use'; Kind = ''; Words = @()}
+        @{Of = ''; What = 'command'; Name = 'show'; Help = 'Show what is known about a model or adapter: shape, size, licence, origin, and what its card says'; Kind = ''; Words = @()}
         @{Of = ''; What = 'command'; Name = 'rm'; Help = 'Remove models from the store: all revisions of each, or the one named'; Kind = ''; Words = @()}
         @{Of = ''; What = 'command'; Name = 'verify'; Help = 'Check models: the hash of every file, the tensor table, and the published texts of the five models'; Kind = ''; Words = @()}
-        @{Of = ''; What = 'command'; Name = 'import'; Help = 'Copy a model directory into the store, after checking that it is complete'; Kind = ''; Words = @()}
+        @{Of = ''; What = 'command'; Name = 'import'; Help = 'Copy the directory of a model or adapter into the store, after checking that it is complete'; Kind = ''; Words = @()}
         @{Of = ''; What = 'command'; Name = 'export'; Help = 'Copy a model out of the store, as a directory that transformers and other programs can load'; Kind = ''; Words = @()}
         @{Of = ''; What = 'command'; Name = 'gc'; Help = 'Delete what no model needs: interrupted downloads, leftovers, replaced revisions, old caches'; Kind = ''; Words = @()}
         @{Of = ''; What = 'command'; Name = 'train'; Help = 'Train a new model from scratch, with a tokenizer of its own'; Kind = ''; Words = @()}
         @{Of = ''; What = 'command'; Name = 'finetune'; Help = 'Continue training a model on your own text: all of its weights, or low-rank adapters'; Kind = ''; Words = @()}
         @{Of = ''; What = 'command'; Name = 'distill'; Help = 'Train a student with fewer layers on a teacher''s predictions, the way DistilGPT2 was made'; Kind = ''; Words = @()}
+        @{Of = ''; What = 'command'; Name = 'replay'; Help = 'Run a run of the log again, or the record of one that somebody else made, and print its text'; Kind = ''; Words = @()}
         @{Of = ''; What = 'command'; Name = 'batch'; Help = 'Answer a file of prompts: many at once, resumed after any end, on one machine or many'; Kind = ''; Words = @()}
         @{Of = ''; What = 'command'; Name = 'serve'; Help = 'Serve models to other programs, over HTTP, as OpenAI''s API'; Kind = ''; Words = @()}
         @{Of = ''; What = 'command'; Name = 'bench'; Help = 'How fast a model runs here: whole processes from their start, then settled rates, in each precision'; Kind = ''; Words = @()}
         @{Of = ''; What = 'command'; Name = 'completions'; Help = 'Print the script that makes a shell complete commands, flags, model names and files'; Kind = ''; Words = @()}
+        @{Of = ''; What = 'command'; Name = 'man'; Help = 'Show the manual page: by man on a terminal that has it, else as text; in a pipe its source'; Kind = ''; Words = @()}
+        @{Of = ''; What = 'command'; Name = 'logs'; Help = 'List the runs in the log, the newest first; turn the log on and off'; Kind = ''; Words = @()}
+        @{Of = ''; What = 'command'; Name = 'preset'; Help = 'Save, list, show and remove presets: options and a prompt''s form under a name'; Kind = ''; Words = @()}
         @{Of = ''; What = 'command'; Name = 'config'; Help = 'List, get, set and unset settings'; Kind = ''; Words = @()}
         @{Of = ''; What = 'flag'; Name = '--version'; Help = 'Show the version'; Kind = ''; Words = @()}
         @{Of = ''; What = 'flag'; Name = '-V'; Help = 'Show the version'; Kind = ''; Words = @()}
+        @{Of = ''; What = 'flag'; Name = '--continue'; Help = 'Go on with the last text: gpt2cli generate --continue, which has more options'; Kind = ''; Words = @()}
+        @{Of = ''; What = 'flag'; Name = '-c'; Help = 'Go on with the last text: gpt2cli generate --continue, which has more options'; Kind = ''; Words = @()}
         @{Of = ''; What = 'flag'; Name = '--help'; Help = 'Show this message and exit'; Kind = ''; Words = @()}
         @{Of = ''; What = 'flag'; Name = '-h'; Help = 'Show this message and exit'; Kind = ''; Words = @()}
         @{Of = 'generate'; What = 'flag'; Name = '--prompt'; Help = 'The prompt'; Kind = 'text'; Words = @()}
         @{Of = 'generate'; What = 'flag'; Name = '-p'; Help = 'The prompt'; Kind = 'text'; Words = @()}
         @{Of = 'generate'; What = 'flag'; Name = '--file'; Help = 'Read the prompt from FILE'; Kind = 'file'; Words = @()}
         @{Of = 'generate'; What = 'flag'; Name = '-f'; Help = 'Read the prompt from FILE'; Kind = 'file'; Words = @()}
+        @{Of = 'generate'; What = 'flag'; Name = '--repeat'; Help = 'Answer each line of stdin as it comes, with the model loaded once; a line --- follows each text'; Kind = ''; Words = @()}
+        @{Of = 'generate'; What = 'flag'; Name = '--preset'; Help = 'Take what no flag says from this preset; gpt2cli preset list shows them'; Kind = 'words'; Words = @('answer', 'cbt', 'lambada', 'reading', 'summarise', 'translate-en-fr', 'translate-fr-en', 'winograd')}
+        @{Of = 'generate'; What = 'flag'; Name = '--field'; Help = 'The value of a field of the preset''s template; may be given several times'; Kind = 'text'; Words = @()}
+        @{Of = 'generate'; What = 'flag'; Name = '--field-file'; Help = 'The same from a file, of which one final newline is dropped'; Kind = 'text'; Words = @()}
+        @{Of = 'generate'; What = 'flag'; Name = '--continue'; Help = 'Go on with the text of the last run in the log, with its model and options and a new seed; words that are given come after it'; Kind = ''; Words = @()}
+        @{Of = 'generate'; What = 'flag'; Name = '-c'; Help = 'Go on with the text of the last run in the log, with its model and options and a new seed; words that are given come after it'; Kind = ''; Words = @()}
         @{Of = 'generate'; What = 'flag'; Name = '--model'; Help = 'A model directory, or a name (gpt2, owner/name); a model that is not on this disk is pulled first'; Kind = 'model'; Words = @()}
         @{Of = 'generate'; What = 'flag'; Name = '-m'; Help = 'A model directory, or a name (gpt2, owner/name); a model that is not on this disk is pulled first'; Kind = 'model'; Words = @()}
+        @{Of = 'generate'; What = 'flag'; Name = '--adapter'; Help = 'Apply a LoRA adapter to the model: a directory, or a name (owner/name)'; Kind = 'text'; Words = @()}
         @{Of = 'generate'; What = 'flag'; Name = '--revision'; Help = 'A branch, tag or commit of the model'; Kind = 'text'; Words = @()}
         @{Of = 'generate'; What = 'flag'; Name = '--offline'; Help = 'Never use the network'; Kind = ''; Words = @()}
         @{Of = 'generate'; What = 'flag'; Name = '--allow-pickle'; Help = 'Also read .bin checkpoints; only plain tensors are unpickled (weights_only)'; Kind = ''; Words = @()}
         @{Of = 'generate'; What = 'flag'; Name = '--max-new-tokens'; Help = 'Generate at most N tokens'; Kind = 'text'; Words = @()}
         @{Of = 'generate'; What = 'flag'; Name = '--max-length'; Help = 'Limit the prompt and its continuation together to N tokens'; Kind = 'text'; Words = @()}
+        @{Of = 'generate'; What = 'flag'; Name = '--max-sentences'; Help = 'End the text after N sentences: after '; Kind = 'text'; Words = @()}
         @{Of = 'generate'; What = 'flag'; Name = '--stop'; Help = 'Stop before TEXT; may be given several times'; Kind = 'text'; Words = @()}
         @{Of = 'generate'; What = 'flag'; Name = '--ignore-eos'; Help = 'Keep generating after an end-of-text token'; Kind = ''; Words = @()}
         @{Of = 'generate'; What = 'flag'; Name = '--overflow'; Help = 'What to do when the context is full'; Kind = 'words'; Words = @('error', 'truncate', 'slide')}
@@ -72,6 +86,7 @@ Register-ArgumentCompleter -Native -CommandName gpt2cli -ScriptBlock {
         @{Of = 'generate'; What = 'flag'; Name = '--logprobs'; Help = 'With --json or --jsonl: add the log-probability of each token and of the K most likely ones'; Kind = 'text'; Words = @()}
         @{Of = 'generate'; What = 'flag'; Name = '--output'; Help = 'Write to FILE, completely or not at all; - is stdout'; Kind = 'file'; Words = @()}
         @{Of = 'generate'; What = 'flag'; Name = '-o'; Help = 'Write to FILE, completely or not at all; - is stdout'; Kind = 'file'; Words = @()}
+        @{Of = 'generate'; What = 'flag'; Name = '--record'; Help = 'Also write FILE, from which gpt2cli replay gives the same text, here or elsewhere'; Kind = 'file'; Words = @()}
         @{Of = 'generate'; What = 'flag'; Name = '--no-stream'; Help = 'Print the text only when it is complete'; Kind = ''; Words = @()}
         @{Of = 'generate'; What = 'flag'; Name = '--quiet'; Help = 'Print no notes or warnings on stderr'; Kind = ''; Words = @()}
         @{Of = 'generate'; What = 'flag'; Name = '-q'; Help = 'Print no notes or warnings on stderr'; Kind = ''; Words = @()}
@@ -86,8 +101,10 @@ Register-ArgumentCompleter -Native -CommandName gpt2cli -ScriptBlock {
         @{Of = 'generate'; What = 'flag'; Name = '--help'; Help = 'Show this message and exit'; Kind = ''; Words = @()}
         @{Of = 'generate'; What = 'flag'; Name = '-h'; Help = 'Show this message and exit'; Kind = ''; Words = @()}
         @{Of = 'generate'; What = '0+'; Name = 'PROMPT'; Help = 'PROMPT'; Kind = 'text'; Words = @()}
+        @{Of = 'chat'; What = 'flag'; Name = '--preset'; Help = 'Take what no flag says from this preset; gpt2cli preset list shows them'; Kind = 'words'; Words = @('answer', 'cbt', 'lambada', 'reading', 'summarise', 'translate-en-fr', 'translate-fr-en', 'winograd')}
         @{Of = 'chat'; What = 'flag'; Name = '--model'; Help = 'A model directory, or a name (gpt2, owner/name); a model that is not on this disk is pulled first'; Kind = 'model'; Words = @()}
         @{Of = 'chat'; What = 'flag'; Name = '-m'; Help = 'A model directory, or a name (gpt2, owner/name); a model that is not on this disk is pulled first'; Kind = 'model'; Words = @()}
+        @{Of = 'chat'; What = 'flag'; Name = '--adapter'; Help = 'Apply a LoRA adapter to the model: a directory, or a name (owner/name)'; Kind = 'text'; Words = @()}
         @{Of = 'chat'; What = 'flag'; Name = '--revision'; Help = 'A branch, tag or commit of the model'; Kind = 'text'; Words = @()}
         @{Of = 'chat'; What = 'flag'; Name = '--offline'; Help = 'Never use the network'; Kind = ''; Words = @()}
         @{Of = 'chat'; What = 'flag'; Name = '--allow-pickle'; Help = 'Also read .bin checkpoints; only plain tensors are unpickled (weights_only)'; Kind = ''; Words = @()}
@@ -126,8 +143,10 @@ Register-ArgumentCompleter -Native -CommandName gpt2cli -ScriptBlock {
         @{Of = 'chat'; What = 'flag'; Name = '--help'; Help = 'Show this message and exit'; Kind = ''; Words = @()}
         @{Of = 'chat'; What = 'flag'; Name = '-h'; Help = 'Show this message and exit'; Kind = ''; Words = @()}
         @{Of = 'chat'; What = '0'; Name = 'NAME'; Help = 'NAME'; Kind = 'text'; Words = @()}
+        @{Of = 'write'; What = 'flag'; Name = '--preset'; Help = 'Take what no flag says from this preset; gpt2cli preset list shows them'; Kind = 'words'; Words = @('answer', 'cbt', 'lambada', 'reading', 'summarise', 'translate-en-fr', 'translate-fr-en', 'winograd')}
         @{Of = 'write'; What = 'flag'; Name = '--model'; Help = 'A model directory, or a name (gpt2, owner/name); a model that is not on this disk is pulled first'; Kind = 'model'; Words = @()}
         @{Of = 'write'; What = 'flag'; Name = '-m'; Help = 'A model directory, or a name (gpt2, owner/name); a model that is not on this disk is pulled first'; Kind = 'model'; Words = @()}
+        @{Of = 'write'; What = 'flag'; Name = '--adapter'; Help = 'Apply a LoRA adapter to the model: a directory, or a name (owner/name)'; Kind = 'text'; Words = @()}
         @{Of = 'write'; What = 'flag'; Name = '--revision'; Help = 'A branch, tag or commit of the model'; Kind = 'text'; Words = @()}
         @{Of = 'write'; What = 'flag'; Name = '--offline'; Help = 'Never use the network'; Kind = ''; Words = @()}
         @{Of = 'write'; What = 'flag'; Name = '--allow-pickle'; Help = 'Also read .bin checkpoints; only plain tensors are unpickled (weights_only)'; Kind = ''; Words = @()}
@@ -157,8 +176,10 @@ Register-ArgumentCompleter -Native -CommandName gpt2cli -ScriptBlock {
         @{Of = 'score'; What = 'flag'; Name = '-p'; Help = 'The text'; Kind = 'text'; Words = @()}
         @{Of = 'score'; What = 'flag'; Name = '--file'; Help = 'Read the text from FILE, exactly as it is'; Kind = 'file'; Words = @()}
         @{Of = 'score'; What = 'flag'; Name = '-f'; Help = 'Read the text from FILE, exactly as it is'; Kind = 'file'; Words = @()}
+        @{Of = 'score'; What = 'flag'; Name = '--preset'; Help = 'Take what no flag says from this preset; gpt2cli preset list shows them'; Kind = 'words'; Words = @('answer', 'cbt', 'lambada', 'reading', 'summarise', 'translate-en-fr', 'translate-fr-en', 'winograd')}
         @{Of = 'score'; What = 'flag'; Name = '--model'; Help = 'A model directory, or a name (gpt2, owner/name); a model that is not on this disk is pulled first'; Kind = 'model'; Words = @()}
         @{Of = 'score'; What = 'flag'; Name = '-m'; Help = 'A model directory, or a name (gpt2, owner/name); a model that is not on this disk is pulled first'; Kind = 'model'; Words = @()}
+        @{Of = 'score'; What = 'flag'; Name = '--adapter'; Help = 'Apply a LoRA adapter to the model: a directory, or a name (owner/name)'; Kind = 'text'; Words = @()}
         @{Of = 'score'; What = 'flag'; Name = '--revision'; Help = 'A branch, tag or commit of the model'; Kind = 'text'; Words = @()}
         @{Of = 'score'; What = 'flag'; Name = '--offline'; Help = 'Never use the network'; Kind = ''; Words = @()}
         @{Of = 'score'; What = 'flag'; Name = '--allow-pickle'; Help = 'Also read .bin checkpoints; only plain tensors are unpickled (weights_only)'; Kind = ''; Words = @()}
@@ -176,7 +197,7 @@ Register-ArgumentCompleter -Native -CommandName gpt2cli -ScriptBlock {
         @{Of = 'score'; What = 'flag'; Name = '--choices'; Help = 'Rank these continuations of the text'; Kind = 'text'; Words = @()}
         @{Of = 'score'; What = 'flag'; Name = '--choice'; Help = 'A continuation to rank; may be given several times'; Kind = 'text'; Words = @()}
         @{Of = 'score'; What = 'flag'; Name = '--normalize'; Help = 'Rank by log-probability as it is (none), per token, or per byte'; Kind = 'words'; Words = @('none', 'tokens', 'bytes')}
-        @{Of = 'score'; What = 'flag'; Name = '--task'; Help = 'lambada: accuracy and perplexity on the last word'; Kind = 'words'; Words = @('lambada', 'cloze')}
+        @{Of = 'score'; What = 'flag'; Name = '--task'; Help = 'lambada: accuracy and perplexity on the last word'; Kind = 'words'; Words = @('lambada', 'cloze', 'winograd')}
         @{Of = 'score'; What = 'flag'; Name = '--limit'; Help = 'Use only the first N records of a task'; Kind = 'text'; Words = @()}
         @{Of = 'score'; What = 'flag'; Name = '--tokens'; Help = 'Show each token with its probability, rank and entropy'; Kind = ''; Words = @()}
         @{Of = 'score'; What = 'flag'; Name = '--top'; Help = 'Show the K most likely tokens beside each token'; Kind = 'text'; Words = @()}
@@ -210,6 +231,7 @@ Register-ArgumentCompleter -Native -CommandName gpt2cli -ScriptBlock {
         @{Of = 'inspect'; What = 'flag'; Name = '--at'; Help = 'With --explain: look at the step that draws token PLACE of the text; -1 is the last'; Kind = 'text'; Words = @()}
         @{Of = 'inspect'; What = 'flag'; Name = '--model'; Help = 'A model directory, or a name (gpt2, owner/name); a model that is not on this disk is pulled first'; Kind = 'model'; Words = @()}
         @{Of = 'inspect'; What = 'flag'; Name = '-m'; Help = 'A model directory, or a name (gpt2, owner/name); a model that is not on this disk is pulled first'; Kind = 'model'; Words = @()}
+        @{Of = 'inspect'; What = 'flag'; Name = '--adapter'; Help = 'Apply a LoRA adapter to the model: a directory, or a name (owner/name)'; Kind = 'text'; Words = @()}
         @{Of = 'inspect'; What = 'flag'; Name = '--revision'; Help = 'A branch, tag or commit of the model'; Kind = 'text'; Words = @()}
         @{Of = 'inspect'; What = 'flag'; Name = '--offline'; Help = 'Never use the network'; Kind = ''; Words = @()}
         @{Of = 'inspect'; What = 'flag'; Name = '--allow-pickle'; Help = 'Also read .bin checkpoints; only plain tensors are unpickled (weights_only)'; Kind = ''; Words = @()}
@@ -253,6 +275,7 @@ Register-ArgumentCompleter -Native -CommandName gpt2cli -ScriptBlock {
         @{Of = 'compare'; What = 'flag'; Name = '--words'; Help = 'Show the probabilities of these next words instead'; Kind = 'text'; Words = @()}
         @{Of = 'compare'; What = 'flag'; Name = '--model'; Help = 'A model directory, a name, or http://HOST:PORT/v1#NAME for a model on a server; may be given several times'; Kind = 'model'; Words = @()}
         @{Of = 'compare'; What = 'flag'; Name = '-m'; Help = 'A model directory, a name, or http://HOST:PORT/v1#NAME for a model on a server; may be given several times'; Kind = 'model'; Words = @()}
+        @{Of = 'compare'; What = 'flag'; Name = '--adapter'; Help = 'Also take each model with this LoRA adapter, as -m MODEL+ADAPTER does; may be given several times'; Kind = 'text'; Words = @()}
         @{Of = 'compare'; What = 'flag'; Name = '--offline'; Help = 'Never use the network'; Kind = ''; Words = @()}
         @{Of = 'compare'; What = 'flag'; Name = '--allow-pickle'; Help = 'Also read .bin checkpoints; only plain tensors are unpickled (weights_only)'; Kind = ''; Words = @()}
         @{Of = 'compare'; What = 'flag'; Name = '--max-new-tokens'; Help = 'Generate at most N tokens'; Kind = 'text'; Words = @()}
@@ -295,6 +318,7 @@ Register-ArgumentCompleter -Native -CommandName gpt2cli -ScriptBlock {
         @{Of = 'features'; What = 'flag'; Name = '-f'; Help = 'Read the text from FILE'; Kind = 'file'; Words = @()}
         @{Of = 'features'; What = 'flag'; Name = '--model'; Help = 'A model directory, or a name (gpt2, owner/name); a model that is not on this disk is pulled first'; Kind = 'model'; Words = @()}
         @{Of = 'features'; What = 'flag'; Name = '-m'; Help = 'A model directory, or a name (gpt2, owner/name); a model that is not on this disk is pulled first'; Kind = 'model'; Words = @()}
+        @{Of = 'features'; What = 'flag'; Name = '--adapter'; Help = 'Apply a LoRA adapter to the model: a directory, or a name (owner/name)'; Kind = 'text'; Words = @()}
         @{Of = 'features'; What = 'flag'; Name = '--revision'; Help = 'A branch, tag or commit of the model'; Kind = 'text'; Words = @()}
         @{Of = 'features'; What = 'flag'; Name = '--offline'; Help = 'Never use the network'; Kind = ''; Words = @()}
         @{Of = 'features'; What = 'flag'; Name = '--allow-pickle'; Help = 'Also read .bin checkpoints; only plain tensors are unpickled (weights_only)'; Kind = ''; Words = @()}
@@ -455,6 +479,7 @@ Register-ArgumentCompleter -Native -CommandName gpt2cli -ScriptBlock {
         @{Of = 'finetune'; What = 'flag'; Name = '--lora-rank'; Help = 'The rank of the adapters'; Kind = 'text'; Words = @()}
         @{Of = 'finetune'; What = 'flag'; Name = '--lora-alpha'; Help = 'Scale the adapters'' update by alpha / rank'; Kind = 'text'; Words = @()}
         @{Of = 'finetune'; What = 'flag'; Name = '--lora-dropout'; Help = 'The dropout probability of the adapters'; Kind = 'text'; Words = @()}
+        @{Of = 'finetune'; What = 'flag'; Name = '--keep-adapter'; Help = 'Also write them as an adapter that peft loads, into DIR/adapter of --output DIR'; Kind = ''; Words = @()}
         @{Of = 'finetune'; What = 'flag'; Name = '--steps'; Help = 'The number of optimizer steps'; Kind = 'text'; Words = @()}
         @{Of = 'finetune'; What = 'flag'; Name = '--epochs'; Help = 'The number of passes over the text, instead of --steps'; Kind = 'text'; Words = @()}
         @{Of = 'finetune'; What = 'flag'; Name = '--batch-size'; Help = 'Windows per step'; Kind = 'text'; Words = @()}
@@ -566,6 +591,28 @@ Register-ArgumentCompleter -Native -CommandName gpt2cli -ScriptBlock {
         @{Of = 'distill'; What = 'flag'; Name = '--help'; Help = 'Show this message and exit'; Kind = ''; Words = @()}
         @{Of = 'distill'; What = 'flag'; Name = '-h'; Help = 'Show this message and exit'; Kind = ''; Words = @()}
         @{Of = 'distill'; What = '0+'; Name = 'DATA'; Help = 'DATA'; Kind = 'file'; Words = @()}
+        @{Of = 'replay'; What = 'flag'; Name = '--check'; Help = 'Say whether the same text came out, bit for bit, and where not, the first difference and what has changed since'; Kind = ''; Words = @()}
+        @{Of = 'replay'; What = 'flag'; Name = '--model'; Help = 'A model directory, or a name (gpt2, owner/name); a model that is not on this disk is pulled first'; Kind = 'model'; Words = @()}
+        @{Of = 'replay'; What = 'flag'; Name = '-m'; Help = 'A model directory, or a name (gpt2, owner/name); a model that is not on this disk is pulled first'; Kind = 'model'; Words = @()}
+        @{Of = 'replay'; What = 'flag'; Name = '--revision'; Help = 'A branch, tag or commit of the model'; Kind = 'text'; Words = @()}
+        @{Of = 'replay'; What = 'flag'; Name = '--offline'; Help = 'Never use the network'; Kind = ''; Words = @()}
+        @{Of = 'replay'; What = 'flag'; Name = '--allow-pickle'; Help = 'Also read .bin checkpoints; only plain tensors are unpickled (weights_only)'; Kind = ''; Words = @()}
+        @{Of = 'replay'; What = 'flag'; Name = '--sanitize'; Help = 'Remove control characters from the text; a terminal never receives them'; Kind = ''; Words = @()}
+        @{Of = 'replay'; What = 'flag'; Name = '--json'; Help = 'Print one JSON document'; Kind = ''; Words = @()}
+        @{Of = 'replay'; What = 'flag'; Name = '--jsonl'; Help = 'Print JSON events, one per line: start, token, end, summary'; Kind = ''; Words = @()}
+        @{Of = 'replay'; What = 'flag'; Name = '--echo'; Help = 'Print the prompt before the text (a terminal always shows it)'; Kind = ''; Words = @()}
+        @{Of = 'replay'; What = 'flag'; Name = '--output'; Help = 'Write to FILE, completely or not at all; - is stdout'; Kind = 'file'; Words = @()}
+        @{Of = 'replay'; What = 'flag'; Name = '-o'; Help = 'Write to FILE, completely or not at all; - is stdout'; Kind = 'file'; Words = @()}
+        @{Of = 'replay'; What = 'flag'; Name = '--no-stream'; Help = 'Print the text only when it is complete'; Kind = ''; Words = @()}
+        @{Of = 'replay'; What = 'flag'; Name = '--quiet'; Help = 'Print no notes or warnings on stderr'; Kind = ''; Words = @()}
+        @{Of = 'replay'; What = 'flag'; Name = '-q'; Help = 'Print no notes or warnings on stderr'; Kind = ''; Words = @()}
+        @{Of = 'replay'; What = 'flag'; Name = '--device'; Help = 'The device to run on'; Kind = 'words'; Words = @('auto', 'cpu', 'cuda', 'mps')}
+        @{Of = 'replay'; What = 'flag'; Name = '--precision'; Help = 'The precision of the weights; auto is lossless in practice'; Kind = 'words'; Words = @('auto', 'fp32', 'fp16', 'bf16', 'int8', 'int4')}
+        @{Of = 'replay'; What = 'flag'; Name = '--threads'; Help = 'The number of CPU threads'; Kind = 'text'; Words = @()}
+        @{Of = 'replay'; What = 'flag'; Name = '--debug'; Help = 'Show a traceback if there is an error'; Kind = ''; Words = @()}
+        @{Of = 'replay'; What = 'flag'; Name = '--help'; Help = 'Show this message and exit'; Kind = ''; Words = @()}
+        @{Of = 'replay'; What = 'flag'; Name = '-h'; Help = 'Show this message and exit'; Kind = ''; Words = @()}
+        @{Of = 'replay'; What = '0'; Name = 'ID|FILE'; Help = 'ID|FILE'; Kind = 'text'; Words = @()}
         @{Of = 'batch'; What = 'flag'; Name = '--output'; Help = 'Append a line to FILE for each row as it ends; rows that are there are not run again'; Kind = 'file'; Words = @()}
         @{Of = 'batch'; What = 'flag'; Name = '-o'; Help = 'Append a line to FILE for each row as it ends; rows that are there are not run again'; Kind = 'file'; Words = @()}
         @{Of = 'batch'; What = 'flag'; Name = '--simple'; Help = 'Write the id, the text and a few figures of each row'; Kind = ''; Words = @()}
@@ -577,15 +624,20 @@ Register-ArgumentCompleter -Native -CommandName gpt2cli -ScriptBlock {
         @{Of = 'batch'; What = 'flag'; Name = '--merge'; Help = 'Put the outputs of all shards together, into the file of -o'; Kind = ''; Words = @()}
         @{Of = 'batch'; What = 'flag'; Name = '--ray'; Help = 'Run on a Ray cluster: a new one on this machine, the one it is in, or one at ADDRESS'; Kind = 'text'; Words = @()}
         @{Of = 'batch'; What = 'flag'; Name = '--workers'; Help = 'The number of engines on Ray'; Kind = 'text'; Words = @()}
+        @{Of = 'batch'; What = 'flag'; Name = '--preset'; Help = 'Take what no flag says from this preset; gpt2cli preset list shows them'; Kind = 'words'; Words = @('answer', 'cbt', 'lambada', 'reading', 'summarise', 'translate-en-fr', 'translate-fr-en', 'winograd')}
+        @{Of = 'batch'; What = 'flag'; Name = '--field'; Help = 'The value of a field of the preset''s template; may be given several times'; Kind = 'text'; Words = @()}
+        @{Of = 'batch'; What = 'flag'; Name = '--field-file'; Help = 'The same from a file, of which one final newline is dropped'; Kind = 'text'; Words = @()}
         @{Of = 'batch'; What = 'flag'; Name = '--model'; Help = 'A model directory, or a name (gpt2, owner/name); a model that is not on this disk is pulled first'; Kind = 'model'; Words = @()}
         @{Of = 'batch'; What = 'flag'; Name = '-m'; Help = 'A model directory, or a name (gpt2, owner/name); a model that is not on this disk is pulled first'; Kind = 'model'; Words = @()}
         @{Of = 'batch'; What = 'flag'; Name = '--endpoint'; Help = 'A server that speaks OpenAI''s API (vLLM, llama.cpp, ollama, gpt2cli serve); -m then names one of its models'; Kind = 'text'; Words = @()}
         @{Of = 'batch'; What = 'flag'; Name = '--api-key-file'; Help = 'Send the server the first key in FILE'; Kind = 'file'; Words = @()}
         @{Of = 'batch'; What = 'flag'; Name = '--timeout'; Help = 'Give up when the server says nothing for S seconds'; Kind = 'text'; Words = @()}
+        @{Of = 'batch'; What = 'flag'; Name = '--adapter'; Help = 'Apply a LoRA adapter to the model: a directory, or a name (owner/name)'; Kind = 'text'; Words = @()}
         @{Of = 'batch'; What = 'flag'; Name = '--revision'; Help = 'A branch, tag or commit of the model'; Kind = 'text'; Words = @()}
         @{Of = 'batch'; What = 'flag'; Name = '--offline'; Help = 'Never use the network'; Kind = ''; Words = @()}
         @{Of = 'batch'; What = 'flag'; Name = '--allow-pickle'; Help = 'Also read .bin checkpoints; only plain tensors are unpickled (weights_only)'; Kind = ''; Words = @()}
         @{Of = 'batch'; What = 'flag'; Name = '--max-new-tokens'; Help = 'Generate at most N tokens'; Kind = 'text'; Words = @()}
+        @{Of = 'batch'; What = 'flag'; Name = '--max-sentences'; Help = 'End the text after N sentences: after '; Kind = 'text'; Words = @()}
         @{Of = 'batch'; What = 'flag'; Name = '--stop'; Help = 'Stop before TEXT; may be given several times'; Kind = 'text'; Words = @()}
         @{Of = 'batch'; What = 'flag'; Name = '--ignore-eos'; Help = 'Keep generating after an end-of-text token'; Kind = ''; Words = @()}
         @{Of = 'batch'; What = 'flag'; Name = '--temperature'; Help = 'Below 1 is more predictable, above 1 more varied; 0 is greedy'; Kind = 'text'; Words = @()}
@@ -615,6 +667,7 @@ Register-ArgumentCompleter -Native -CommandName gpt2cli -ScriptBlock {
         @{Of = 'batch'; What = '0+'; Name = 'IN'; Help = 'IN'; Kind = 'file'; Words = @()}
         @{Of = 'serve'; What = 'flag'; Name = '--model'; Help = 'A model directory, or a name; may be given several times'; Kind = 'model'; Words = @()}
         @{Of = 'serve'; What = 'flag'; Name = '-m'; Help = 'A model directory, or a name; may be given several times'; Kind = 'model'; Words = @()}
+        @{Of = 'serve'; What = 'flag'; Name = '--adapter'; Help = 'Also take each model with this LoRA adapter, as -m MODEL+ADAPTER does; may be given several times'; Kind = 'text'; Words = @()}
         @{Of = 'serve'; What = 'flag'; Name = '--offline'; Help = 'Never use the network'; Kind = ''; Words = @()}
         @{Of = 'serve'; What = 'flag'; Name = '--allow-pickle'; Help = 'Also read .bin checkpoints; only plain tensors are unpickled (weights_only)'; Kind = ''; Words = @()}
         @{Of = 'serve'; What = 'flag'; Name = '--host'; Help = 'The address to listen on; one that other machines reach needs --api-key-file'; Kind = 'text'; Words = @()}
@@ -660,6 +713,98 @@ Register-ArgumentCompleter -Native -CommandName gpt2cli -ScriptBlock {
         @{Of = 'completions'; What = 'flag'; Name = '--help'; Help = 'Show this message and exit'; Kind = ''; Words = @()}
         @{Of = 'completions'; What = 'flag'; Name = '-h'; Help = 'Show this message and exit'; Kind = ''; Words = @()}
         @{Of = 'completions'; What = '0'; Name = 'SHELL'; Help = 'SHELL'; Kind = 'words'; Words = @('bash', 'zsh', 'fish', 'powershell')}
+        @{Of = 'man'; What = 'flag'; Name = '--debug'; Help = 'Show a traceback if there is an error'; Kind = ''; Words = @()}
+        @{Of = 'man'; What = 'flag'; Name = '--help'; Help = 'Show this message and exit'; Kind = ''; Words = @()}
+        @{Of = 'man'; What = 'flag'; Name = '-h'; Help = 'Show this message and exit'; Kind = ''; Words = @()}
+        @{Of = 'logs'; What = 'command'; Name = 'show'; Help = 'Show one run: its model, options and engine, its prompt and texts'; Kind = ''; Words = @()}
+        @{Of = 'logs'; What = 'command'; Name = 'rm'; Help = 'Remove runs from the log, and what they said from the disk'; Kind = ''; Words = @()}
+        @{Of = 'logs'; What = 'command'; Name = 'on'; Help = 'Keep a log of every run from now on, with its prompt and text'; Kind = ''; Words = @()}
+        @{Of = 'logs'; What = 'command'; Name = 'off'; Help = 'Keep no log any more; what is in it stays'; Kind = ''; Words = @()}
+        @{Of = 'logs'; What = 'flag'; Name = '--number'; Help = 'List the N newest'; Kind = 'text'; Words = @()}
+        @{Of = 'logs'; What = 'flag'; Name = '-n'; Help = 'List the N newest'; Kind = 'text'; Words = @()}
+        @{Of = 'logs'; What = 'flag'; Name = '--search'; Help = 'Only runs in whose prompt and text all WORDS are'; Kind = 'text'; Words = @()}
+        @{Of = 'logs'; What = 'flag'; Name = '--json'; Help = 'Print JSON'; Kind = ''; Words = @()}
+        @{Of = 'logs'; What = 'flag'; Name = '--quiet'; Help = 'Print no notes or warnings on stderr'; Kind = ''; Words = @()}
+        @{Of = 'logs'; What = 'flag'; Name = '-q'; Help = 'Print no notes or warnings on stderr'; Kind = ''; Words = @()}
+        @{Of = 'logs'; What = 'flag'; Name = '--debug'; Help = 'Show a traceback if there is an error'; Kind = ''; Words = @()}
+        @{Of = 'logs'; What = 'flag'; Name = '--help'; Help = 'Show this message and exit'; Kind = ''; Words = @()}
+        @{Of = 'logs'; What = 'flag'; Name = '-h'; Help = 'Show this message and exit'; Kind = ''; Words = @()}
+        @{Of = 'logs show'; What = 'flag'; Name = '--json'; Help = 'Print JSON'; Kind = ''; Words = @()}
+        @{Of = 'logs show'; What = 'flag'; Name = '--debug'; Help = 'Show a traceback if there is an error'; Kind = ''; Words = @()}
+        @{Of = 'logs show'; What = 'flag'; Name = '--help'; Help = 'Show this message and exit'; Kind = ''; Words = @()}
+        @{Of = 'logs show'; What = 'flag'; Name = '-h'; Help = 'Show this message and exit'; Kind = ''; Words = @()}
+        @{Of = 'logs show'; What = '0'; Name = 'ID'; Help = 'ID'; Kind = 'text'; Words = @()}
+        @{Of = 'logs rm'; What = 'flag'; Name = '--all'; Help = 'Remove all runs'; Kind = ''; Words = @()}
+        @{Of = 'logs rm'; What = 'flag'; Name = '--yes'; Help = 'With --all: do not ask'; Kind = ''; Words = @()}
+        @{Of = 'logs rm'; What = 'flag'; Name = '-y'; Help = 'With --all: do not ask'; Kind = ''; Words = @()}
+        @{Of = 'logs rm'; What = 'flag'; Name = '--quiet'; Help = 'Print no notes or warnings on stderr'; Kind = ''; Words = @()}
+        @{Of = 'logs rm'; What = 'flag'; Name = '-q'; Help = 'Print no notes or warnings on stderr'; Kind = ''; Words = @()}
+        @{Of = 'logs rm'; What = 'flag'; Name = '--debug'; Help = 'Show a traceback if there is an error'; Kind = ''; Words = @()}
+        @{Of = 'logs rm'; What = 'flag'; Name = '--help'; Help = 'Show this message and exit'; Kind = ''; Words = @()}
+        @{Of = 'logs rm'; What = 'flag'; Name = '-h'; Help = 'Show this message and exit'; Kind = ''; Words = @()}
+        @{Of = 'logs rm'; What = '0+'; Name = 'ID'; Help = 'ID'; Kind = 'text'; Words = @()}
+        @{Of = 'logs on'; What = 'flag'; Name = '--quiet'; Help = 'Print no notes or warnings on stderr'; Kind = ''; Words = @()}
+        @{Of = 'logs on'; What = 'flag'; Name = '-q'; Help = 'Print no notes or warnings on stderr'; Kind = ''; Words = @()}
+        @{Of = 'logs on'; What = 'flag'; Name = '--debug'; Help = 'Show a traceback if there is an error'; Kind = ''; Words = @()}
+        @{Of = 'logs on'; What = 'flag'; Name = '--help'; Help = 'Show this message and exit'; Kind = ''; Words = @()}
+        @{Of = 'logs on'; What = 'flag'; Name = '-h'; Help = 'Show this message and exit'; Kind = ''; Words = @()}
+        @{Of = 'logs off'; What = 'flag'; Name = '--quiet'; Help = 'Print no notes or warnings on stderr'; Kind = ''; Words = @()}
+        @{Of = 'logs off'; What = 'flag'; Name = '-q'; Help = 'Print no notes or warnings on stderr'; Kind = ''; Words = @()}
+        @{Of = 'logs off'; What = 'flag'; Name = '--debug'; Help = 'Show a traceback if there is an error'; Kind = ''; Words = @()}
+        @{Of = 'logs off'; What = 'flag'; Name = '--help'; Help = 'Show this message and exit'; Kind = ''; Words = @()}
+        @{Of = 'logs off'; What = 'flag'; Name = '-h'; Help = 'Show this message and exit'; Kind = ''; Words = @()}
+        @{Of = 'preset'; What = 'command'; Name = 'save'; Help = 'Save a preset: what is given here, and nothing else'; Kind = ''; Words = @()}
+        @{Of = 'preset'; What = 'command'; Name = 'list'; Help = 'List the presets: your own, and those of the GPT-2 paper''s tasks, which are built in'; Kind = ''; Words = @()}
+        @{Of = 'preset'; What = 'command'; Name = 'show'; Help = 'Show a preset: what it says, what the paper reports for it, and what a model is not good at there'; Kind = ''; Words = @()}
+        @{Of = 'preset'; What = 'command'; Name = 'rm'; Help = 'Remove one of your presets'; Kind = ''; Words = @()}
+        @{Of = 'preset'; What = 'flag'; Name = '--help'; Help = 'Show this message and exit'; Kind = ''; Words = @()}
+        @{Of = 'preset'; What = 'flag'; Name = '-h'; Help = 'Show this message and exit'; Kind = ''; Words = @()}
+        @{Of = 'preset save'; What = 'flag'; Name = '--about'; Help = 'What the preset is for'; Kind = 'text'; Words = @()}
+        @{Of = 'preset save'; What = 'flag'; Name = '--from'; Help = 'Begin with what this preset says'; Kind = 'text'; Words = @()}
+        @{Of = 'preset save'; What = 'flag'; Name = '--force'; Help = 'Write it anew if it is there'; Kind = ''; Words = @()}
+        @{Of = 'preset save'; What = 'flag'; Name = '--template'; Help = 'The form of a prompt: {input} is what is given, {name} a field; {{ and }} are braces'; Kind = 'text'; Words = @()}
+        @{Of = 'preset save'; What = 'flag'; Name = '--template-file'; Help = 'The same from a file, of which one final newline is dropped'; Kind = 'file'; Words = @()}
+        @{Of = 'preset save'; What = 'flag'; Name = '--field'; Help = 'The value that a field has if no other is given; may be given several times'; Kind = 'text'; Words = @()}
+        @{Of = 'preset save'; What = 'flag'; Name = '--field-file'; Help = 'The same from a file'; Kind = 'text'; Words = @()}
+        @{Of = 'preset save'; What = 'flag'; Name = '--system'; Help = 'The text above all turns of a chat'; Kind = 'text'; Words = @()}
+        @{Of = 'preset save'; What = 'flag'; Name = '--format'; Help = 'How a chat becomes one text'; Kind = 'words'; Words = @('story', 'transcript', 'dialogpt', 'template', 'raw')}
+        @{Of = 'preset save'; What = 'flag'; Name = '--model'; Help = 'A model directory, or a name (gpt2, owner/name); a model that is not on this disk is pulled first'; Kind = 'model'; Words = @()}
+        @{Of = 'preset save'; What = 'flag'; Name = '-m'; Help = 'A model directory, or a name (gpt2, owner/name); a model that is not on this disk is pulled first'; Kind = 'model'; Words = @()}
+        @{Of = 'preset save'; What = 'flag'; Name = '--max-new-tokens'; Help = 'Generate at most N tokens'; Kind = 'text'; Words = @()}
+        @{Of = 'preset save'; What = 'flag'; Name = '--max-length'; Help = 'Limit the prompt and its continuation together to N tokens'; Kind = 'text'; Words = @()}
+        @{Of = 'preset save'; What = 'flag'; Name = '--max-sentences'; Help = 'End the text after N sentences: after '; Kind = 'text'; Words = @()}
+        @{Of = 'preset save'; What = 'flag'; Name = '--stop'; Help = 'Stop before TEXT; may be given several times'; Kind = 'text'; Words = @()}
+        @{Of = 'preset save'; What = 'flag'; Name = '--ignore-eos'; Help = 'Keep generating after an end-of-text token'; Kind = ''; Words = @()}
+        @{Of = 'preset save'; What = 'flag'; Name = '--overflow'; Help = 'What to do when the context is full'; Kind = 'words'; Words = @('error', 'truncate', 'slide')}
+        @{Of = 'preset save'; What = 'flag'; Name = '--temperature'; Help = 'Below 1 is more predictable, above 1 more varied; 0 is greedy'; Kind = 'text'; Words = @()}
+        @{Of = 'preset save'; What = 'flag'; Name = '--temp'; Help = 'Below 1 is more predictable, above 1 more varied; 0 is greedy'; Kind = 'text'; Words = @()}
+        @{Of = 'preset save'; What = 'flag'; Name = '--top-k'; Help = 'Sample from the K most likely tokens; 0 turns this off'; Kind = 'text'; Words = @()}
+        @{Of = 'preset save'; What = 'flag'; Name = '--top-p'; Help = 'Sample from the most likely tokens whose probabilities add up to P; 1 turns this off'; Kind = 'text'; Words = @()}
+        @{Of = 'preset save'; What = 'flag'; Name = '--min-p'; Help = 'Drop tokens less likely than P times the most likely one; 0 turns this off'; Kind = 'text'; Words = @()}
+        @{Of = 'preset save'; What = 'flag'; Name = '--typical-p'; Help = 'Sample from the most typical tokens whose probabilities add up to P; 1 turns this off'; Kind = 'text'; Words = @()}
+        @{Of = 'preset save'; What = 'flag'; Name = '--repetition-penalty'; Help = 'Above 1, tokens that are already in the text become less likely; 1 turns this off'; Kind = 'text'; Words = @()}
+        @{Of = 'preset save'; What = 'flag'; Name = '--no-repeat-ngram-size'; Help = 'Never repeat a sequence of N tokens; 0 turns this off'; Kind = 'text'; Words = @()}
+        @{Of = 'preset save'; What = 'flag'; Name = '--presence-penalty'; Help = 'Above 0, tokens that the continuation already has become less likely, however often they are there; -2 to 2, 0 turns this off'; Kind = 'text'; Words = @()}
+        @{Of = 'preset save'; What = 'flag'; Name = '--frequency-penalty'; Help = 'The same for each time that the token is there; -2 to 2, 0 turns this off'; Kind = 'text'; Words = @()}
+        @{Of = 'preset save'; What = 'flag'; Name = '--greedy'; Help = 'Always take the most likely token (the same as --temperature 0)'; Kind = ''; Words = @()}
+        @{Of = 'preset save'; What = 'flag'; Name = '--rng'; Help = 'The random numbers'; Kind = 'words'; Words = @('default', 'transformers')}
+        @{Of = 'preset save'; What = 'flag'; Name = '--special-tokens'; Help = 'Read <|endoftext|> in the prompt as the special token, not as text'; Kind = ''; Words = @()}
+        @{Of = 'preset save'; What = 'flag'; Name = '--quiet'; Help = 'Print no notes or warnings on stderr'; Kind = ''; Words = @()}
+        @{Of = 'preset save'; What = 'flag'; Name = '-q'; Help = 'Print no notes or warnings on stderr'; Kind = ''; Words = @()}
+        @{Of = 'preset save'; What = 'flag'; Name = '--debug'; Help = 'Show a traceback if there is an error'; Kind = ''; Words = @()}
+        @{Of = 'preset save'; What = 'flag'; Name = '--help'; Help = 'Show this message and exit'; Kind = ''; Words = @()}
+        @{Of = 'preset save'; What = 'flag'; Name = '-h'; Help = 'Show this message and exit'; Kind = ''; Words = @()}
+        @{Of = 'preset save'; What = '0'; Name = 'NAME'; Help = 'NAME'; Kind = 'text'; Words = @()}
+        @{Of = 'preset list'; What = 'flag'; Name = '--json'; Help = 'Print one JSON document'; Kind = ''; Words = @()}
+        @{Of = 'preset list'; What = 'flag'; Name = '--help'; Help = 'Show this message and exit'; Kind = ''; Words = @()}
+        @{Of = 'preset list'; What = 'flag'; Name = '-h'; Help = 'Show this message and exit'; Kind = ''; Words = @()}
+        @{Of = 'preset show'; What = 'flag'; Name = '--json'; Help = 'Print one JSON document'; Kind = ''; Words = @()}
+        @{Of = 'preset show'; What = 'flag'; Name = '--help'; Help = 'Show this message and exit'; Kind = ''; Words = @()}
+        @{Of = 'preset show'; What = 'flag'; Name = '-h'; Help = 'Show this message and exit'; Kind = ''; Words = @()}
+        @{Of = 'preset show'; What = '0'; Name = 'NAME'; Help = 'NAME'; Kind = 'words'; Words = @('answer', 'cbt', 'lambada', 'reading', 'summarise', 'translate-en-fr', 'translate-fr-en', 'winograd')}
+        @{Of = 'preset rm'; What = 'flag'; Name = '--help'; Help = 'Show this message and exit'; Kind = ''; Words = @()}
+        @{Of = 'preset rm'; What = 'flag'; Name = '-h'; Help = 'Show this message and exit'; Kind = ''; Words = @()}
+        @{Of = 'preset rm'; What = '0'; Name = 'NAME'; Help = 'NAME'; Kind = 'words'; Words = @('answer', 'cbt', 'lambada', 'reading', 'summarise', 'translate-en-fr', 'translate-fr-en', 'winograd')}
         @{Of = 'config'; What = 'command'; Name = 'list'; Help = 'List every setting with its value, and where the value comes from'; Kind = ''; Words = @()}
         @{Of = 'config'; What = 'command'; Name = 'get'; Help = 'Print one value; nothing when it is not set'; Kind = ''; Words = @()}
         @{Of = 'config'; What = 'command'; Name = 'set'; Help = 'Write one value into config.toml'; Kind = ''; Words = @()}
@@ -672,14 +817,14 @@ Register-ArgumentCompleter -Native -CommandName gpt2cli -ScriptBlock {
         @{Of = 'config list'; What = 'flag'; Name = '-h'; Help = 'Show this message and exit'; Kind = ''; Words = @()}
         @{Of = 'config get'; What = 'flag'; Name = '--help'; Help = 'Show this message and exit'; Kind = ''; Words = @()}
         @{Of = 'config get'; What = 'flag'; Name = '-h'; Help = 'Show this message and exit'; Kind = ''; Words = @()}
-        @{Of = 'config get'; What = '0'; Name = 'KEY'; Help = 'KEY'; Kind = 'words'; Words = @('model', 'max_new_tokens', 'temperature', 'top_k', 'top_p', 'min_p', 'typical_p', 'repetition_penalty', 'no_repeat_ngram_size', 'rng', 'overflow', 'draft', 'device', 'precision', 'threads', 'offline', 'editing_mode', 'suggest', 'send_token', 'quiet')}
+        @{Of = 'config get'; What = '0'; Name = 'KEY'; Help = 'KEY'; Kind = 'words'; Words = @('model', 'max_new_tokens', 'temperature', 'top_k', 'top_p', 'min_p', 'typical_p', 'repetition_penalty', 'no_repeat_ngram_size', 'rng', 'overflow', 'draft', 'device', 'precision', 'threads', 'offline', 'editing_mode', 'suggest', 'send_token', 'quiet', 'log')}
         @{Of = 'config set'; What = 'flag'; Name = '--help'; Help = 'Show this message and exit'; Kind = ''; Words = @()}
         @{Of = 'config set'; What = 'flag'; Name = '-h'; Help = 'Show this message and exit'; Kind = ''; Words = @()}
-        @{Of = 'config set'; What = '0'; Name = 'KEY'; Help = 'KEY'; Kind = 'words'; Words = @('model', 'max_new_tokens', 'temperature', 'top_k', 'top_p', 'min_p', 'typical_p', 'repetition_penalty', 'no_repeat_ngram_size', 'rng', 'overflow', 'draft', 'device', 'precision', 'threads', 'offline', 'editing_mode', 'suggest', 'send_token', 'quiet')}
+        @{Of = 'config set'; What = '0'; Name = 'KEY'; Help = 'KEY'; Kind = 'words'; Words = @('model', 'max_new_tokens', 'temperature', 'top_k', 'top_p', 'min_p', 'typical_p', 'repetition_penalty', 'no_repeat_ngram_size', 'rng', 'overflow', 'draft', 'device', 'precision', 'threads', 'offline', 'editing_mode', 'suggest', 'send_token', 'quiet', 'log')}
         @{Of = 'config set'; What = '1'; Name = 'VALUE'; Help = 'VALUE'; Kind = 'text'; Words = @()}
         @{Of = 'config unset'; What = 'flag'; Name = '--help'; Help = 'Show this message and exit'; Kind = ''; Words = @()}
         @{Of = 'config unset'; What = 'flag'; Name = '-h'; Help = 'Show this message and exit'; Kind = ''; Words = @()}
-        @{Of = 'config unset'; What = '0'; Name = 'KEY'; Help = 'KEY'; Kind = 'words'; Words = @('model', 'max_new_tokens', 'temperature', 'top_k', 'top_p', 'min_p', 'typical_p', 'repetition_penalty', 'no_repeat_ngram_size', 'rng', 'overflow', 'draft', 'device', 'precision', 'threads', 'offline', 'editing_mode', 'suggest', 'send_token', 'quiet')}
+        @{Of = 'config unset'; What = '0'; Name = 'KEY'; Help = 'KEY'; Kind = 'words'; Words = @('model', 'max_new_tokens', 'temperature', 'top_k', 'top_p', 'min_p', 'typical_p', 'repetition_penalty', 'no_repeat_ngram_size', 'rng', 'overflow', 'draft', 'device', 'precision', 'threads', 'offline', 'editing_mode', 'suggest', 'send_token', 'quiet', 'log')}
         @{Of = 'config path'; What = 'flag'; Name = '--help'; Help = 'Show this message and exit'; Kind = ''; Words = @()}
         @{Of = 'config path'; What = 'flag'; Name = '-h'; Help = 'Show this message and exit'; Kind = ''; Words = @()}
     )
