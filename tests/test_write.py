@@ -139,6 +139,8 @@ def test_a_text_without_a_name_and_a_signal(tmp_path: Path) -> None:
         screen.wait("Save as:")
         screen.send(str(tmp_path / "absent" / "f.txt") + ENTER)
         screen.wait("error: cannot write")
+        screen.send(CTRL_S + "n" * 300 + ENTER)
+        screen.wait("File name too long")
         screen.send(CTRL_S + str(tmp_path / "f.txt") + ENTER)
         screen.wait("saved 11 bytes")
         screen.send(" more" + CTRL_Q)
