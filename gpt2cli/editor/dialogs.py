@@ -78,7 +78,8 @@ class Dialogs:
     def _write(self, save: Callable[[], None]) -> None:
         try:
             save()
-        except Gpt2cliError as error:
+        except (Gpt2cliError, OSError, ValueError) as error:
+            # A name may be one that no file can have.
             self._editor.say(f"error: {error}")
             return
         self._editor.say(f"saved {len(self._editor.opened.disk or b''):,} bytes")
@@ -91,7 +92,7 @@ class Dialogs:
             self._editor.say("not saved")
             return
         path = Path(os.path.expanduser(name.strip()))
-        if path.exists():
+        if os.path.exists(path):
             question = f"{one_line(path.name)} is there already. Replace it? y n"
             self._ask(question, {"y": lambda: self._write(lambda: self._editor.opened.name_as(path))})
         else:

@@ -183,23 +183,23 @@ def difference(old: str, new: str, cursor: int) -> tuple[int, int, str]:
     before an ``a`` from one typed behind it.
     """
     tail = len(new) - cursor
-    if tail > len(old) or old[len(old) - tail :] != new[cursor:]:
+    if not old.endswith(new[cursor:]):
         tail = 0
-    head = _common_start(old[: len(old) - tail], new[: len(new) - tail])
+    head = _common_start(old, new, min(len(old), len(new)) - tail)
     if not tail:
         rest = min(len(old), len(new)) - head
-        tail = _common_start(old[::-1][:rest], new[::-1][:rest])
+        tail = _common_start(old[::-1], new[::-1], rest)
     return head, len(old) - head - tail, new[head : len(new) - tail]
 
 
-def _common_start(one: str, other: str) -> int:
-    """How many characters both begin with; by comparing halves, which costs no loop over characters."""
-    low, high = 0, min(len(one), len(other))
-    if one[:high] == other[:high]:
+def _common_start(one: str, other: str, high: int) -> int:
+    """How many of the first ``high`` characters are the same in both; by halves, without a loop over them."""
+    if one.startswith(other[:high]):
         return high
+    low = 0
     while low < high:
         middle = (low + high + 1) // 2
-        if one[low:middle] == other[low:middle]:
+        if one.startswith(other[low:middle], low):
             low = middle
         else:
             high = middle - 1

@@ -37,7 +37,7 @@ def suggestion_lines(drawing: Drawing, chosen: int, rows: int, width: int) -> St
     shown = drawing.shown
     for number in range(drawing.wanted):
         one = shown[number] if number < len(shown) else None
-        text = "" if one is None else visible(one.text)
+        text = "" if one is None else visible(one.text).removeprefix(" ")
         if one is not None and one.done and one.ended and not one.text:
             text = "(the text ends here)"
         lines = wrapped(text, max(4, width - MARGIN - 1))

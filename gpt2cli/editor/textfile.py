@@ -9,7 +9,7 @@ from pathlib import Path
 
 from gpt2cli.errors import Gpt2cliError, UsageError
 
-MAX_BYTES = 8 * 2**20
+MAX_BYTES = 4 * 2**20
 """What an editor that stays quick at every key takes; the model sees a few kilobytes of it anyway."""
 _LONE = re.compile(r"\r(?!\n)|(?<!\r)\n")
 

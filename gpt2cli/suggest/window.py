@@ -34,12 +34,11 @@ class TextWindow:
     """
 
     def __init__(self, encode: Callable[[str], list[int]], limit: int) -> None:
-        self._encode, self._limit = encode, max(1, limit)
+        self._whole, self._limit = encode, max(1, limit)
         self._start, self._head = 0, ""
 
     def see(self, text: str) -> Seen:
         """What the model sees of ``text``. Raises what encoding raises."""
-        text = cleaned(text)
         start = self._same_start(text)
         if len(text) - start <= self._limit * CHARACTERS * 8:
             ids = self._encode(text[start:])
@@ -47,6 +46,10 @@ class TextWindow:
             if not full and (start == 0 or len(ids) > self._limit // 4):
                 return self._seen(text, start, ids)
         return self._anew(text)
+
+    def _encode(self, part: str) -> list[int]:
+        # Only what is seen is cleaned: the rest may be long.
+        return self._whole(cleaned(part))
 
     def _same_start(self, text: str) -> int:
         """Where the window begins now, should the text before it have changed."""
