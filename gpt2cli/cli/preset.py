@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import textwrap
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any
@@ -237,6 +238,8 @@ def list_presets(ctx: typer.Context, json: Json = False) -> None:
         terminal.write(tab_separated(rows))
         return
     head, *lines = aligned(("NAME", "KIND", "FOR", "ABOUT"), rows)
+    room = max(40, terminal.width - 1)
+    lines = [line if len(line) <= room else line[: room - 1] + "…" for line in lines]
     terminal.write(terminal.dim(head) + "\n" + "".join(f"{line}\n" for line in lines))
 
 
@@ -249,11 +252,13 @@ def show(ctx: typer.Context, preset: PresetName, json: Json = False) -> None:
         terminal.write(json_line(_document(named)))
         return
     assert named.preset is not None
-    terminal.write(sanitize(_shown(named)))
+    terminal.write(
+        sanitize(_shown(named, max(40, terminal.width - 1) if terminal.stdout_is_terminal else None))
+    )
 
 
-def _shown(named: Named) -> str:
-    """A preset for a person; a text of several lines is indented."""
+def _shown(named: Named, width: int | None) -> str:
+    """A preset for a person, wrapped at ``width``; a text of several lines is indented as it stands."""
     assert named.preset is not None
     kind = "built-in" if named.builtin else f"yours, {named.path}"
     if named.hides:
@@ -263,16 +268,20 @@ def _shown(named: Named) -> str:
     fields = document.pop("fields", {})
     for key, value in document.items():
         if key == "reported":
-            lines += [
-                "the paper reports:" if named.builtin else "reported:",
-                *(f"    {text}" for text in value),
-            ]
+            lines.append("the paper reports:" if named.builtin else "reported:")
+            lines += [line for text in value for line in _wrapped(f"    {text}", width)]
+        elif key in ("about", "limits"):
+            lines += _wrapped(f"{'not good at' if key == 'limits' else key}: {one_line(value)}", width)
         else:
-            label = "not good at" if key == "limits" else key
-            lines += _entry(label, value)
+            lines += _entry(key, value)
     for name, value in fields.items():
         lines += _entry(f"{{{name}}}", value)
     return "\n".join(lines) + "\n"
+
+
+def _wrapped(text: str, width: int | None) -> list[str]:
+    """A line, which is wrapped between words where there is a ``width``; the rest of it is indented."""
+    return [text] if width is None else textwrap.wrap(text, width, subsequent_indent="    ")
 
 
 def _entry(label: str, value: Any) -> list[str]:
