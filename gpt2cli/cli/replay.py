@@ -15,7 +15,7 @@ from gpt2cli.cli.loading import FoundModel, check_model, known_hashes, load_engi
 from gpt2cli.cli.run_log import RunKeeper, existing_log
 from gpt2cli.cli.sinks import OutputOptions
 from gpt2cli.errors import Gpt2cliError, UsageError
-from gpt2cli.hub.resolve import ResolvedModel, resolve, resolve_name
+from gpt2cli.hub.resolve import ResolvedModel, resolve, resolve_name, with_adapter
 from gpt2cli.options import DRAFTS, GenerateOptions, LoadOptions, Precision
 from gpt2cli.runs.compare import Change, Difference, changes, first_difference
 from gpt2cli.runs.cut import tokens_until_interrupted
@@ -58,6 +58,7 @@ def replay(
         ),
     ] = False,
     model: params.Model = None,
+    adapter: params.Adapter = None,
     revision: params.Revision = None,
     offline: params.Offline = None,
     allow_pickle: params.AllowPickle = None,
@@ -185,9 +186,11 @@ def _resolved(
     if flags.model is not None:
         return resolve_model(terminal, settings, flags, load)
     if recorded.directory is not None:
-        return resolve(recorded.directory)
-    named = recorded.record.model
-    return resolve_name(named.name, revision=flags.revision or named.revision)
+        found = resolve(recorded.directory)
+    else:
+        named = recorded.record.model
+        found = resolve_name(named.name, revision=flags.revision or named.revision)
+    return found if flags.adapter is None else with_adapter(found, flags.adapter)
 
 
 def _hash(settings: Settings, request: GenerateRequest) -> str | None:
