@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any, BinaryIO
 
 import typer
 
-from gpt2cli.cli import params
+from gpt2cli.cli import params, sampling_params
 from gpt2cli.cli.batch_flags import OPTION_NAMES, BatchFlags, Job, row_defaults
 from gpt2cli.cli.flags import load_options, output_file, read_flags, read_settings
 from gpt2cli.cli.loading import FoundModel, check_model, model_hash, resolve_model
@@ -132,22 +132,22 @@ def batch(
     revision: params.Revision = None,
     offline: params.Offline = None,
     allow_pickle: params.AllowPickle = None,
-    max_new_tokens: params.MaxNewTokens = None,
-    max_sentences: params.MaxSentences = None,
-    stop: params.Stop = None,
-    ignore_eos: params.IgnoreEos = None,
-    temperature: params.Temperature = None,
-    top_k: params.TopK = None,
-    top_p: params.TopP = None,
-    min_p: params.MinP = None,
-    typical_p: params.TypicalP = None,
-    repetition_penalty: params.RepetitionPenalty = None,
-    no_repeat_ngram_size: params.NoRepeatNgramSize = None,
-    presence_penalty: params.PresencePenalty = None,
-    frequency_penalty: params.FrequencyPenalty = None,
-    logit_bias: params.LogitBias = None,
-    greedy: params.Greedy = None,
-    num_return_sequences: params.NumReturnSequences = None,
+    max_new_tokens: sampling_params.MaxNewTokens = None,
+    max_sentences: sampling_params.MaxSentences = None,
+    stop: sampling_params.Stop = None,
+    ignore_eos: sampling_params.IgnoreEos = None,
+    temperature: sampling_params.Temperature = None,
+    top_k: sampling_params.TopK = None,
+    top_p: sampling_params.TopP = None,
+    min_p: sampling_params.MinP = None,
+    typical_p: sampling_params.TypicalP = None,
+    repetition_penalty: sampling_params.RepetitionPenalty = None,
+    no_repeat_ngram_size: sampling_params.NoRepeatNgramSize = None,
+    presence_penalty: sampling_params.PresencePenalty = None,
+    frequency_penalty: sampling_params.FrequencyPenalty = None,
+    logit_bias: sampling_params.LogitBias = None,
+    greedy: sampling_params.Greedy = None,
+    num_return_sequences: sampling_params.NumReturnSequences = None,
     seed: Annotated[
         int | None,
         _option(

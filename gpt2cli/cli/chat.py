@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from gpt2cli.cli import params
+from gpt2cli.cli import params, sampling_params
 from gpt2cli.cli.chat_session import open_session
 from gpt2cli.cli.flags import (
     LengthFlags,
@@ -127,17 +127,17 @@ def chat(
         bool,
         typer.Option("--no-save", metavar="", help="Do not save the session.", rich_help_panel=_CHAT),
     ] = False,
-    max_new_tokens: params.MaxNewTokens = None,
-    stop: params.Stop = None,
-    ignore_eos: params.IgnoreEos = None,
-    temperature: params.Temperature = None,
-    top_k: params.TopK = None,
-    top_p: params.TopP = None,
-    min_p: params.MinP = None,
-    typical_p: params.TypicalP = None,
-    repetition_penalty: params.RepetitionPenalty = None,
-    no_repeat_ngram_size: params.NoRepeatNgramSize = None,
-    greedy: params.Greedy = None,
+    max_new_tokens: sampling_params.MaxNewTokens = None,
+    stop: sampling_params.Stop = None,
+    ignore_eos: sampling_params.IgnoreEos = None,
+    temperature: sampling_params.Temperature = None,
+    top_k: sampling_params.TopK = None,
+    top_p: sampling_params.TopP = None,
+    min_p: sampling_params.MinP = None,
+    typical_p: sampling_params.TypicalP = None,
+    repetition_penalty: sampling_params.RepetitionPenalty = None,
+    no_repeat_ngram_size: sampling_params.NoRepeatNgramSize = None,
+    greedy: sampling_params.Greedy = None,
     seed: Annotated[
         int | None,
         typer.Option(

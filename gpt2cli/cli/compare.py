@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from gpt2cli.cli import params
+from gpt2cli.cli import params, sampling_params
 from gpt2cli.cli.compare_request import DEFAULT_WORDS, CompareFlags, CompareRequest, read_request
 from gpt2cli.cli.flags import read_flags
 from gpt2cli.cli.loading import FoundModel, load_engine, tokenizer_of
@@ -106,9 +106,9 @@ def compare(
     adapter: params.Adapters = None,
     offline: params.Offline = None,
     allow_pickle: params.AllowPickle = None,
-    max_new_tokens: params.MaxNewTokens = None,
-    stop: params.Stop = None,
-    ignore_eos: params.IgnoreEos = None,
+    max_new_tokens: sampling_params.MaxNewTokens = None,
+    stop: sampling_params.Stop = None,
+    ignore_eos: sampling_params.IgnoreEos = None,
     temperature: Annotated[list[float] | None, _several("--temperature", "T", "0 is greedy.")] = None,
     top_k: Annotated[list[int] | None, _several("--top-k", "K", "0 turns this off.")] = None,
     top_p: Annotated[list[float] | None, _several("--top-p", "P", "1 turns this off.")] = None,
@@ -124,7 +124,7 @@ def compare(
         list[int] | None,
         _several("--seed", "S", "The seeds, the same for all combinations. Default: one random seed."),
     ] = None,
-    greedy: params.Greedy = None,
+    greedy: sampling_params.Greedy = None,
     special_tokens: params.SpecialTokens = None,
     strict: params.Strict = False,
     json: params.Json = False,

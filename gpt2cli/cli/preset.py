@@ -10,7 +10,7 @@ from typing import Annotated, Any
 
 import typer
 
-from gpt2cli.cli import params
+from gpt2cli.cli import params, sampling_params
 from gpt2cli.cli.flags import LengthFlags, SamplingFlags, check_greedy, read_flags
 from gpt2cli.cli.presets import read_fields
 from gpt2cli.cli.prompt import clean_typed, read_text_file
@@ -117,23 +117,23 @@ def save(
         _value(_CHAT, "--format", metavar=None, help="How a chat becomes one text."),
     ] = None,
     model: params.RemoteModel = None,
-    max_new_tokens: params.MaxNewTokens = None,
-    max_length: params.MaxLength = None,
-    max_sentences: params.MaxSentences = None,
-    stop: params.Stop = None,
-    ignore_eos: params.IgnoreEos = None,
-    overflow: params.OverflowMode = None,
-    temperature: params.Temperature = None,
-    top_k: params.TopK = None,
-    top_p: params.TopP = None,
-    min_p: params.MinP = None,
-    typical_p: params.TypicalP = None,
-    repetition_penalty: params.RepetitionPenalty = None,
-    no_repeat_ngram_size: params.NoRepeatNgramSize = None,
-    presence_penalty: params.PresencePenalty = None,
-    frequency_penalty: params.FrequencyPenalty = None,
-    greedy: params.Greedy = None,
-    rng: params.RngKind = None,
+    max_new_tokens: sampling_params.MaxNewTokens = None,
+    max_length: sampling_params.MaxLength = None,
+    max_sentences: sampling_params.MaxSentences = None,
+    stop: sampling_params.Stop = None,
+    ignore_eos: sampling_params.IgnoreEos = None,
+    overflow: sampling_params.OverflowMode = None,
+    temperature: sampling_params.Temperature = None,
+    top_k: sampling_params.TopK = None,
+    top_p: sampling_params.TopP = None,
+    min_p: sampling_params.MinP = None,
+    typical_p: sampling_params.TypicalP = None,
+    repetition_penalty: sampling_params.RepetitionPenalty = None,
+    no_repeat_ngram_size: sampling_params.NoRepeatNgramSize = None,
+    presence_penalty: sampling_params.PresencePenalty = None,
+    frequency_penalty: sampling_params.FrequencyPenalty = None,
+    greedy: sampling_params.Greedy = None,
+    rng: sampling_params.RngKind = None,
     special_tokens: params.SpecialTokens = None,
     quiet: params.Quiet = None,
     debug: params.Debug = False,

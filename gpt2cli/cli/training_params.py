@@ -14,7 +14,7 @@ from typing import Annotated, Any, Literal, get_args, get_origin, get_type_hints
 
 import typer
 
-from gpt2cli.cli import params
+from gpt2cli.cli import param_kinds, params
 from gpt2cli.train.options import (
     DataOptions,
     DistillOptions,
@@ -44,7 +44,7 @@ def _of(
     if kind is bool:
         metavar = ""
     elif isinstance(default, str | int | float) and default != "":
-        help = f"{help} Default: {params.shown_default(default)}."
+        help = f"{help} Default: {param_kinds.shown_default(default)}."
     info: Any = typer.Option(
         f"--{name.replace('_', '-')}",
         help=help,

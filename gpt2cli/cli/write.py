@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from gpt2cli.cli import params
+from gpt2cli.cli import params, sampling_params
 from gpt2cli.cli.flags import (
     ModelFlags,
     PresetFlags,
@@ -56,16 +56,16 @@ def write(
     revision: params.Revision = None,
     offline: params.Offline = None,
     allow_pickle: params.AllowPickle = None,
-    max_new_tokens: params.SuggestedTokens = None,
-    suggest: params.Suggest = None,
-    temperature: params.Temperature = None,
-    top_k: params.TopK = None,
-    top_p: params.TopP = None,
-    min_p: params.MinP = None,
-    typical_p: params.TypicalP = None,
-    repetition_penalty: params.RepetitionPenalty = None,
-    no_repeat_ngram_size: params.NoRepeatNgramSize = None,
-    greedy: params.Greedy = None,
+    max_new_tokens: sampling_params.SuggestedTokens = None,
+    suggest: sampling_params.Suggest = None,
+    temperature: sampling_params.Temperature = None,
+    top_k: sampling_params.TopK = None,
+    top_p: sampling_params.TopP = None,
+    min_p: sampling_params.MinP = None,
+    typical_p: sampling_params.TypicalP = None,
+    repetition_penalty: sampling_params.RepetitionPenalty = None,
+    no_repeat_ngram_size: sampling_params.NoRepeatNgramSize = None,
+    greedy: sampling_params.Greedy = None,
     seed: Annotated[
         int | None,
         typer.Option(
