@@ -104,8 +104,8 @@ class Result:
 class TextOf:
     """The text of one sequence: detokenised, and cut at a stop."""
 
-    def __init__(self, tokenizer: Tokenizer | None, stops: Sequence[str]) -> None:
-        self._detokenizer = Detokenizer(tokenizer) if tokenizer else None
+    def __init__(self, tokenizer: Tokenizer | None, stops: Sequence[str], prompt: Sequence[int] = ()) -> None:
+        self._detokenizer = Detokenizer(tokenizer, prompt) if tokenizer else None
         self._stops = StopMatcher(stops)
 
     @property

@@ -44,7 +44,7 @@ class Sequence:
         self.window = self.present = 0
         self.drafts: list[int] = []
         self.slot: int | None = None
-        self.text = TextOf(tokenizer, group.options.stop)
+        self.text = TextOf(tokenizer, group.options.stop, group.prompt)
         self.finish_reason: str | None = None
 
     @property
