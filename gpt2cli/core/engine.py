@@ -121,7 +121,7 @@ class Engine:
         return self._known(tokenizer.encode(prompt, special_tokens=special_tokens, continues=continues))
 
     def encode_parts(self, parts: Sequence[TextPart], *, continues: bool = False) -> list[int]:
-        """The ids of ``parts`` as one text, special tokens being tokens in trusted ones. Raises as `encode`."""
+        """The ids of ``parts`` as one text (`Tokenizer.encode_parts`). Raises as `encode` does."""
         return self._known(self._needed_tokenizer().encode_parts(parts, continues=continues))
 
     def _needed_tokenizer(self) -> Tokenizer:

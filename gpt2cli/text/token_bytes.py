@@ -7,6 +7,7 @@ import re
 from collections.abc import Callable
 from typing import Any
 
+_KNOWN = {"Replace", "ByteFallback", "Fuse", "Strip", "Metaspace", "BPEDecoder", "WordPiece"}
 BYTE_TOKEN = re.compile(r"<0x([0-9A-Fa-f]{2})>")
 
 
@@ -16,18 +17,9 @@ def reader_of(decoder: Any) -> Callable[[str], bytes] | None:
     The space that sentencepiece's ``▁`` and the end of a word ``</w>`` stand for is a byte of the token.
     None for a decoder that has no such rule.
     """
-    steps = (
-        [{"type": "WordPiece", "prefix": ""}]
-        if decoder is None
-        else _steps(json.loads(decoder.__getstate__()))
-    )
-    known = {"Replace", "ByteFallback", "Fuse", "Strip", "Metaspace", "BPEDecoder", "WordPiece"}
-    if any(
-        step["type"] not in known or not isinstance(step.get("pattern", {"String": ""}), dict)
-        for step in steps
-    ):
-        return None
-    if any("String" not in step.get("pattern", {"String": ""}) for step in steps):
+    state = {"type": "WordPiece", "prefix": ""} if decoder is None else json.loads(decoder.__getstate__())
+    steps = _steps(state)
+    if any(step["type"] not in _KNOWN or "Regex" in step.get("pattern", ()) for step in steps):
         return None
 
     def read(token: str) -> bytes:

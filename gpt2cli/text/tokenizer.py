@@ -200,9 +200,8 @@ class Tokenizer:
     def _anchor(self) -> list[int]:
         """The last token of a text, after which others are looked at."""
         ids = self._ids_of(self._backend, "a", False, False)
-        return [each for each in ids if each not in self._special and not self.is_part_of_character(each)][
-            -1:
-        ]
+        whole = (each for each in ids if not (each in self._special or self.is_part_of_character(each)))
+        return list(whole)[-1:]
 
     def context_of(self, ids: Sequence[int]) -> list[int]:
         """Of the ids of a prompt, the last one on which the text of the next depends; none or one."""

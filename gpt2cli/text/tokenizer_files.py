@@ -54,10 +54,7 @@ def read_backend(directory: Path) -> Any | None:
         _refuse_sentencepiece(directory)
         return None
     with library_errors(f"{found[0]}: not a tokenizer"):
-        if len(found) == 1:
-            backend = _read_tokenizer_json(found[0])
-        else:
-            backend = _read_vocab_and_merges(*found)
+        backend = _read_tokenizer_json(found[0]) if len(found) == 1 else _read_vocab_and_merges(*found)
         _add_boundaries(backend, directory)
         return backend
 
@@ -70,14 +67,14 @@ def hides_special_tokens(directory: Path) -> bool:
     path = directory / "config.json"
     if not path.is_file():
         return False
-    return read_json(path, MAX_CONFIG_BYTES).get("model_type", "gpt2") != "gpt2"
+    return bool(read_json(path, MAX_CONFIG_BYTES).get("model_type", "gpt2") != "gpt2")
 
 
 def _refuse_sentencepiece(directory: Path) -> None:
     for name in SENTENCEPIECE_FILES:
         if (directory / name).is_file():
             raise ModelFileError(
-                f"{directory}: its tokenizer is only there as {name}, a file of sentencepiece, which is not read",
+                f"{directory}: its tokenizer is a sentencepiece file, {name}, which is not read",
                 hint="write a tokenizer.json beside it: transformers.AutoTokenizer.from_pretrained(DIR)"
                 ".save_pretrained(DIR) does, with sentencepiece installed",
             )
@@ -99,7 +96,7 @@ def _add_boundaries(backend: Any, directory: Path) -> None:
         token = token.get("content") if isinstance(token, dict) else token
         token_id = backend.token_to_id(token) if isinstance(token, str) else None
         if config.get(f"add_{kind}_token") is True and token_id is not None:
-            around[kind] = (token, token_id)
+            around[kind] = (str(token), token_id)
     single = [around["bos"][0]] * ("bos" in around) + ["$A"] + [around["eos"][0]] * ("eos" in around)
     if any(not token or token.startswith("$") or ":" in token for token, _ in around.values()):
         raise ModelFileError(f"{path}: its bos or eos token cannot stand in a template")
@@ -261,7 +258,8 @@ def _components(part: Any) -> Iterator[Mapping[str, Any]]:
 def _check_component(component: Mapping[str, Any], path: Path) -> None:
     """What a component is shows in its fields: the library tries every kind that has them."""
     if component["type"] == "Precompiled" or "precompiled_charsmap" in component:
-        if (wrong := check_charsmap(component.get("precompiled_charsmap"))) is not None:
+        wrong = check_charsmap(component.get("precompiled_charsmap"))
+        if wrong is not None:
             raise ModelFileError(f"{path}: its map of characters is damaged: {wrong}")
     if component.get("stop"):
         raise ModelFileError(f"{path}: a decoder that strips the end of tokens is not supported")
