@@ -81,9 +81,11 @@ def _refuse_sentencepiece(directory: Path) -> None:
 
 
 def _add_boundaries(backend: Any, directory: Path) -> None:
-    """Put bos and eos around a text where ``tokenizer_config.json`` says so, as transformers does."""
+    """Put bos and eos around a text where ``tokenizer_config.json`` says so, and the tokenizer says nothing;
+    as transformers does.
+    """
     path = directory / "tokenizer_config.json"
-    if not path.is_file() or not hides_special_tokens(directory):
+    if backend.post_processor is not None or not path.is_file() or not hides_special_tokens(directory):
         return
     config = read_json(path, MAX_CONFIG_BYTES)
     if "add_bos_token" not in config and "add_eos_token" not in config:
