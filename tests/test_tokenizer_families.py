@@ -129,19 +129,21 @@ def test_a_sentencepiece_file_alone(tmp_path: Path) -> None:
     assert caught.value.hint and "tokenizer.json" in caught.value.hint
 
 
-def test_bos_as_the_configuration_says(tmp_path: Path) -> None:
+@pytest.mark.parametrize("own", [False, True])
+def test_bos_as_the_configuration_says(tmp_path: Path, own: bool) -> None:
+    """It counts where the tokenizer has no template of its own."""
     from transformers import PreTrainedTokenizerFast
 
-    """It counts where the tokenizer has no template of its own."""
     directory = KINDS["llama 2"](tmp_path / "m")
     table = json.loads((directory / "tokenizer.json").read_text())
     config = json.loads((directory / "tokenizer_config.json").read_text())
-    for bos in (True, False):
-        for eos in (True, False):
-            content = {**config, "add_bos_token": bos, "add_eos_token": eos}
-            (directory / "tokenizer_config.json").write_text(json.dumps(content))
-            reference: Any = PreTrainedTokenizerFast.from_pretrained(directory)
-            assert load(directory).encode("the cat") == reference.encode("the cat")
+    if not own:
+        (directory / "tokenizer.json").write_text(json.dumps({**table, "post_processor": None}))
+    for bos, eos in [(True, True), (True, False), (False, True), (False, False)]:
+        content = {**config, "add_bos_token": bos, "add_eos_token": eos}
+        (directory / "tokenizer_config.json").write_text(json.dumps(content))
+        reference: Any = PreTrainedTokenizerFast.from_pretrained(directory)
+        assert load(directory).encode("the cat") == reference.encode("the cat")
 
 
 def test_a_map_of_characters_that_leads_astray() -> None:
