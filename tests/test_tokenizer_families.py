@@ -130,8 +130,8 @@ def test_a_sentencepiece_file_alone(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("own", [False, True])
-def test_bos_as_the_configuration_says(tmp_path: Path, own: bool) -> None:
-    """It counts where the tokenizer has no template of its own."""
+def test_bos_is_as_tokenizer_json_says(tmp_path: Path, own: bool) -> None:
+    """It counts for nothing where there is a tokenizer.json, whether that has a template or not."""
     from transformers import PreTrainedTokenizerFast
 
     directory = KINDS["llama 2"](tmp_path / "m")

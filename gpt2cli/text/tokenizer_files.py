@@ -54,9 +54,7 @@ def read_backend(directory: Path) -> Any | None:
         _refuse_sentencepiece(directory)
         return None
     with library_errors(f"{found[0]}: not a tokenizer"):
-        backend = _read_tokenizer_json(found[0]) if len(found) == 1 else _read_vocab_and_merges(*found)
-        _add_boundaries(backend, directory)
-        return backend
+        return _read_tokenizer_json(found[0]) if len(found) == 1 else _read_vocab_and_merges(*found)
 
 
 def hides_special_tokens(directory: Path) -> bool:
@@ -78,33 +76,6 @@ def _refuse_sentencepiece(directory: Path) -> None:
                 hint="write a tokenizer.json beside it: transformers.AutoTokenizer.from_pretrained(DIR)"
                 ".save_pretrained(DIR) does, with sentencepiece installed",
             )
-
-
-def _add_boundaries(backend: Any, directory: Path) -> None:
-    """Put bos and eos around a text where ``tokenizer_config.json`` says so, and the tokenizer says nothing;
-    as transformers does.
-    """
-    path = directory / "tokenizer_config.json"
-    if backend.post_processor is not None or not path.is_file() or not hides_special_tokens(directory):
-        return
-    config = read_json(path, MAX_CONFIG_BYTES)
-    if "add_bos_token" not in config and "add_eos_token" not in config:
-        return
-    from tokenizers import processors
-
-    around: dict[str, tuple[str, int]] = {}
-    for kind in ("bos", "eos"):
-        token = config.get(f"{kind}_token")
-        token = token.get("content") if isinstance(token, dict) else token
-        token_id = backend.token_to_id(token) if isinstance(token, str) else None
-        if config.get(f"add_{kind}_token") is True and token_id is not None:
-            around[kind] = (str(token), token_id)
-    single = [around["bos"][0]] * ("bos" in around) + ["$A"] + [around["eos"][0]] * ("eos" in around)
-    if any(not token or token.startswith("$") or ":" in token for token, _ in around.values()):
-        raise ModelFileError(f"{path}: its bos or eos token cannot stand in a template")
-    backend.post_processor = processors.TemplateProcessing(
-        single=single, pair=[*single, "$B:1"], special_tokens=list(around.values())
-    )
 
 
 def has_tokenizer(directory: Path) -> bool:
