@@ -11,6 +11,8 @@ ADAPTER_PICKLE = "adapter_model.bin"
 TOKENIZER_FILE = "tokenizer.json"
 VOCABULARY_FILES = ("vocab.json", "merges.txt")
 """A tokenizer without `TOKENIZER_FILE`."""
+SENTENCEPIECE_FILES = ("tokenizer.model", "spiece.model", "sentencepiece.bpe.model")
+"""Tokenizers that are not read; a `TOKENIZER_FILE` beside them is."""
 TOKENIZER_FILES = (
     TOKENIZER_FILE,
     *VOCABULARY_FILES,

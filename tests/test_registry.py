@@ -15,9 +15,12 @@ from gpt2cli.errors import UsageError
 from gpt2cli.hub.reference_texts import continuations
 from gpt2cli.hub.registry import (
     ALIASES,
+    OTHER_ALIASES,
+    OTHERS,
     PUBLISHED,
     SOURCES,
     PublishedModel,
+    parse_name,
     parse_reference,
     published_model,
 )
@@ -58,6 +61,14 @@ def test_every_alias_leads_to_a_published_model() -> None:
         assert published_model(repository) is known
     assert all(ALIASES[model.name] == model.repository for model in PUBLISHED)
     assert published_model("someone/else") is None
+
+
+def test_other_families_have_names_of_their_own() -> None:
+    assert {model.repository for model in OTHERS} == set(OTHER_ALIASES.values())
+    assert not OTHER_ALIASES.keys() & ALIASES.keys()
+    for model in OTHERS:
+        assert OTHER_ALIASES[model.name] == model.repository == parse_name(model.name).repository
+        assert published_model(model.name) is None, "nothing is vouched for"
 
 
 def test_every_fact_has_a_source() -> None:

@@ -383,11 +383,11 @@ def test_tokens_of_a_text_that_was_cut(data: st.DataObject) -> None:
     pieces = ["a", "ab", "b\n", "\nUs", "er:", "ü".encode()[:1], "ü".encode()[1:], "😀".encode()[:2]]
 
     class Pieces:
-        def decode(self, ids: Any) -> str:
+        def decode(self, ids: Any, **ignored: Any) -> str:
             raw = (pieces[i] if isinstance(pieces[i], bytes) else str(pieces[i]).encode() for i in ids)
             return b"".join(raw).decode("utf-8", "replace")
 
-        def encode(self, text: str) -> list[Any]:
+        def encode(self, text: str, **ignored: Any) -> list[Any]:
             return [("new", text)]
 
     ids = data.draw(st.lists(st.integers(0, len(pieces) - 1), max_size=8))

@@ -120,7 +120,7 @@ def _own_opinion(engine: Writer, choice: Choice) -> Opinion:
 
 def _bytes_of(engine: Writer, ids: Sequence[int]) -> int | None:
     tokenizer = engine.tokenizer
-    if tokenizer is None or not tokenizer.byte_level:
+    if tokenizer is None:
         return None
     return sum(len(tokenizer.token_bytes(token)) for token in ids)
 
@@ -141,10 +141,12 @@ def opinion(engines: Sequence[Writer], prompt: str, run: Run, model: int) -> Opi
     same = writer.tokenizer is not None and writer.tokenizer.same_vocabulary(judge.tokenizer)
     try:
         if not same:
-            text = run.choice.text if writer.tokenizer is None else writer.tokenizer.decode(ids)
+            text = (
+                run.choice.text if writer.tokenizer is None else writer.tokenizer.decode(ids, continues=True)
+            )
             if "\ufffd" in text:
                 return Opinion(None, 0, size, False, "the text has a character that is not whole")
-            ids = judge.tokenizer.encode(text)
+            ids = judge.tokenizer.encode(text, continues=True)
             size = len(text.encode("utf-8"))
         before = judge.encode(prompt, special_tokens=run.options.special_tokens)
     except UsageError as error:

@@ -126,7 +126,5 @@ def summarise(
     """The figures of ``tokens`` together; the ids ``special`` stand for no bytes, as the end of text."""
     scored = [token for token in tokens if token.score is not None]
     nll = -math.fsum(token.score.logprob for token in scored if token.score)
-    size = 0
-    if tokenizer.byte_level:
-        size = sum(len(tokenizer.token_bytes(t.token)) for t in scored if t.token not in special)
+    size = sum(len(tokenizer.token_bytes(t.token)) for t in scored if t.token not in special)
     return Summary(len(tokens), len(scored), nll, perplexity(nll, len(scored)), bits_per_byte(nll, size))

@@ -80,13 +80,13 @@ class Totals:
 
 
 class TokenUnits:
-    """The bytes and words that begin in tokens, of a byte-level tokenizer; of others nothing is counted.
+    """The bytes and words that begin in tokens; without a tokenizer nothing is counted.
 
     ``special`` are the ids that stand for no text, as the end of text.
     """
 
     def __init__(self, tokenizer: Tokenizer | None, vocab_size: int, special: Collection[int]) -> None:
-        self._known = tokenizer is not None and tokenizer.byte_level
+        self._known = tokenizer is not None
         if tokenizer is None or not self._known:
             return
         texts = [b"" if token in special else tokenizer.token_bytes(token) for token in range(vocab_size)]

@@ -47,8 +47,6 @@ def dumps_long(document: Mapping[str, Any], name: str, each: int = 1) -> bytes:
 
 def token_text(tokenizer: Tokenizer, token: int) -> str:
     """A token as the API writes it; bytes that are no text as ``bytes:\\xe2\\x80``, so that all differ."""
-    if not tokenizer.byte_level:
-        return tokenizer.decode([token])
     data = tokenizer.token_bytes(token)
     try:
         return data.decode("utf-8")
@@ -75,8 +73,7 @@ class Offsets:
         if self._silent:
             self._silent -= 1
             return at
-        if not self._tokenizer.byte_level:
-            self._at += len(self._tokenizer.decode([token]))
+        if token in self._tokenizer.hidden:
             return at
         data = self._tokenizer.token_bytes(token)
         text = self._utf8.decode(data)

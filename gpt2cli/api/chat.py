@@ -23,7 +23,7 @@ from gpt2cli.core.engine import Engine
 from gpt2cli.core.results import Chunk
 from gpt2cli.core.sampling import TokenLogprobs
 from gpt2cli.repl.formats import Answer as AnswerPart
-from gpt2cli.repl.formats import Format, Special
+from gpt2cli.repl.formats import Format, Special, runs
 from gpt2cli.repl.tree import Turn
 
 
@@ -68,15 +68,20 @@ def message_ids(engine: Engine, form: Format, messages: Sequence[Mapping[str, An
     ids: list[int] = []
     for message in messages:
         check_length(engine, _text(message["content"]))
-    for part in form.layout(*_turns(messages)):
+    parts = form.layout(*_turns(messages))
+    if any(isinstance(part, Special) for part in parts):
+        # A template's text is one: an answer is tokenised with what stands around it.
+        parts = [part.turn.answer if isinstance(part, AnswerPart) else part for part in parts]
+    for part in runs(parts):
         if isinstance(part, int):
             ids.append(part)
         elif isinstance(part, AnswerPart):
-            ids += engine.encode(form.lead + part.turn.answer) if part.turn.answer else []
-        elif isinstance(part, Special):
-            ids += engine.encode(part.text, special_tokens=True) if part.text else []
-        elif part:
-            ids += engine.encode(part)
+            answer = part.turn.answer
+            ids += engine.encode(form.lead + answer, continues=bool(ids)) if answer else []
+        elif isinstance(part, list):
+            ids += engine.encode_parts(part, continues=bool(ids)) if part else []
+        elif isinstance(part, str) and part:
+            ids += engine.encode(part, continues=bool(ids))
     return ids or engine.encode("")
 
 
@@ -185,5 +190,5 @@ class ChatCompletion(Answer):
     def _entry(self, token: int, logprob: float) -> dict[str, Any]:
         tokenizer = self.request.tokenizer
         text = token_text(tokenizer, token)
-        data = tokenizer.token_bytes(token) if tokenizer.byte_level else text.encode()
+        data = tokenizer.token_bytes(token)
         return {"token": text, "logprob": finite(logprob), "bytes": list(data)}

@@ -50,6 +50,8 @@ EXAMPLES = """Examples:
 
   gpt2cli chat -m gpt2 --format transcript --system "A talk between a sailor and a cook."
 
+  gpt2cli pull smollm2-360m && gpt2cli chat -m smollm2-360m
+
   gpt2cli chat --last
 
   gpt2cli chat --resume my-story

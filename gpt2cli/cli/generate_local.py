@@ -109,7 +109,8 @@ def chunks_of(request: GenerateRequest, engine: Engine) -> Iterator[Chunk]:
         return chunks
     from gpt2cli.runs.cut import cut
 
-    return cut(chunks, request.limits, engine, request.options)
+    ids, _, _ = engine.prepare(prompt, request.options)
+    return cut(chunks, request.limits, engine, ids, request.options)
 
 
 def _keep(

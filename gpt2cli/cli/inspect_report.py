@@ -130,7 +130,7 @@ class TextReport:
                 "place": token.place,
                 "token_id": token.token,
                 "token": self.tokenizer.decode([token.token]),
-                "bytes": self.tokenizer.token_bytes(token.token).hex() if self.tokenizer.byte_level else None,
+                "bytes": self.tokenizer.token_bytes(token.token).hex(),
                 "logprob": score.logprob if score else None,
                 "rank": score.rank if score else None,
                 "entropy": score.entropy if score else None,

@@ -171,7 +171,8 @@ def encode_text(engine: Engine, text: str, *, bos: bool = False, special_tokens:
     if bos and start is None:
         raise UsageError("--bos: the model has no bos token")
     ids = engine.encode(text, special_tokens=special_tokens)
-    return [start, *ids] if bos and text and start is not None else ids
+    # Some tokenizers put it there themselves.
+    return [start, *ids] if bos and text and start is not None and ids[:1] != [start] else ids
 
 
 def tokenizer_of(engine: Engine) -> Tokenizer:

@@ -24,7 +24,7 @@ from gpt2cli.hub.inventory import (
     disk_use,
     published_as,
 )
-from gpt2cli.hub.registry import PUBLISHED, SOURCES, PublishedModel
+from gpt2cli.hub.registry import OTHERS, PUBLISHED, SOURCES, PublishedModel
 from gpt2cli.hub.resolve import locate_reference
 from gpt2cli.hub.store import unreadable_manifests
 from gpt2cli.settings import Settings
@@ -96,7 +96,8 @@ def _list_available(terminal: Terminal, here: set[str], json: bool) -> None:
         documents = [
             _published_document(model) | {"on_disk": model.repository in here} for model in PUBLISHED
         ]
-        terminal.write(json_line({"models": documents, "sources": dict(SOURCES)}))
+        others = [asdict(model) for model in OTHERS]
+        terminal.write(json_line({"models": documents, "others": others, "sources": dict(SOURCES)}))
         return
     plain = not terminal.stdout_is_terminal
     rows = [_available_row(model, model.repository in here, plain) for model in PUBLISHED]
@@ -111,6 +112,14 @@ def _list_available(terminal: Terminal, here: set[str], json: bool) -> None:
         terminal.note(f"{', '.join(alike)}: trained on {data}; licence {licence}")
     terminal.note("PUBLISHED is how many parameters its paper or card gives it; SHAPE is layers/width/heads;")
     terminal.note("WIKITEXT is the perplexity on WikiText-103 after fine-tuning on it")
+    terminal.note("of other families, by their cards:")
+    for other in OTHERS:
+        talks = "; it answers: gpt2cli chat" if other.talks else ""
+        size = shown_bytes(other.about_bytes)
+        terminal.note(
+            f"  {other.name} ({other.repository}): {other.parameters} parameters, context {other.context}, "
+            f"about {size}, {other.licence}{talks}"
+        )
     terminal.note("gpt2cli list --available --json says where each fact comes from")
 
 

@@ -54,7 +54,7 @@ class _Run:
         """The ids of a part of a text; none of an empty one."""
         if not text:
             return []
-        ids = self._tokenizer.encode(text, special_tokens=self.options.special_tokens)
+        ids = self._tokenizer.encode(text, special_tokens=self.options.special_tokens, template=False)
         if ids and max(ids) >= self.engine.config.vocab_size:
             raise UsageError("the tokenizer has more entries than the model's vocabulary")
         return ids

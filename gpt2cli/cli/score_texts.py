@@ -183,7 +183,9 @@ class TextRun:
         return before, list(config.eos_token_ids[:1]) if self._options.eos else []
 
     def _encode(self, text: str) -> list[int]:
-        ids = self._tokenizer.encode(text, special_tokens=self._options.special_tokens)
+        ids = self._tokenizer.encode(
+            text, special_tokens=self._options.special_tokens, template=not self._options.bos
+        )
         if ids and max(ids) >= self._engine.config.vocab_size:
             raise ModelFileError(
                 f"{self._engine.checkpoint.directory}: its tokenizer gives id {max(ids)}, "

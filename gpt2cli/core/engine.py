@@ -17,6 +17,7 @@ from gpt2cli.core.scheduler import ROWS, Scheduler
 from gpt2cli.core.sequence import Group
 from gpt2cli.errors import InvalidOption, ModelFileError, PromptTooLong, UsageError
 from gpt2cli.options import DRAFTS, GenerateOptions, LoadOptions, shown
+from gpt2cli.text.parts import TextPart
 from gpt2cli.text.tokenizer import Tokenizer
 
 if TYPE_CHECKING:
@@ -116,14 +117,27 @@ class Engine:
         """`GenerateOptions` with the model's own sampling defaults under what is ``given``."""
         return self.checkpoint.generate_options(given)
 
-    def encode(self, prompt: str, *, special_tokens: bool = False) -> list[int]:
-        """The ids of ``prompt``; of an empty one, the model's bos. Raises `UsageError`, `ModelFileError`."""
+    def encode(self, prompt: str, *, special_tokens: bool = False, continues: bool = False) -> list[int]:
+        """The ids of ``prompt``, which ``continues`` another text or begins one; of an empty one, the model's
+        bos. Raises `UsageError`, `ModelFileError`.
+        """
+        tokenizer = self._needed_tokenizer()
+        return self._known(tokenizer.encode(prompt, special_tokens=special_tokens, continues=continues))
+
+    def encode_parts(self, parts: Sequence[TextPart], *, continues: bool = False) -> list[int]:
+        """The ids of ``parts`` as one text (`Tokenizer.encode_parts`). Raises as `encode` does."""
+        return self._known(self._needed_tokenizer().encode_parts(parts, continues=continues))
+
+    def _needed_tokenizer(self) -> Tokenizer:
         if self.tokenizer is None:
             raise ModelFileError(
                 f"{self.checkpoint.directory}: it has no tokenizer",
                 hint="a model directory holds tokenizer.json, or vocab.json and merges.txt",
             )
-        ids = self.tokenizer.encode(prompt, special_tokens=special_tokens)
+        return self.tokenizer
+
+    def _known(self, ids: list[int]) -> list[int]:
+        """``ids``, none of which is outside the vocabulary; for none, the model's bos."""
         if ids and max(ids) >= self.config.vocab_size:
             raise ModelFileError(
                 f"{self.checkpoint.directory}: its tokenizer gives id {max(ids)}, "

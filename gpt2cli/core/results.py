@@ -106,9 +106,13 @@ class TextOf:
     """The text of one sequence: detokenised, and cut at a stop or after so many sentences."""
 
     def __init__(
-        self, tokenizer: Tokenizer | None, stops: Sequence[str], max_sentences: int | None = None
+        self,
+        tokenizer: Tokenizer | None,
+        stops: Sequence[str],
+        max_sentences: int | None = None,
+        prompt: Sequence[int] = (),
     ) -> None:
-        self._detokenizer = Detokenizer(tokenizer) if tokenizer else None
+        self._detokenizer = Detokenizer(tokenizer, prompt) if tokenizer else None
         self._stops = StopMatcher(stops)
         self._sentences = SentenceLimit(max_sentences)
 

@@ -44,7 +44,8 @@ class Sequence:
         self.window = self.present = 0
         self.drafts: list[int] = []
         self.slot: int | None = None
-        self.text = TextOf(tokenizer, group.options.stop, group.options.max_sentences)
+        options = group.options
+        self.text = TextOf(tokenizer, options.stop, options.max_sentences, group.prompt)
         self.finish_reason: str | None = None
 
     @property

@@ -29,6 +29,16 @@ ALIASES: dict[str, str] = {
     "distil": "distilbert/distilgpt2",
 }
 
+OTHER_ALIASES: dict[str, str] = {
+    "openai-gpt": "openai-community/openai-gpt",
+    "gpt1": "openai-community/openai-gpt",
+    "smollm2-135m": "HuggingFaceTB/SmolLM2-135M-Instruct",
+    "smollm2-360m": "HuggingFaceTB/SmolLM2-360M-Instruct",
+    "qwen2.5-0.5b": "Qwen/Qwen2.5-0.5B-Instruct",
+    "qwen3-0.6b": "Qwen/Qwen3-0.6B",
+}
+"""Of models of other families."""
+
 _PART = r"[A-Za-z0-9](?:[A-Za-z0-9._-]{0,94}[A-Za-z0-9])?"
 _NAME = re.compile(rf"(?:{_PART}/)?{_PART}")
 _REVISION = re.compile(r"[A-Za-z0-9][A-Za-z0-9._/-]{0,254}")
@@ -71,7 +81,7 @@ def parse_name(text: str) -> ModelName:
             f"{shown(text)} is neither a directory nor a model name",
             hint="a name is like gpt2, distilgpt2 or owner/name",
         )
-    return ModelName(text, ALIASES.get(text, text))
+    return ModelName(text, ALIASES.get(text) or OTHER_ALIASES.get(text, text))
 
 
 def parse_revision(text: str) -> str:
@@ -165,6 +175,73 @@ PUBLISHED: tuple[PublishedModel, ...] = (
         wikitext103_perplexity=21.1,
     ),
 )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class OtherModel:
+    """What is known of a published model of another family than GPT-2."""
+
+    name: str
+    repository: str
+    parameters: str
+    """As its card or paper has it."""
+    context: int
+    """Tokens."""
+    about_bytes: int
+    """About the size of its weights, which depends on the revision."""
+    licence: str
+    talks: bool
+    """Whether it was trained to answer, and has a chat template."""
+
+
+OTHERS: tuple[OtherModel, ...] = (
+    OtherModel(
+        name="openai-gpt",
+        repository="openai-community/openai-gpt",
+        parameters="117M",
+        context=512,
+        about_bytes=479_000_000,
+        licence="MIT",
+        talks=False,
+    ),
+    OtherModel(
+        name="smollm2-135m",
+        repository="HuggingFaceTB/SmolLM2-135M-Instruct",
+        parameters="135M",
+        context=8192,
+        about_bytes=269_000_000,
+        licence="Apache-2.0",
+        talks=True,
+    ),
+    OtherModel(
+        name="smollm2-360m",
+        repository="HuggingFaceTB/SmolLM2-360M-Instruct",
+        parameters="360M",
+        context=8192,
+        about_bytes=724_000_000,
+        licence="Apache-2.0",
+        talks=True,
+    ),
+    OtherModel(
+        name="qwen2.5-0.5b",
+        repository="Qwen/Qwen2.5-0.5B-Instruct",
+        parameters="0.49B",
+        context=32_768,
+        about_bytes=988_000_000,
+        licence="Apache-2.0",
+        talks=True,
+    ),
+    OtherModel(
+        name="qwen3-0.6b",
+        repository="Qwen/Qwen3-0.6B",
+        parameters="0.6B",
+        context=32_768,
+        about_bytes=1_500_000_000,
+        licence="Apache-2.0",
+        talks=True,
+    ),
+)
+"""No revision and no hash of theirs is known here: a pull takes what the Hub has, and vouches for no more."""
 
 _PAPER = "Radford et al. 2019, Language Models are Unsupervised Multitask Learners"
 _CARD = "model card of distilbert/distilgpt2 (README.md at revision 9851938d078d6b457355cdbe866dd9fa2ed3b210)"

@@ -7,9 +7,10 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from gpt2cli.errors import PromptTooLong
-from gpt2cli.repl.formats import Answer, Format, Part, Special
+from gpt2cli.repl.formats import Answer, Format, Part, Special, runs
 from gpt2cli.repl.speaker import unit_of
 from gpt2cli.repl.tree import Tree, Turn
+from gpt2cli.text.parts import TextPart
 
 if TYPE_CHECKING:
     from gpt2cli.repl.speaker import Speaker, TextTokenizer
@@ -35,7 +36,7 @@ class Contexts:
 
     def __init__(self, engine: Speaker, format: Format, system: str) -> None:
         self.engine, self.format, self.system = engine, format, system
-        self._pieces: dict[str | Special, tuple[int, ...]] = {}
+        self._pieces: dict[tuple[str | tuple[TextPart, ...], bool], tuple[int, ...]] = {}
         self._answers: dict[int, Sequence[int]] = {}
 
     def fit(
@@ -76,13 +77,13 @@ class Contexts:
         Raises `PromptTooLong`, also where a format does not have the message as it is.
         """
         turns = self.fit(tree, parent, user, max_new_tokens).turns
-        parts = self.format.layout(self.system, turns, user)
+        parts = list(self.format.layout(self.system, turns, user))
         while parts:
             last = parts.pop()
             if isinstance(last, str) and (at := last.rfind(user)) >= 0:
                 parts.append(last[: at + len(user)])
                 break
-        return [token for part in parts for token in self._part(part)] or self.engine.encode("")
+        return self._ids_of(parts)
 
     def so_far(self, tree: Tree) -> Context:
         """The text up to here: what the last answer saw, and itself."""
@@ -138,30 +139,37 @@ class Contexts:
         return turns[low:]
 
     def _ids(self, turns: Sequence[Turn], user: str | None, answer: Sequence[int]) -> list[int]:
+        return [*self._ids_of(self.format.layout(self.system, turns, user)), *answer]
+
+    def _ids_of(self, parts: Sequence[Part]) -> list[int]:
         ids: list[int] = []
-        for part in self.format.layout(self.system, turns, user):
+        for part in runs(parts):
             if not ids and isinstance(part, Answer):
                 # Its prompt was empty: it began with bos.
                 ids += self.engine.encode("")
-            ids += self._part(part)
-        return [*(ids or self.engine.encode("")), *answer]
+            ids += self._part(part, bool(ids))
+        return ids or self.engine.encode("")
 
     def _text(self, ids: Sequence[int]) -> str:
-        return self.engine.tokenizer.decode(ids) if self.engine.tokenizer else ""
+        return self.engine.tokenizer.decode(ids, special_tokens=True) if self.engine.tokenizer else ""
 
-    def _part(self, part: Part) -> Sequence[int]:
+    def _part(self, part: Part | list[TextPart], continues: bool) -> Sequence[int]:
         if isinstance(part, int):
             return (part,)
         if isinstance(part, Answer):
             return self.answer_ids(part.turn)
-        known = self._pieces.get(part)
+        if not part or isinstance(part, Special):
+            return ()
+        key = (part if isinstance(part, str) else tuple(part), continues)
+        known = self._pieces.get(key)
         if known is None:
             if len(self._pieces) >= MAX_PIECES:
                 self._pieces.clear()
-            special = isinstance(part, Special)
-            text = part.text if isinstance(part, Special) else part
-            known = tuple(self.engine.encode(text, special_tokens=special)) if text else ()
-            self._pieces[part] = known
+            if isinstance(part, str):
+                known = tuple(self.engine.encode(part, continues=continues))
+            else:
+                known = tuple(self.engine.encode_parts(part, continues=continues))
+            self._pieces[key] = known
         return known
 
     def answer_ids(self, turn: Turn) -> Sequence[int]:
@@ -186,9 +194,10 @@ class Contexts:
     def _checked(self, turn: Turn) -> Sequence[int]:
         ids, vocabulary = turn.answer_ids, self.engine.config.vocab_size
         valid = all(0 <= token < vocabulary for token in ids)
-        if valid and self._text(ids).strip() == turn.answer.strip():
+        text = self.engine.tokenizer.decode(ids, continues=True) if valid and self.engine.tokenizer else ""
+        if valid and text.strip() == turn.answer.strip():
             return ids
-        return self.engine.encode(self.format.lead + turn.answer) if turn.answer else ()
+        return self.engine.encode(self.format.lead + turn.answer, continues=True) if turn.answer else ()
 
 
 def ids_of_text(tokenizer: TextTokenizer, ids: Sequence[int], text: str) -> list[int]:
@@ -197,12 +206,12 @@ def ids_of_text(tokenizer: TextTokenizer, ids: Sequence[int], text: str) -> list
     A stop may begin in the middle of a token; what is left of that one is tokenised.
     """
     for end in range(len(ids), 0, -1):
-        start = tokenizer.decode(ids[:end])
+        start = tokenizer.decode(ids[:end], continues=True)
         if start == text:
             return list(ids[:end])
         if text.startswith(start) and not start.endswith("\ufffd"):
-            return [*ids[:end], *tokenizer.encode(text[len(start) :])]
-    return tokenizer.encode(text) if text else []
+            return [*ids[:end], *tokenizer.encode(text[len(start) :], continues=True)]
+    return tokenizer.encode(text, continues=True) if text else []
 
 
 def whole_characters(tokenizer: TextTokenizer, ids: list[int], text: str) -> tuple[list[int], str]:
@@ -212,7 +221,7 @@ def whole_characters(tokenizer: TextTokenizer, ids: list[int], text: str) -> tup
     """
     if text.endswith("\ufffd"):
         for end in range(len(ids) - 1, max(-1, len(ids) - 4), -1):
-            start = tokenizer.decode(ids[:end])
+            start = tokenizer.decode(ids[:end], continues=True)
             if not start.endswith("\ufffd"):
                 return ids[:end], start
     return ids, text

@@ -18,14 +18,16 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, get_args
 
 from gpt2cli.checkpoint import Checkpoint
-from gpt2cli.errors import UsageError
+from gpt2cli.errors import ModelFileError, UsageError
+from gpt2cli.options import ChatFormat
 from gpt2cli.repl.template import ChatTemplate, read_template
 from gpt2cli.repl.tree import Turn
+from gpt2cli.text.parts import TextPart
 
-FORMATS = ("story", "transcript", "dialogpt", "template", "raw")
+FORMATS: tuple[str, ...] = get_args(ChatFormat)
 USER, ASSISTANT = "User:", "Assistant:"
 
 _CLOSING = tuple(".,;:!?)]}…%")
@@ -47,6 +49,27 @@ class Answer:
 
 Part = str | int | Special | Answer
 """Plain text, one token id, text with special tokens, or an answer."""
+
+
+def runs(parts: Sequence[Part]) -> list[Part | list[TextPart]]:
+    """``parts`` with each run of texts that has a `Special` in it as one, to be tokenised together."""
+    found: list[Part | list[TextPart]] = []
+    at = 0
+    while at < len(parts):
+        end = at
+        while end < len(parts) and isinstance(parts[end], str | Special):
+            end += 1
+        run = parts[at:end]
+        if any(isinstance(part, Special) for part in run):
+            texts = [
+                TextPart(p.text, True) if isinstance(p, Special) else TextPart(str(p), False) for p in run
+            ]
+            found.append([part for part in texts if part.text])
+        else:
+            end = max(end, at + 1)
+            found += parts[at:end]
+        at = end
+    return found
 
 
 class Format(Protocol):
@@ -165,19 +188,32 @@ class Template:
     lead: str = ""
 
     def layout(self, system: str, turns: Sequence[Turn], user: str | None) -> list[Part]:
-        messages: list[tuple[str, str | Answer]] = [("system", system)] if system else []
+        said: list[tuple[str, str | Answer]] = []
         for turn in turns:
-            messages += [("user", turn.user), ("assistant", Answer(turn))]
+            said += [("user", turn.user), ("assistant", Answer(turn))]
         if user is not None:
-            messages.append(("user", user))
+            said.append(("user", user))
+        if not system:
+            return self._rendered(said, user is not None)
+        try:
+            return self._rendered([("system", system), *said], user is not None)
+        except ModelFileError:
+            # Gemma's knows no system: its text stands before the first message, as its authors advise.
+            if not said:
+                raise
+            first = f"{system}\n\n{said[0][1]}"
+            return self._rendered([("user", first), *said[1:]], user is not None)
+
+    def _rendered(self, messages: Sequence[tuple[str, str | Answer]], prompt: bool) -> list[Part]:
         parts: list[Part] = []
-        for text, message, strips in self.template.render(
-            [role for role, _ in messages], prompt=user is not None
-        ):
-            parts.append(Special(text))
-            if message is not None:
-                content = messages[message][1]
-                parts.append(content.strip() if isinstance(content, str) and strips else content)
+        for piece in self.template.render([role for role, _ in messages], prompt=prompt):
+            parts.append(Special(piece.text))
+            if piece.message is not None:
+                content = messages[piece.message][1]
+                if isinstance(content, str):
+                    content = content.lstrip() if piece.strips_begin else content
+                    content = content.rstrip() if piece.strips_end else content
+                parts.append(content)
         return parts
 
 

@@ -41,11 +41,11 @@ class Characters:
 
     longest_token = 1
 
-    def encode(self, text: str, *, special_tokens: bool = False) -> list[int]:
+    def encode(self, text: str, *, continues: bool = False) -> list[int]:
         """The code points of ``text``."""
         return [ord(char) for char in text]
 
-    def decode(self, ids: Sequence[int]) -> str:
+    def decode(self, ids: Sequence[int], *, special_tokens: bool = False, continues: bool = False) -> str:
         """The text, with a line for each message where there are any."""
         return "".join(chr(each) if each < SYSTEM else f"\n[{ROLES[each]}] " for each in ids).lstrip("\n")
 

@@ -14,6 +14,7 @@ from gpt2cli.remote.pieces import Piece
 from gpt2cli.remote.servers import OURS, check_options
 from gpt2cli.remote.wire import Stop, Stopped
 from gpt2cli.repl.remote_format import CODES, Characters, messages_of
+from gpt2cli.text.parts import TextPart
 from gpt2cli.text.sanitize import one_line
 
 CHARACTERS_A_TOKEN = 3.0
@@ -78,9 +79,13 @@ class RemoteSpeaker:
         self._reserve = options.max_new_tokens or DEFAULT_MAX_NEW_TOKENS
         return options
 
-    def encode(self, prompt: str, *, special_tokens: bool = False) -> list[int]:
+    def encode(self, prompt: str, *, continues: bool = False) -> list[int]:
         """The code points of a text."""
         return self.tokenizer.encode(prompt)
+
+    def encode_parts(self, parts: Sequence[TextPart], *, continues: bool = False) -> list[int]:
+        """Those of all parts."""
+        return [each for part in parts for each in self.tokenizer.encode(part.text)]
 
     def stream(
         self, prompt: Sequence[int], options: GenerateOptions | None = None

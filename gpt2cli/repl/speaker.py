@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from gpt2cli.repl.formats import Format, choose_format
 from gpt2cli.repl.remote_format import remote_format
+from gpt2cli.text.parts import TextPart
 
 if TYPE_CHECKING:
     from gpt2cli.core.engine import Engine
@@ -35,9 +36,9 @@ class TextTokenizer(Protocol):
         """The most characters of a token."""
         ...
 
-    def encode(self, text: str, *, special_tokens: bool = False) -> list[int]: ...
+    def encode(self, text: str, *, continues: bool = False) -> list[int]: ...
 
-    def decode(self, ids: Sequence[int]) -> str: ...
+    def decode(self, ids: Sequence[int], *, special_tokens: bool = False, continues: bool = False) -> str: ...
 
 
 class Speaker(Protocol):
@@ -51,7 +52,9 @@ class Speaker(Protocol):
 
     def options(self, **given: Any) -> GenerateOptions: ...
 
-    def encode(self, prompt: str, *, special_tokens: bool = False) -> list[int]: ...
+    def encode(self, prompt: str, *, continues: bool = False) -> list[int]: ...
+
+    def encode_parts(self, parts: Sequence[TextPart], *, continues: bool = False) -> list[int]: ...
 
     def stream(
         self, prompt: Sequence[int], options: GenerateOptions | None = None

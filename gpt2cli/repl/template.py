@@ -47,8 +47,9 @@ class Segment(NamedTuple):
     text: str
     message: int | None
     """Its number; None after the last."""
-    strips: bool = False
-    """Whether the template takes the white space around the message away."""
+    strips_begin: bool = False
+    """Whether the template takes the white space before the message away, and below behind it."""
+    strips_end: bool = False
 
 
 class ChatTemplate:
@@ -69,8 +70,8 @@ class ChatTemplate:
         text = self._run(messages, prompt)
         pieces, end = [], 0
         for match in _MARKED.finditer(text):
-            strips = not (match[0].startswith(_PAD) and match[0].endswith(_PAD))
-            pieces.append(Segment(text[end : match.start()], int(match[1]), strips))
+            strips = not match[0].startswith(_PAD), not match[0].endswith(_PAD)
+            pieces.append(Segment(text[end : match.start()], int(match[1]), *strips))
             end = match.end()
         if [piece.message for piece in pieces] != list(range(len(roles))):
             raise ModelFileError(

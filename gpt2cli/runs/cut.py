@@ -24,15 +24,21 @@ def tokens_until_interrupted(texts: Sequence[RunText]) -> dict[int, int]:
 
 
 def cut(
-    chunks: Generator[Chunk, None, None], limits: Mapping[int, int], engine: Engine, options: GenerateOptions
+    chunks: Generator[Chunk, None, None],
+    limits: Mapping[int, int],
+    engine: Engine,
+    prompt: Sequence[int],
+    options: GenerateOptions,
 ) -> Iterator[Chunk]:
-    """``chunks``, of which each text in ``limits`` ends as interrupted after so many tokens.
+    """``chunks`` after ``prompt``, of which each text in ``limits`` ends as interrupted after so many tokens.
 
     When all texts have ended so, the engine is told to stop.
     """
     from gpt2cli.core.results import Chunk, TextOf
 
-    texts: dict[int, TextOf] = {number: TextOf(engine.tokenizer, options.stop) for number in limits}
+    texts: dict[int, TextOf] = {
+        number: TextOf(engine.tokenizer, options.stop, options.max_sentences, prompt) for number in limits
+    }
     left = dict(limits)
     going = set(range(options.num_return_sequences))
 

@@ -3,29 +3,34 @@
 from __future__ import annotations
 
 import codecs
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from gpt2cli.text.tokenizer import Tokenizer
 
-_WINDOW = 512
+_WINDOW = 128
 
 
 class Detokenizer:
     """``push`` joined over the ids, and ``flush`` at the end, equals ``Tokenizer.decode`` of them all.
 
     A character whose bytes are spread over several tokens comes out when it is whole; bytes that can
-    no longer become a character come out as U+FFFD, where the full decode has one too.
+    no longer become a character come out as U+FFFD, where the full decode has one too. A run of byte tokens
+    (``<0xF0>``) is decoded as a whole, so it comes out when it has ended. With a ``prompt`` it is the text
+    that the ids add to that of the prompt.
     """
 
-    def __init__(self, tokenizer: Tokenizer) -> None:
+    def __init__(self, tokenizer: Tokenizer, prompt: Sequence[int] = ()) -> None:
         self._tokenizer = tokenizer
         self._utf8 = codecs.getincrementaldecoder("utf-8")("replace")
-        self._ids: list[int] = []
-        self._shown = ""
+        self._ids: list[int] = tokenizer.context_of(prompt)
+        self._shown = tokenizer.decode(self._ids) if self._ids else ""
 
     def push(self, token_id: int) -> str:
         """The text that becomes certain with this token."""
+        if token_id in self._tokenizer.hidden:
+            return ""
         if self._tokenizer.byte_level:
             return self._utf8.decode(self._tokenizer.token_bytes(token_id))
         self._ids.append(token_id)

@@ -15,25 +15,29 @@ from pathlib import Path
 from typing import Any
 
 from gpt2cli.errors import Gpt2cliError, ModelFileError
-from gpt2cli.model_files import TOKENIZER_FILE, VOCABULARY_FILES
+from gpt2cli.model_files import SENTENCEPIECE_FILES, TOKENIZER_FILE, VOCABULARY_FILES
 from gpt2cli.options import shown
-from gpt2cli.untrusted import parse_json, read_capped
+from gpt2cli.text.charsmap import check_charsmap
+from gpt2cli.untrusted import parse_json, read_capped, read_json
 
 END_OF_TEXT = "<|endoftext|>"
 OFFICIAL = "8414cab924d8b9b33013f0d221c5862f365ee9be39c5c2bfae8a5a9e970478a6"
 """sha256 of ``tokenizer.json`` of gpt2 and its siblings, which need not be found harmless at each start."""
 
-MAX_FILE_BYTES = 32 * 2**20
+MAX_FILE_BYTES = 48 * 2**20
 MAX_MERGES = 500_000
-MAX_BRACKETS = 600_000
+MAX_BRACKETS = 900_000
+"""Gemma 2 has 580,000 merges, each a list."""
+MAX_CONFIG_BYTES = 2**20
 MAX_COMPONENTS = 100
 MAX_TOKEN_ID = 1_000_000
-MAX_TRIE_BYTES = 2_000_000
+MAX_TRIE_BYTES = 3_000_000
 """The limit for all added tokens, and for a Unigram vocabulary: the library takes up to 330 bytes a byte."""
 MAX_TRIE_DEPTH = 1000
 """The limit for one such token: the library frees a long one by recursion, and overflows its stack."""
 MAX_REGEX_CHARS = 10_000
 
+_WORD_END = "</w>"
 _PARTS = ("normalizer", "pre_tokenizer", "post_processor", "decoder")
 _NESTED = ("normalizers", "pretokenizers", "processors", "decoders")
 _REGEX_ATOM = re.compile(r"\\[pP]\{[^}]*\}|\\.|\[(?:\\.|[^\]\\])*\]", re.DOTALL)
@@ -47,9 +51,31 @@ def read_backend(directory: Path) -> Any | None:
     """
     found = _tokenizer_paths(directory)
     if not found:
+        _refuse_sentencepiece(directory)
         return None
     with library_errors(f"{found[0]}: not a tokenizer"):
         return _read_tokenizer_json(found[0]) if len(found) == 1 else _read_vocab_and_merges(*found)
+
+
+def hides_special_tokens(directory: Path) -> bool:
+    """Whether a text leaves out the special tokens that a model draws, as transformers' pipelines do.
+
+    A GPT-2 shows its end-of-text where it does not end the text.
+    """
+    path = directory / "config.json"
+    if not path.is_file():
+        return False
+    return bool(read_json(path, MAX_CONFIG_BYTES).get("model_type", "gpt2") != "gpt2")
+
+
+def _refuse_sentencepiece(directory: Path) -> None:
+    for name in SENTENCEPIECE_FILES:
+        if (directory / name).is_file():
+            raise ModelFileError(
+                f"{directory}: its tokenizer is a sentencepiece file, {name}, which is not read",
+                hint="write a tokenizer.json beside it: transformers.AutoTokenizer.from_pretrained(DIR)"
+                ".save_pretrained(DIR) does, with sentencepiece installed",
+            )
 
 
 def has_tokenizer(directory: Path) -> bool:
@@ -112,11 +138,30 @@ def _read_vocab_and_merges(vocab_path: Path, merges_path: Path) -> Any:
     if not all(len(pair) == 2 for pair in pairs):
         raise ModelFileError(f"{merges_path}: a line is not a pair of tokens")
     _check_merges(pairs, vocab, "", merges_path)
-    backend = tokenizers.Tokenizer(models.BPE(vocab=vocab, merges=[(a, b) for a, b in pairs]))
+    merges = [(a, b) for a, b in pairs]
+    if any(b.endswith(_WORD_END) for _, b in pairs[:1000]):
+        return _gpt1_backend(vocab, merges)
+    backend = tokenizers.Tokenizer(models.BPE(vocab=vocab, merges=merges))
     backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     backend.decoder = decoders.ByteLevel()
     if END_OF_TEXT in vocab:
         backend.add_special_tokens([END_OF_TEXT])
+    return backend
+
+
+def _gpt1_backend(vocab: dict[str, int], merges: list[tuple[str, str]]) -> Any:
+    """GPT-1's: lower-cased words that end with ``</w>`` (Radford et al. 2018)."""
+    import tokenizers
+    from tokenizers import decoders, models, normalizers, pre_tokenizers
+
+    unknown = "<unk>" if "<unk>" in vocab else None
+    model = models.BPE(vocab=vocab, merges=merges, end_of_word_suffix=_WORD_END, unk_token=unknown)
+    backend = tokenizers.Tokenizer(model)
+    backend.normalizer = normalizers.BertNormalizer(lowercase=True)
+    backend.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+    backend.decoder = decoders.BPEDecoder(suffix=_WORD_END)
+    if unknown:
+        backend.add_special_tokens([unknown])
     return backend
 
 
@@ -186,7 +231,9 @@ def _components(part: Any) -> Iterator[Mapping[str, Any]]:
 def _check_component(component: Mapping[str, Any], path: Path) -> None:
     """What a component is shows in its fields: the library tries every kind that has them."""
     if component["type"] == "Precompiled" or "precompiled_charsmap" in component:
-        raise ModelFileError(f"{path}: a tokenizer with a precompiled normalizer is not supported")
+        wrong = check_charsmap(component.get("precompiled_charsmap"))
+        if wrong is not None:
+            raise ModelFileError(f"{path}: its map of characters is damaged: {wrong}")
     if component.get("stop"):
         raise ModelFileError(f"{path}: a decoder that strips the end of tokens is not supported")
     if component.get("length") == 0:
