@@ -15,7 +15,7 @@ from support import REPOSITORY, native_available, some_slow
 
 PACKAGE = REPOSITORY / "gpt2cli"
 BASE = {"errors", "options", "paths", "files", "untrusted", "model_files", "likelihood"}
-MIDDLE = {"settings", "checkpoint", "text"}
+MIDDLE = {"settings", "checkpoint", "families", "text"}
 ALLOWED: dict[str, set[str]] = {
     "errors": set(),
     "options": {"errors"},
@@ -26,10 +26,11 @@ ALLOWED: dict[str, set[str]] = {
     "untrusted": {"errors", "options"},
     "safetensors_header": BASE,
     "settings": BASE,
-    "checkpoint": BASE | {"safetensors_header"},
+    "families": BASE,
+    "checkpoint": BASE | {"safetensors_header", "families"},
     "text": BASE,
     "hub": BASE | MIDDLE,
-    "core": {"errors", "options", "checkpoint", "safetensors_header", "text"},
+    "core": {"errors", "options", "checkpoint", "families", "safetensors_header", "text"},
     "analysis": BASE | MIDDLE | {"core"},
     "train": BASE | MIDDLE | {"core", "__init__"},
     "bench": BASE | MIDDLE | {"core"},

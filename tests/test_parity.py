@@ -260,6 +260,15 @@ def test_steps_equal_the_full_forward(pair: Pair) -> None:
     torch.testing.assert_close(torch.from_numpy(np.concatenate(steps)), theirs, rtol=0, atol=TOLERANCE)
 
 
+def test_greedy_draws_nothing(ending: Ending) -> None:
+    """Greedy decoding is the same with either random numbers: it needs none."""
+    options = [
+        GenerateOptions(temperature=0, max_new_tokens=20, rng=rng) for rng in ("default", "transformers")
+    ]
+    one, other = (ending.ours.generate([3, 1, 4], each).choices[0].token_ids for each in options)
+    assert one == other
+
+
 def test_greedy(pair: Pair) -> None:
     pick, vocab_size = pair.pick, pair.ours.config.vocab_size
     prompt, options = _ids(pick, vocab_size, pick.randint(1, 12)), _repetition_options(pick, vocab_size)

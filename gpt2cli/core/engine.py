@@ -21,6 +21,8 @@ from gpt2cli.text.tokenizer import Tokenizer
 
 if TYPE_CHECKING:
     from gpt2cli.core.torch_gpt2 import TorchGPT2
+    from gpt2cli.core.torch_model import TorchModel
+    from gpt2cli.core.transformers_lm import TransformersBackend
 
 
 class Engine:
@@ -76,8 +78,10 @@ class Engine:
         return self.backend.info
 
     @property
-    def model(self) -> TorchGPT2:
-        """The torch reference of this model, for what looks inside; loaded now where another backend runs."""
+    def model(self) -> TorchModel:
+        """This model in torch, for what looks inside; a GPT-2's is loaded now where another backend runs."""
+        if self.config.architecture != "gpt2":
+            return cast("TransformersBackend", self.backend).model
         from gpt2cli.core.torch_gpt2 import TorchBackend, load_model
 
         if isinstance(self.backend, TorchBackend):

@@ -29,13 +29,13 @@ _CHECKED_AT_ONCE = 2**17
 
 
 class Tensors:
-    """The tensors of one checkpoint, under their canonical names.
+    """The tensors of one checkpoint, under the names that it lists them by.
 
     What `read` returns stays valid as long as it is referred to, also after `close`.
     """
 
     def __init__(self, checkpoint: Checkpoint) -> None:
-        self._directory, self._tied = checkpoint.directory, checkpoint.config.tie_word_embeddings
+        self._checkpoint, self._directory = checkpoint, checkpoint.directory
         self._infos = checkpoint.tensors
         self._maps: dict[Path, mmap.mmap] = {}
         self._unpickled = _unpickle(checkpoint) if checkpoint.pickles else {}
@@ -85,13 +85,14 @@ class Tensors:
             self._maps[info.file].madvise(mmap.MADV_DONTNEED, first, length)
 
     def head_name(self) -> str:
-        """The name of the output head's matrix: ``lm_head.weight``, or ``wte.weight`` where it is tied.
+        """The name of GPT-2's output head's matrix: ``lm_head.weight``, or ``wte.weight`` where it is tied.
 
         As in transformers a head that differs from the embeddings is used, whatever the config says.
         """
         if "lm_head.weight" not in self:
             return "wte.weight"
-        return "wte.weight" if self._tied and self._same("lm_head.weight", "wte.weight") else "lm_head.weight"
+        tied = self._checkpoint.gpt2.tie_word_embeddings
+        return "wte.weight" if tied and self._same("lm_head.weight", "wte.weight") else "lm_head.weight"
 
     def close(self) -> None:
         """Let go of the files; calling it again does nothing."""

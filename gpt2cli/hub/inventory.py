@@ -10,6 +10,7 @@ from pathlib import Path
 
 from gpt2cli.checkpoint import Checkpoint, ModelConfig, open_checkpoint, read_config
 from gpt2cli.errors import Gpt2cliError
+from gpt2cli.families import CausalConfig
 from gpt2cli.hub.hfcache import cached_models
 from gpt2cli.hub.registry import BUILTIN, PublishedModel, published_model
 from gpt2cli.hub.resolve import ResolvedModel, builtin_directory, locate
@@ -23,22 +24,18 @@ PRECISION_OF_TYPE = {"F32": "fp32", "F16": "fp16", "BF16": "bf16"}
 class LocalModel:
     """A model on this disk. What cannot be told is None, and ``problem`` then says why.
 
-    ``name`` is what ``-m`` takes; ``precision`` is that of the weights on disk, ``pickle`` where it would
-    take an unpickler to tell.
+    ``name`` is what ``-m`` takes; ``parameters`` is the number of weights; ``precision`` is that of the
+    weights on disk, ``pickle`` where it would take an unpickler to tell.
     """
 
     name: str
     stored: StoredModel
     size: int
-    config: ModelConfig | None
+    config: CausalConfig | None
+    parameters: int | None
     precision: str | None
     last_used: datetime | None
     problem: str | None = None
-
-    @property
-    def parameters(self) -> int | None:
-        """The number of weights."""
-        return self.config.parameters if self.config else None
 
 
 def all_models() -> Iterator[StoredModel]:
@@ -52,15 +49,19 @@ def all_models() -> Iterator[StoredModel]:
 
 def describe(model: StoredModel) -> LocalModel:
     """What can be told of a model; a damaged one is described too."""
-    config, precision, problem = None, None, None
+    config, parameters, precision, problem = None, None, None, None
     try:
         config, _ = read_config(model.directory)
-        precision = _precision(open_checkpoint(model.directory, allow_pickle=True))
+        # A damaged GPT-2 has its number of weights from its config.
+        parameters = config.parameters if isinstance(config, ModelConfig) else None
+        checkpoint = open_checkpoint(model.directory, allow_pickle=True)
+        parameters, precision = checkpoint.parameters or None, _precision(checkpoint)
         check_sizes(model)
     except Gpt2cliError as error:
         problem = str(error)
     size = sum(size for _, size in _sizes([model.directory]))
-    return LocalModel(short_name(model), model, size, config, precision, last_used(model), problem)
+    name, used = short_name(model), last_used(model)
+    return LocalModel(name, model, size, config, parameters, precision, used, problem)
 
 
 def short_name(model: StoredModel) -> str:
