@@ -87,6 +87,29 @@ def write_family(directory: Path, kind: str, *, tokenizer: bool = True, **given:
     return model
 
 
+def write_base(base: Path, kind: str) -> Path:
+    """Two good folders of one model for `damage.damaged`, ``single`` and ``sharded``."""
+    for name, size in (("single", "1GB"), ("sharded", "12KB")):
+        model = write_family(base / name, kind)
+        model.save_pretrained(base / name, max_shard_size=size)
+        if name == "sharded":
+            (base / name / "model.safetensors").unlink()
+        vocab = json.loads((base / name / "vocab.json").read_text())
+        write_byte_level(base / name, vocab)
+    return base
+
+
+def write_byte_level(directory: Path, vocab: dict[str, int]) -> None:
+    """Write tokenizer.json for the symbols of a vocab.json."""
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+
+    tokenizer = Tokenizer(models.BPE(vocab, []))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    tokenizer.add_special_tokens(["<|endoftext|>"])
+    tokenizer.save(str(directory / "tokenizer.json"))
+
+
 def change_config(directory: Path, **changes: Any) -> None:
     """Write fields of config.json anew; None removes one."""
     path = directory / "config.json"

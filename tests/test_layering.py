@@ -277,7 +277,10 @@ TORCH_FREE = sorted(
     path.stem
     for path in (PACKAGE / "core").glob("*.py")
     if path.stem
-    not in {"torch_gpt2", "torch_weights", "cuda_graph", "convert", "converted", "pickles", "__init__"}
+    not in {
+        *("torch_gpt2", "torch_weights", "torch_model", "cuda_graph", "transformers_lm", "transformers_load"),
+        *("convert", "converted", "pickles", "__init__"),
+    }
 )
 
 

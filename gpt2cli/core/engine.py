@@ -99,6 +99,11 @@ class Engine:
         """
         if small is not None and small.config.n_positions < 2:
             raise UsageError(f"{small.checkpoint.directory}: its context is too short to guess ahead")
+        if small is not None and small.info.cache != "keys-values":
+            raise UsageError(
+                f"{small.checkpoint.directory}: it cannot guess ahead, for a model of type "
+                f"{small.config.architecture} cannot take back what it has read"
+            )
         if small is not None:
             one, other = self.tokenizer, small.tokenizer
             alike = one is None or other is None or one.same_vocabulary(other)
