@@ -14,6 +14,7 @@ import damage
 import pytest
 from cli import call
 from family_models import CONFIGS, CONTEXT, FAST, change_config, write_base, write_family
+from serving import serving
 from support import series, some_slow
 from test_layering import modules_loaded_by
 
@@ -303,14 +304,12 @@ def test_serve(llama: Path) -> None:
     with serving("-m", llama) as server:
         body = {"prompt": "ab", "max_tokens": 5, "seed": 3, "n": 3}
         answer = server.ask("POST", "/v1/completions", body).document
-        command = call(
-            "generate", "-m", llama, "-n", "3", "--seed", "3", "--max-new-tokens", "5", "--json", "ab"
-        )
+        same = ("-n", "3", "--seed", "3", "--max-new-tokens", "5")
+        command = call("generate", "-m", llama, *same, "--json", "ab")
         assert [each["text"] for each in answer["choices"]] == [
             each["text"] for each in command.document["choices"]
         ]
         chat = {"messages": [{"role": "user", "content": "hello"}], "max_tokens": 5}
         assert server.ask("POST", "/v1/chat/completions", chat).status == 200
-        assert (
-            len(server.ask("POST", "/v1/embeddings", {"input": "ab"}).document["data"][0]["embedding"]) == 32
-        )
+        (found,) = server.ask("POST", "/v1/embeddings", {"input": "ab"}).document["data"]
+        assert len(found["embedding"]) == 32
