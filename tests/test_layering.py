@@ -278,7 +278,15 @@ TORCH_FREE = sorted(
     for path in (PACKAGE / "core").glob("*.py")
     if path.stem
     not in {
-        *("torch_gpt2", "torch_weights", "torch_model", "cuda_graph", "transformers_lm", "transformers_load"),
+        *(
+            "torch_gpt2",
+            "torch_weights",
+            "torch_model",
+            "cuda_graph",
+            "transformers_lm",
+            "transformers_load",
+            "transformers_model",
+        ),
         *("convert", "converted", "pickles", "__init__"),
     }
 )

@@ -156,7 +156,7 @@ def _check_found(checkpoint: Checkpoint, found: Mapping[str, Any]) -> None:
         kind = checkpoint.config.architecture
         raise ModelFileError(f"{where}: {_some(extra)} in the weights, which a {kind} does not have")
     if found["error_msgs"]:
-        raise ModelFileError(f"{where}: transformers cannot load it ({_line(found['error_msgs'][0])})")
+        raise ModelFileError(f"{where}: transformers cannot load it ({first_line(found['error_msgs'][0])})")
 
 
 def _some(names: list[str]) -> str:
@@ -166,9 +166,10 @@ def _some(names: list[str]) -> str:
 
 def _refused(checkpoint: Checkpoint, error: Exception) -> ModelFileError:
     """The one line of an exception that a config can make transformers raise; it may be any."""
-    return ModelFileError(f"{checkpoint.directory}: transformers cannot load it ({_line(error)})")
+    return ModelFileError(f"{checkpoint.directory}: transformers cannot load it ({first_line(error)})")
 
 
-def _line(error: object) -> str:
+def first_line(error: object) -> str:
+    """What an exception says, in one line."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     return " ".join(lines)[:200] or type(error).__name__
