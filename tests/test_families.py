@@ -260,6 +260,13 @@ def test_commands(kind: str, tmp_path: Path) -> None:
         assert outcome.code == 0, (command, outcome.err)
 
 
+def test_a_terminal_is_told_of_the_wait(llama: Path) -> None:
+    """The line is gone when there is something to read."""
+    err = call("generate", "-m", llama, "--max-new-tokens", "2", "ab", tty="out err").err
+    assert "loading " in err and err.index("loading ") < err.index("\r\x1b[K", err.index("loading "))
+    assert "loading" not in call("generate", "-m", llama, "--max-new-tokens", "2", "ab").err
+
+
 def test_batch(llama: Path, tmp_path: Path) -> None:
     rows = tmp_path / "rows.jsonl"
     rows.write_text("".join(json.dumps({"prompt": text}) + "\n" for text in ("ab", "a longer text", "x")))

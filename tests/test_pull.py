@@ -573,11 +573,11 @@ def test_malformed_headers(hub: HubServer, small: dict[str, bytes], fast: None) 
 # What kind of repository it is.
 
 
-def test_not_gpt2_is_refused_before_its_weights_come(hub: HubServer, small: dict[str, bytes]) -> None:
-    hub.add(NAME, {**small, "config.json": b'{"model_type": "bert"}'})
+def test_no_causal_model_is_refused_before_its_weights_come(hub: HubServer, small: dict[str, bytes]) -> None:
+    hub.add(NAME, {**small, "config.json": b'{"model_type": "t5"}'})
     outcome = call("pull", NAME)
     assert_one_line_error(outcome, 5)
-    assert f"{NAME}: config.json" in outcome.err and "bert" in outcome.err
+    assert f"{NAME}: config.json" in outcome.err and "t5" in outcome.err
     assert not hub.gets(WEIGHTS)
     assert list((store() / ".partial").glob("*/*")) == []
 
