@@ -4,8 +4,9 @@ Nothing here trusts a file: sizes are capped before anything is read, a configur
 limits before anything is built from it, and every tensor is present, of the expected shape and
 within its file before one of them is loaded. What fails raises `ModelFileError`, in one line.
 
-Tensors are listed under their canonical names (``h.0.attn.c_attn.weight``), without the
-``transformer.`` that some checkpoints put before them.
+Tensors of GPT-2 are listed under their canonical names (``h.0.attn.c_attn.weight``), without the
+``transformer.`` that some checkpoints put before them. Other architectures keep the names of the file; which
+tensors they must have is known, and checked, when transformers loads them.
 """
 
 from __future__ import annotations
@@ -18,12 +19,14 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from gpt2cli.adapter import Adapter, Layout, Target, is_adapter, open_adapter
-from gpt2cli.errors import InvalidOption, ModelFileError, ModelNotFound
+from gpt2cli.adapter import Adapter, is_adapter, open_adapter
+from gpt2cli.adapter_targets import family_targets, gpt2_targets, name_in_files
+from gpt2cli.errors import InvalidOption, ModelFileError, ModelNotFound, UsageError
+from gpt2cli.families import CausalConfig, parse_family
 from gpt2cli.model_files import PICKLE_FILES, WEIGHT_FILES
 from gpt2cli.options import GenerateOptions, shown
 from gpt2cli.safetensors_header import TensorInfo, read_header
-from gpt2cli.untrusted import read_json
+from gpt2cli.untrusted import Fields, read_json
 
 MAX_JSON_BYTES = 2**20
 MAX_INDEX_BYTES = 8 * 2**20
@@ -50,18 +53,18 @@ GENERATION_KEYS = (
 """What ``generation_config.json`` may set; the rest of it is ignored."""
 
 _LEGACY_BUFFER = re.compile(r"h\.\d+\.attn\.(bias|masked_bias)")
+_BUFFER = re.compile(
+    r"(.*\.)?((attn|attention|self_attn|self_attention)\.(attention\.)?(bias|masked_bias|causal_mask)"
+    r"|rotary_emb\.inv_freq|position_ids)"
+)
+"""Masks and the like that old checkpoints of other architectures carry; they are computed anew."""
 _SHARD_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,254}")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class ModelConfig:
-    """The part of ``config.json`` that decides what the model computes. Field names are the file's."""
+class ModelConfig(CausalConfig):
+    """The part of ``config.json`` that decides what a GPT-2 computes. Field names are the file's."""
 
-    vocab_size: int = 50257
-    n_positions: int = 1024
-    n_embd: int = 768
-    n_layer: int = 12
-    n_head: int = 12
     n_inner: int = 3072
     activation_function: str = "gelu_new"
     layer_norm_epsilon: float = 1e-5
@@ -69,19 +72,11 @@ class ModelConfig:
     scale_attn_by_inverse_layer_idx: bool = False
     reorder_and_upcast_attn: bool = False
     tie_word_embeddings: bool = True
-    bos_token_id: int | None = None
-    eos_token_ids: tuple[int, ...] = ()
 
     @property
-    def head_dim(self) -> int:
-        """The width of one attention head."""
-        return self.n_embd // self.n_head
-
-    @property
-    def boundary_ids(self) -> frozenset[int]:
-        """The ids that stand for a beginning or an end, and for no text."""
-        begin = () if self.bos_token_id is None else (self.bos_token_id,)
-        return frozenset((*self.eos_token_ids, *begin))
+    def architecture(self) -> str:
+        """The ``model_type`` of its ``config.json``."""
+        return "gpt2"
 
     @property
     def parameters(self) -> int:
@@ -99,12 +94,12 @@ class ModelConfig:
 class Checkpoint:
     """A checked model directory.
 
-    ``tensors`` maps canonical names to safetensors entries; it is empty for a pickle, whose tensors
+    ``tensors`` maps names to safetensors entries; it is empty for a pickle, whose tensors
     are checked when it is read (`check_shapes`), and whose files are ``pickles``.
     """
 
     directory: Path
-    config: ModelConfig
+    config: CausalConfig
     generation: Mapping[str, Any]
     tensors: Mapping[str, TensorInfo] = field(default_factory=dict)
     pickles: tuple[Path, ...] = ()
@@ -116,8 +111,32 @@ class Checkpoint:
 
         Raises `ModelNotFound` where there is none, `ModelFileError` where it is damaged, refused or misfit.
         """
-        adapter = open_adapter(directory, lambda key: canonical_name(key) or key)
-        return replace(self, adapter=adapter.fitted(adapter_targets(self.config)))
+        if isinstance(self.config, ModelConfig):
+            config = self.config
+            # A tied head may get its own.
+            shapes = {**expected_shapes(config), "lm_head.weight": (config.vocab_size, config.n_embd)}
+            adapter = open_adapter(directory, lambda key: canonical_name(key) or key)
+            return replace(self, adapter=adapter.fitted(gpt2_targets(shapes)))
+        shapes = {name: info.shape for name, info in self.tensors.items()}
+        adapter = open_adapter(directory, lambda key: name_in_files(key, shapes))
+        return replace(self, adapter=adapter.fitted(family_targets(self.config.architecture, shapes)))
+
+    @property
+    def gpt2(self) -> ModelConfig:
+        """The config of a model that is a GPT-2. Raises `UsageError` for any other architecture."""
+        if not isinstance(self.config, ModelConfig):
+            raise UsageError(
+                f"{self.directory}: this is for GPT-2 only, not for models of type {self.config.architecture}"
+            )
+        return self.config
+
+    @property
+    def parameters(self) -> int:
+        """The number of weights, a tied head counted once where that is known; 0 for a pickle of another
+        architecture than GPT-2."""
+        if isinstance(self.config, ModelConfig):
+            return self.config.parameters
+        return sum(math.prod(info.shape) for info in self.tensors.values())
 
     def generate_options(self, given: Mapping[str, Any]) -> GenerateOptions:
         """The options ``given``, over the model's own defaults, over ours. Raises `InvalidOption`."""
@@ -146,12 +165,16 @@ def _open_base(directory: Path, *, allow_pickle: bool) -> Checkpoint:
     config, generation = read_config(directory)
     single, index = (directory / name for name in WEIGHT_FILES)
     if _exists(single):
-        tensors = _canonical(read_header(single), single)
+        table = read_header(single)
     elif _exists(index):
-        tensors = _sharded(index)
+        single, table = index, _sharded(index)
     else:
         return Checkpoint(directory, config, generation, pickles=_find_pickles(directory, allow_pickle))
-    check_shapes(config, {name: info.shape for name, info in tensors.items()}, directory)
+    if isinstance(config, ModelConfig):
+        tensors = _canonical(table, single)
+        check_shapes(config, {name: info.shape for name, info in tensors.items()}, directory)
+    else:
+        tensors = _without_buffers(table, single)
     return Checkpoint(directory, config, generation, tensors=tensors)
 
 
@@ -165,7 +188,7 @@ def weight_files(directory: Path) -> list[Path]:
     raise ModelFileError(f"{directory}: it has no {WEIGHT_FILES[0]}")
 
 
-def read_config(directory: Path) -> tuple[ModelConfig, Mapping[str, Any]]:
+def read_config(directory: Path) -> tuple[CausalConfig, Mapping[str, Any]]:
     """The configuration, and the sampling defaults of ``generation_config.json`` (empty without one)."""
     path = directory / "config.json"
     if not _exists(path):
@@ -178,11 +201,12 @@ def read_config(directory: Path) -> tuple[ModelConfig, Mapping[str, Any]]:
             hint="give a directory that holds config.json and model.safetensors",
         )
     raw = read_json(path, MAX_JSON_BYTES)
+    config: CausalConfig
+    config = parse_config(raw, path) if raw.get("model_type", "gpt2") == "gpt2" else parse_family(raw, path)
     generation_path = directory / "generation_config.json"
     generation = read_json(generation_path, MAX_JSON_BYTES) if _exists(generation_path) else {}
-    config = parse_config(raw, path)
     # transformers takes the special ids from generation_config.json where it has them.
-    own = _Reader(generation, generation_path)
+    own = Fields(generation, generation_path)
     if generation.get("bos_token_id") is not None:
         config = replace(config, bos_token_id=own.token_id("bos_token_id", config.vocab_size))
     if generation.get("eos_token_id") is not None:
@@ -191,19 +215,13 @@ def read_config(directory: Path) -> tuple[ModelConfig, Mapping[str, Any]]:
 
 
 def parse_config(raw: Mapping[str, Any], path: Path) -> ModelConfig:
-    """A `ModelConfig` from the content of ``path``. Raises `ModelFileError` outside the limits.
+    """A `ModelConfig` from the content of ``path``, a GPT-2's. Raises `ModelFileError` outside the limits.
 
     ``auto_map`` and ``attn_implementation`` are ignored: no remote code, ever.
     """
-    kind = raw.get("model_type", "gpt2")
-    if kind != "gpt2":
-        raise ModelFileError(
-            f"{path}: the model is of type {shown(kind)}, not gpt2",
-            hint="gpt2cli runs models of the GPT-2 architecture",
-        )
     if raw.get("add_cross_attention"):
         raise ModelFileError(f"{path}: cross-attention is not supported")
-    whole = _Reader(raw, path)
+    whole = Fields(raw, path)
     n_embd = whole.integer("n_embd", 768, 1, MAX_EMBD)
     n_head = whole.integer("n_head", 12, 1, MAX_EMBD)
     if n_embd % n_head:
@@ -217,8 +235,8 @@ def parse_config(raw: Mapping[str, Any], path: Path) -> ModelConfig:
         n_layer=whole.integer("n_layer", 12, 1, MAX_LAYERS),
         n_head=n_head,
         n_inner=whole.integer("n_inner", 0, 1, MAX_INNER) if inner else 4 * n_embd,
-        activation_function=whole.activation(),
-        layer_norm_epsilon=whole.epsilon(),
+        activation_function=_activation(raw, path),
+        layer_norm_epsilon=whole.fraction("layer_norm_epsilon", 1e-5),
         scale_attn_weights=whole.switch("scale_attn_weights", True),
         scale_attn_by_inverse_layer_idx=whole.switch("scale_attn_by_inverse_layer_idx", False),
         reorder_and_upcast_attn=whole.switch("reorder_and_upcast_attn", False),
@@ -228,52 +246,14 @@ def parse_config(raw: Mapping[str, Any], path: Path) -> ModelConfig:
     )
 
 
-class _Reader:
-    """Typed access to a config; every complaint names the file and the field."""
-
-    def __init__(self, raw: Mapping[str, Any], path: Path) -> None:
-        self._raw, self._path = raw, path
-
-    def integer(self, name: str, default: int, low: int, high: int) -> int:
-        value = self._raw.get(name, default)
-        if type(value) is not int or not low <= value <= high:
-            raise ModelFileError(f"{self._path}: {name} is {shown(value)}; allowed: {low} to {high}")
-        return value
-
-    def switch(self, name: str, default: bool) -> bool:
-        value = self._raw.get(name, default)
-        if type(value) is not bool:
-            raise ModelFileError(f"{self._path}: {name} is {shown(value)}; allowed: true, false")
-        return value
-
-    def activation(self) -> str:
-        value = self._raw.get("activation_function", "gelu_new")
-        name = _ACTIVATION_ALIASES.get(value, value) if isinstance(value, str) else value
-        if name not in ACTIVATIONS:
-            raise ModelFileError(
-                f"{self._path}: activation_function is {shown(value)}; known: {', '.join(ACTIVATIONS)}"
-            )
-        return str(name)
-
-    def epsilon(self) -> float:
-        value = self._raw.get("layer_norm_epsilon", 1e-5)
-        if type(value) not in (int, float) or not 0 <= value < 1:
-            raise ModelFileError(
-                f"{self._path}: layer_norm_epsilon is {shown(value)}; allowed: 0 to 1 (exclusive)"
-            )
-        return float(value)
-
-    def token_id(self, name: str, vocab_size: int) -> int | None:
-        """The id of a special token, the first of several."""
-        return next(iter(self.token_ids(name, vocab_size)), None)
-
-    def token_ids(self, name: str, vocab_size: int) -> tuple[int, ...]:
-        """The ids of a special token; one outside the vocabulary counts as unset."""
-        value = self._raw.get(name)
-        values = value if isinstance(value, list) else [] if value is None else [value]
-        if not all(type(v) is int for v in values):
-            raise ModelFileError(f"{self._path}: {name} is {shown(value)}; allowed: a token id, or several")
-        return tuple(v for v in values if 0 <= v < vocab_size)
+def _activation(raw: Mapping[str, Any], path: Path) -> str:
+    value = raw.get("activation_function", "gelu_new")
+    name = _ACTIVATION_ALIASES.get(value, value) if isinstance(value, str) else value
+    if name not in ACTIVATIONS:
+        raise ModelFileError(
+            f"{path}: activation_function is {shown(value)}; known: {', '.join(ACTIVATIONS)}"
+        )
+    return str(name)
 
 
 def expected_shapes(config: ModelConfig) -> dict[str, tuple[int, ...]]:
@@ -306,18 +286,6 @@ def expected_shapes(config: ModelConfig) -> dict[str, tuple[int, ...]]:
     if not config.tie_word_embeddings:
         shapes["lm_head.weight"] = (config.vocab_size, d)
     return shapes
-
-
-def adapter_targets(config: ModelConfig) -> dict[str, Target]:
-    """The tensors that an adapter may change, by their canonical names; a tied head may get its own."""
-    shapes = {**expected_shapes(config), "lm_head.weight": (config.vocab_size, config.n_embd)}
-    return {name: Target(shape, _layout_of(name, shape)) for name, shape in shapes.items()}
-
-
-def _layout_of(name: str, shape: tuple[int, ...]) -> Layout | None:
-    if len(shape) != 2:
-        return None
-    return "conv1d" if name.startswith("h.") else "linear" if name == "lm_head.weight" else "embedding"
 
 
 def canonical_name(key: str) -> str | None:
@@ -356,10 +324,27 @@ def _canonical(table: Mapping[str, TensorInfo], where: Path) -> dict[str, Tensor
             raise ModelFileError(f"{where}: {shown(name)} comes twice")
         if name is None:
             continue
-        if info.dtype not in WEIGHT_TYPES:
-            raise ModelFileError(f"{where}: {shown(key)} is of type {info.dtype}; known: F32, F16, BF16")
+        _check_type(key, info, where)
         tensors[name] = info
     return tensors
+
+
+def _without_buffers(table: Mapping[str, TensorInfo], where: Path) -> dict[str, TensorInfo]:
+    """The table of another architecture's file, legacy buffers left out."""
+    tensors = {key: info for key, info in table.items() if not is_buffer(key)}
+    for key, info in tensors.items():
+        _check_type(key, info, where)
+    return tensors
+
+
+def is_buffer(key: str) -> bool:
+    """Whether a tensor of another architecture is no weight, but a mask or the like that is computed anew."""
+    return _BUFFER.fullmatch(key) is not None
+
+
+def _check_type(key: str, info: TensorInfo, where: Path) -> None:
+    if info.dtype not in WEIGHT_TYPES:
+        raise ModelFileError(f"{where}: {shown(key)} is of type {info.dtype}; known: F32, F16, BF16")
 
 
 def _sharded(index: Path) -> dict[str, TensorInfo]:
@@ -374,7 +359,7 @@ def _sharded(index: Path) -> dict[str, TensorInfo]:
         tensors.update(table)
     if missing := weight_map.keys() - tensors.keys():
         raise ModelFileError(f"{index}: {_some(missing)} missing from the shards")
-    return _canonical(tensors, index)
+    return tensors
 
 
 def _weight_map(index: Path) -> dict[str, str]:

@@ -65,7 +65,13 @@ TIMINGS = _object(
     decode_s=_seconds,
     tokens_per_s={"type": ["number", "null"], "minimum": 0},
 )
-ENGINE = _object(device=_text, precision=_text, kernels={"type": "array", "items": _text}, threads=_count)
+ENGINE = _object(
+    device=_text,
+    precision=_text,
+    kernels={"type": "array", "items": _text},
+    threads=_count,
+    cache={"enum": ["keys-values", "recurrent", "none"]},
+)
 _head = {
     "model": _text,
     "revision": {"type": ["string", "null"]},

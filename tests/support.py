@@ -52,7 +52,7 @@ def load_torch(directory: Path, precision: str = "fp32") -> Any:
 
 def text_logits(model: Any, *texts: Sequence[int]) -> list[Any]:
     """The logits [T, V] at every place of each text, all read in one batch by a `TorchGPT2`."""
-    from gpt2cli.core.torch_gpt2 import whole_texts
+    from gpt2cli.core.torch_model import whole_texts
 
     logits = model.logits(model.hidden_states(whole_texts(texts)))
     return list(logits.split([len(text) for text in texts]))

@@ -182,13 +182,6 @@ def test_switches(field: str) -> None:
             parse_config({field: value}, PATH)
 
 
-@pytest.mark.parametrize("kind", ["llama", "gpt_neo", "", None, 5, "x" * 10_000])
-def test_other_architectures_are_named(kind: Any) -> None:
-    with pytest.raises(ModelFileError, match="not gpt2") as caught:
-        parse_config({"model_type": kind}, PATH)
-    assert len(str(caught.value)) < 200
-
-
 def test_cross_attention_is_refused() -> None:
     with pytest.raises(ModelFileError, match="cross-attention"):
         parse_config({"add_cross_attention": True}, PATH)

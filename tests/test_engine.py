@@ -12,7 +12,7 @@ from support import BACKENDS, END_OF_TEXT_ID, load_on, make_model, native_availa
 
 from gpt2cli.core.engine import Engine
 from gpt2cli.core.results import Chunk, new_choices
-from gpt2cli.core.torch_gpt2 import whole_texts
+from gpt2cli.core.torch_model import whole_texts
 from gpt2cli.errors import InvalidOption, ModelFileError, PromptTooLong, UsageError
 from gpt2cli.options import GenerateOptions, LoadOptions
 

@@ -15,7 +15,7 @@ from support import REPOSITORY, native_available, some_slow
 
 PACKAGE = REPOSITORY / "gpt2cli"
 BASE = {"errors", "options", "paths", "files", "untrusted", "model_files", "likelihood"}
-MIDDLE = {"settings", "adapter", "adapter_config", "checkpoint", "text"}
+MIDDLE = {"settings", "adapter", "adapter_targets", "adapter_config", "checkpoint", "families", "text"}
 ALLOWED: dict[str, set[str]] = {
     "errors": set(),
     "options": {"errors"},
@@ -28,10 +28,15 @@ ALLOWED: dict[str, set[str]] = {
     "settings": BASE,
     "adapter_config": BASE,
     "adapter": BASE | {"adapter_config", "safetensors_header"},
-    "checkpoint": BASE | {"adapter", "safetensors_header"},
+    "adapter_targets": BASE | {"adapter"},
+    "families": BASE,
+    "checkpoint": BASE | {"adapter", "adapter_targets", "families", "safetensors_header"},
     "text": BASE,
     "hub": BASE | MIDDLE,
-    "core": {"errors", "options", "untrusted", "adapter", "checkpoint", "safetensors_header", "text"},
+    "core": {
+        *("errors", "options", "untrusted"),
+        *("adapter", "checkpoint", "families", "safetensors_header", "text"),
+    },
     "analysis": BASE | MIDDLE | {"core"},
     "train": BASE | MIDDLE | {"core", "__init__"},
     "bench": BASE | MIDDLE | {"core"},
@@ -286,7 +291,18 @@ TORCH_FREE = sorted(
     path.stem
     for path in (PACKAGE / "core").glob("*.py")
     if path.stem
-    not in {"torch_gpt2", "torch_weights", "cuda_graph", "convert", "converted", "pickles", "__init__"}
+    not in {
+        *(
+            "torch_gpt2",
+            "torch_weights",
+            "torch_model",
+            "cuda_graph",
+            "transformers_lm",
+            "transformers_load",
+            "transformers_model",
+        ),
+        *("convert", "converted", "pickles", "__init__"),
+    }
 )
 
 

@@ -40,7 +40,7 @@ from hub_server import (
     status,
     then,
 )
-from support import make_model, series, write_json
+from support import make_model, series, tensors_of, write_json
 
 from gpt2cli.hub import pull as pull_module
 from gpt2cli.hub.manifest import read_manifest
@@ -247,6 +247,30 @@ def test_shards_and_a_renamed_repository(
     assert call("pull", "gpt2").code == 0
     directory = store() / "openai-community--gpt2" / repository.commit
     assert {path.name for path in directory.iterdir()} == set(files)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("form", ["sharded", "pickle"])
+def test_another_architecture(hub: HubServer, tmp_path: Path, form: str) -> None:
+    """Its shards, or its pickle as safetensors; what is told of it, and that it runs."""
+    import torch
+    from family_models import write_base
+
+    model = write_base(tmp_path, "llama") / ("sharded" if form == "sharded" else "single")
+    if form == "pickle":
+        torch.save(tensors_of(model), model / "pytorch_model.bin")
+        (model / WEIGHTS).unlink()
+    repository = hub.add(NAME, model_files(model))
+    if form == "pickle":
+        assert call("pull", NAME).code == 5
+    outcome = call("pull", NAME, *(["--allow-pickle"] if form == "pickle" else []))
+    assert outcome.code == 0, outcome.err
+    expected = {WEIGHTS if name == "pytorch_model.bin" else name for name in repository.files}
+    assert {path.name for path in model_directory(repository).iterdir()} == expected
+    (told,) = (each for each in call("list", "--json").document["models"] if each["name"] == NAME)
+    assert (told["parameters"], told["problem"], told["precision"]) == (32_224, None, "fp32")
+    assert call("verify", NAME).code == 0
+    assert call("generate", "-m", NAME, "--max-new-tokens", "3", "ab").code == 0
 
 
 # What a connection does.
@@ -577,11 +601,11 @@ def test_malformed_headers(hub: HubServer, small: dict[str, bytes], fast: None) 
 # What kind of repository it is.
 
 
-def test_not_gpt2_is_refused_before_its_weights_come(hub: HubServer, small: dict[str, bytes]) -> None:
-    hub.add(NAME, {**small, "config.json": b'{"model_type": "bert"}'})
+def test_no_causal_model_is_refused_before_its_weights_come(hub: HubServer, small: dict[str, bytes]) -> None:
+    hub.add(NAME, {**small, "config.json": b'{"model_type": "t5"}'})
     outcome = call("pull", NAME)
     assert_one_line_error(outcome, 5)
-    assert f"{NAME}: config.json" in outcome.err and "bert" in outcome.err
+    assert f"{NAME}: config.json" in outcome.err and "t5" in outcome.err
     assert not hub.gets(WEIGHTS)
     assert list((store() / ".partial").glob("*/*")) == []
 

@@ -22,7 +22,8 @@ from torch import Tensor
 
 from gpt2cli.core.backend import Batch
 from gpt2cli.core.engine import Engine
-from gpt2cli.core.torch_gpt2 import Slots, TorchGPT2, whole_texts
+from gpt2cli.core.torch_gpt2 import Slots, TorchGPT2
+from gpt2cli.core.torch_model import whole_texts
 from gpt2cli.options import GenerateOptions
 
 

@@ -448,7 +448,7 @@ class TestTheRest:
 
     def test_embeddings(self, server: Server, model: Path) -> None:
         """The mean of the last hidden states; floats and base64."""
-        from gpt2cli.core.torch_gpt2 import whole_texts
+        from gpt2cli.core.torch_model import whole_texts
         from gpt2cli.text.tokenizer import Tokenizer
 
         tokenizer = Tokenizer.from_directory(model)

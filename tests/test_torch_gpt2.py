@@ -16,7 +16,8 @@ from torch import Tensor
 
 from gpt2cli.core.backend import Batch
 from gpt2cli.core.cuda_graph import Pool
-from gpt2cli.core.torch_gpt2 import Slots, TorchBackend, TorchGPT2, choose_device, spans_of, whole_texts
+from gpt2cli.core.torch_gpt2 import Slots, TorchBackend, TorchGPT2, choose_device, spans_of
+from gpt2cli.core.torch_model import whole_texts
 from gpt2cli.errors import UsageError
 
 TOLERANCE = 1e-5

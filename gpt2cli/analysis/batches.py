@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import TypeVar
 
-from gpt2cli.core.torch_gpt2 import TorchGPT2
+from gpt2cli.core.torch_model import TorchModel
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -16,7 +16,7 @@ GROUP_BATCHES = 4
 """Texts are gathered, and sorted by length, in groups of so many batches."""
 
 
-def batch_size(model: TorchGPT2, given: int | None = None) -> int:
+def batch_size(model: TorchModel, given: int | None = None) -> int:
     """Tokens of a batch: as ``given``, else what suits the model's device."""
     return given or BATCH_TOKENS.get(model.device.type, 2048)
 

@@ -10,7 +10,7 @@ from typing import Literal
 from gpt2cli.analysis.logprobs import Scores
 from gpt2cli.analysis.score import Batcher
 from gpt2cli.core.engine import Engine
-from gpt2cli.core.torch_gpt2 import TorchGPT2
+from gpt2cli.core.torch_model import TorchModel
 from gpt2cli.errors import PromptTooLong, UsageError
 
 Normalize = Literal["none", "tokens", "bytes"]
@@ -88,7 +88,7 @@ def rank_choices(
     return sorted(choices, key=lambda choice: -choice.score)
 
 
-def check_fits(model: TorchGPT2, tokens: int, text: str) -> None:
+def check_fits(model: TorchModel, tokens: int, text: str) -> None:
     """Raise `PromptTooLong` unless ``tokens`` can be scored at once: the last is only predicted."""
     if tokens > model.config.n_positions + 1:
         raise PromptTooLong(

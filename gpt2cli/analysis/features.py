@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from gpt2cli.analysis.batches import batch_size, gathered, run_by_length
-from gpt2cli.core.torch_gpt2 import TorchGPT2, whole_texts
+from gpt2cli.core.torch_model import TorchModel, whole_texts
 from gpt2cli.errors import PromptTooLong, UsageError
 
 Pool = Literal["none", "mean", "last"]
@@ -77,7 +77,7 @@ def _layer(text: str, n_layer: int, first: int) -> int:
 
 @torch.inference_mode()
 def extract_batch(
-    model: TorchGPT2, tags: Sequence[Any], rows: Sequence[Sequence[int]], options: FeatureOptions
+    model: TorchModel, tags: Sequence[Any], rows: Sequence[Sequence[int]], options: FeatureOptions
 ) -> list[Features]:
     """The features of texts of any length, at least one token each, in one batch. Raises `PromptTooLong`."""
     counts = [len(row) for row in rows]
@@ -133,7 +133,7 @@ def _whole(tensor: Tensor) -> Tensor:
 
 
 def extract(
-    model: TorchGPT2,
+    model: TorchModel,
     texts: Iterable[tuple[Any, Sequence[int]]],
     options: FeatureOptions,
     *,

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from gpt2cli.core.torch_gpt2 import TorchGPT2, whole_texts
+from gpt2cli.core.torch_model import TorchModel, whole_texts
 from gpt2cli.errors import ModelFileError, PromptTooLong
 
 LOGITS_AT_ONCE = 2**21
@@ -73,7 +73,7 @@ class Scores:
             yield TokenScore(token, logprob, rank, entropy, top)
 
 
-def score_ids(model: TorchGPT2, ids: Sequence[int], *, top: int = 0) -> list[TokenScore]:
+def score_ids(model: TorchModel, ids: Sequence[int], *, top: int = 0) -> list[TokenScore]:
     """Score every token of one text but the first: ``len(ids) - 1`` entries, the i-th about ``ids[i + 1]``.
 
     ``top`` is the number of likeliest tokens listed at each place. The text may have one token more
@@ -86,7 +86,7 @@ def score_ids(model: TorchGPT2, ids: Sequence[int], *, top: int = 0) -> list[Tok
 
 @torch.inference_mode()
 def score_rows(
-    model: TorchGPT2,
+    model: TorchModel,
     rows: Sequence[Sequence[int]],
     firsts: Sequence[int] | None = None,
     *,
@@ -121,7 +121,7 @@ def score_rows(
 
 @torch.inference_mode()
 def score_states(
-    model: TorchGPT2, states: Tensor, targets: Tensor, *, details: bool = False, top: int = 0
+    model: TorchModel, states: Tensor, targets: Tensor, *, details: bool = False, top: int = 0
 ) -> Scores:
     """Score the tokens ``targets``: [N] by the final hidden states that predict them, [N, D]."""
     at_once = max(FEWEST_ROWS, LOGITS_AT_ONCE // model.config.vocab_size)

@@ -16,7 +16,7 @@ from gpt2cli.analysis.logprobs import Scores, score_rows
 from gpt2cli.analysis.totals import TokenUnits, Totals
 from gpt2cli.analysis.windows import Window, WindowOptions, windows
 from gpt2cli.core.engine import Engine
-from gpt2cli.core.torch_gpt2 import TorchGPT2
+from gpt2cli.core.torch_model import TorchModel
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,7 +31,7 @@ class WindowScore:
 class Batcher:
     """Runs any number of texts through a model, some at once."""
 
-    def __init__(self, model: TorchGPT2, batch_tokens: int | None = None) -> None:
+    def __init__(self, model: TorchModel, batch_tokens: int | None = None) -> None:
         self._model = model
         self.batch_tokens = batch_size(model, batch_tokens)
 

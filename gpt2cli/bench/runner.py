@@ -56,6 +56,9 @@ def run_bench(plan: Plan, say: Say) -> Report:
     if plan.llama:
         contenders += peers.llama_contenders(plan.llama)
     report = Report({}, contenders, plan.rounds)
+    if plan.transformers or plan.llama:
+        # What is compared is GPT-2; the others are transformers' models already.
+        _ = plan.checkpoint.gpt2
     with others_watched(report):
         if plan.processes:
             _measure_processes(plan, report, device, threads, say)

@@ -10,11 +10,12 @@ from typing import Protocol
 
 from gpt2cli.bench.machine import busy_core
 from gpt2cli.bench.report import Contender
-from gpt2cli.checkpoint import Checkpoint, ModelConfig
+from gpt2cli.checkpoint import Checkpoint
 from gpt2cli.core.backend import Batch
 from gpt2cli.core.choose import open_backend
 from gpt2cli.core.scheduler import Scheduler
 from gpt2cli.core.sequence import Group
+from gpt2cli.families import CausalConfig
 from gpt2cli.options import GenerateOptions, LoadOptions, Precision
 
 ROWS = 8
@@ -33,7 +34,7 @@ class Sizes:
     long: int
 
     @classmethod
-    def of(cls, config: ModelConfig) -> Sizes:
+    def of(cls, config: CausalConfig) -> Sizes:
         """Prompts of 32 and 512, 32 steps, after 32 tokens and about 1,000; less where that does not fit."""
         context = config.n_positions
         steps = min(32, max(1, context // 3))
@@ -128,7 +129,7 @@ class OurRunner:
         self._backend.close()
 
 
-def prompt_ids(config: ModelConfig, tokens: int) -> list[int]:
+def prompt_ids(config: CausalConfig, tokens: int) -> list[int]:
     """A prompt that any model takes."""
     return [(7 * n + 11) % config.vocab_size for n in range(tokens)]
 

@@ -118,6 +118,7 @@ def engine_document(client: Client) -> dict[str, Any]:
         "precision": None,
         "kernels": None,
         "threads": None,
+        "cache": None,
         "endpoint": client.url,
         "server": client.kind.name if client.kind.known else None,
     }

@@ -10,6 +10,7 @@ from gpt2cli.checkpoint import Checkpoint, open_checkpoint
 from gpt2cli.cli.flags import ModelFlags, load_options
 from gpt2cli.cli.pulling import add_adapter, resolve_or_pull
 from gpt2cli.errors import ModelFileError, ModelNotFound, Unavailable, UsageError
+from gpt2cli.families import FamilyConfig
 from gpt2cli.hub.converted import converted_stem
 from gpt2cli.hub.manifest import read_manifest
 from gpt2cli.hub.resolve import ResolvedModel
@@ -154,8 +155,17 @@ def load_engine(terminal: Terminal, found: FoundModel, *, to_look_inside: bool =
     """
     engine_class = import_engine(terminal)
     load = replace(found.load, backend="torch") if to_look_inside else found.load
-    with ConversionProgress(terminal, found.resolved.name) as progress:
-        engine = engine_class.from_checkpoint(found.checkpoint, load, progress)
+    config, name = found.checkpoint.config, found.resolved.name
+    if isinstance(config, FamilyConfig):
+        # Importing transformers alone takes seconds.
+        terminal.live(f"loading {name} …")
+    try:
+        with ConversionProgress(terminal, name) as progress:
+            engine = engine_class.from_checkpoint(found.checkpoint, load, progress)
+    finally:
+        terminal.clear_live()
+    if isinstance(config, FamilyConfig) and not config.tested:
+        terminal.note(f"{name}: gpt2cli was not tested with models of type {config.architecture}")
     if found.resolved.stored is not None:
         mark_used(found.resolved.stored)
     return engine

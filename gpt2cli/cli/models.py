@@ -261,12 +261,12 @@ def _facts(
     stored, config = model.stored, model.config
     facts = [("name", model.name), ("repository", stored.name if stored.name != model.name else "")]
     if config is not None:
-        heads = f"{config.n_head} heads"
+        heads = f", {config.n_head} heads" if config.n_head else ""
         facts += [
-            ("architecture", f"gpt2, {config.n_layer} layers, {config.n_embd} wide, {heads}"),
+            ("architecture", f"{config.architecture}, {config.n_layer} layers, {config.n_embd} wide{heads}"),
             ("context", f"{config.n_positions} tokens"),
             ("vocabulary", f"{config.vocab_size} tokens"),
-            ("parameters", f"{config.parameters:,}"),
+            ("parameters", "" if model.parameters is None else f"{model.parameters:,}"),
         ]
     if model.adapter is not None:
         facts += _adapter_facts(model.adapter)
@@ -339,7 +339,7 @@ def _show_document(
     shape = asdict(config) if config else {}
     return {
         **_model_document(model, default),
-        "architecture": "gpt2" if config else None,
+        "architecture": config.architecture if config else None,
         "context": config.n_positions if config else None,
         "config": shape or None,
         "adapter": _adapter_document(model.adapter) if model.adapter else None,

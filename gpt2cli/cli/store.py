@@ -255,7 +255,7 @@ def _export_merged(terminal: Terminal, model: str, target: Path) -> None:
     checkpoint = open_checkpoint(found.directory, adapter=found.adapter)
     # The base's card does not describe it.
     beside = [path for path in side_files(found.directory) if path.name not in ("config.json", CARD)]
-    with new_directory(target, 4 * checkpoint.config.parameters) as incoming:
+    with new_directory(target, 4 * checkpoint.parameters) as incoming:
         for path in beside:
             copy_file(path, incoming / path.name)
         write_merged(checkpoint, incoming)

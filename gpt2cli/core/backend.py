@@ -1,22 +1,24 @@
 """What computes logits: the flat batch that goes in, and the protocol that every backend keeps.
 
-Nothing above `core` knows which backend runs. There are two: `core/native` (a CPU, without torch) and
-`core/torch_gpt2.py` (the readable reference, CUDA, mps, and any CPU without the library).
+Nothing above `core` knows which backend runs. There are three: `core/native` (GPT-2 on a CPU, without torch),
+`core/torch_gpt2.py` (GPT-2's readable reference, CUDA, mps, and any CPU without the library), and
+`core/transformers_lm.py` (every other architecture).
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Literal, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
-from gpt2cli.checkpoint import ModelConfig
+from gpt2cli.families import CausalConfig
 
 Ints = NDArray[np.int32]
 Floats = NDArray[np.float32]
+Cache = Literal["keys-values", "recurrent", "none"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,6 +67,10 @@ class EngineInfo:
     precision: str
     kernels: tuple[str, ...]
     threads: int
+    cache: Cache = "keys-values"
+    """What a slot holds. ``keys-values`` can be cut off anywhere and copied. A ``recurrent`` state can be
+    copied where it stands; a rewind, and a copy of less, read the text again. With ``none`` the whole text is
+    read for each token."""
 
 
 class Backend(Protocol):
@@ -73,7 +79,10 @@ class Backend(Protocol):
     Slots are numbered by the backend; one holds up to ``config.n_positions`` tokens.
     """
 
-    config: ModelConfig
+    @property
+    def config(self) -> CausalConfig:
+        """What is known of the model."""
+        ...
 
     @property
     def info(self) -> EngineInfo:

@@ -28,6 +28,8 @@ def open_backend(checkpoint: Checkpoint, options: LoadOptions, progress: Progres
     memory does not suffice.
     """
     device = device_for(options.device)
+    if checkpoint.config.architecture != "gpt2":
+        return _open_by_transformers(checkpoint, options, device)
     native = _native(options.backend) if device == "cpu" else None
     if options.backend == "native" and native is None:
         raise UsageError("the native backend is not available here", hint="it needs a CPU and its library")
@@ -44,12 +46,39 @@ def open_backend(checkpoint: Checkpoint, options: LoadOptions, progress: Progres
     return torch_gpt2.open_backend(checkpoint, precision, device, threads)
 
 
+def _open_by_transformers(checkpoint: Checkpoint, options: LoadOptions, device: Device) -> Backend:
+    """Load another architecture than GPT-2.
+
+    ``auto`` precision is fp32 on a CPU, and bf16 on a GPU of CUDA: many of these models overflow in fp16.
+    Raises `UsageError` for what only GPT-2 has.
+    """
+    kind = checkpoint.config.architecture
+    if options.backend == "native":
+        raise UsageError(
+            f"the native backend runs GPT-2 only, and the model is of type {kind}", hint="use --backend auto"
+        )
+    precision = options.precision
+    if precision == "auto":
+        precision = "bf16" if device == "cuda" else "fp32"
+    if precision == "int8" or precision == "int4":
+        raise UsageError(
+            f"--precision {precision} is for GPT-2 only, and the model is of type {kind}",
+            hint="use --precision fp32, bf16 or fp16",
+        )
+    check_memory(checkpoint, precision)
+    from gpt2cli.core import transformers_lm
+
+    return transformers_lm.open_backend(checkpoint, precision, device, options.threads or default_threads())
+
+
 def convert_ahead(checkpoint: Checkpoint, converted: Path, progress: Progress | None = None) -> None:
     """Convert what ``auto`` precision needs of ``checkpoint`` on this machine, to be found at its first use.
 
     Nothing happens where nothing has to be converted. Raises as `open_backend` does.
     """
     options = LoadOptions(converted=converted)
+    if checkpoint.config.architecture != "gpt2":
+        return
     if device_for(options.device) == "cpu" and _native(options.backend) is not None:
         open_backend(checkpoint, options, progress).close()
 

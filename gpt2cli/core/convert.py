@@ -7,7 +7,7 @@ from pathlib import Path
 
 import torch
 
-from gpt2cli.checkpoint import open_checkpoint
+from gpt2cli.checkpoint import ModelConfig, open_checkpoint
 from gpt2cli.core.pickles import read_pickles
 from gpt2cli.errors import Gpt2cliError
 
@@ -26,7 +26,8 @@ def convert_pickles(directory: Path) -> None:
     checkpoint = open_checkpoint(directory, allow_pickle=True)
     tensors = read_pickles(checkpoint)
     head = tensors.get("lm_head.weight")
-    tied = checkpoint.config.tie_word_embeddings
+    config = checkpoint.config
+    tied = isinstance(config, ModelConfig) and config.tie_word_embeddings
     if head is not None and tied and torch.equal(head, tensors["wte.weight"]):
         del tensors["lm_head.weight"]
     # Views of one storage cannot be written, and a view may keep more alive than it shows.

@@ -180,6 +180,8 @@ class Speculation:
         self.model: Drafter | None = None
         self._context = backend.config.n_positions
         self._unasked = backend.batch_invariant
+        # A draft that is wrong is taken back; else the whole text would be read again for each.
+        self._rewinds = backend.info.cache == "keys-values"
 
     def draft_with(self, model: DraftModel | None) -> None:
         """Have this model guess, or none; the one before gives its slots back."""
@@ -212,8 +214,14 @@ class Speculation:
             drafter.forget(sequence)
 
     def _drafter_of(self, row: Sequence) -> Drafter | None:
-        """Unasked, texts are drafted for only where that changes nothing in them."""
+        """Unasked, texts are drafted for only where that changes nothing in them; for a model that cannot go
+        back, never."""
         kind = row.group.options.draft
-        if kind == "off" or row.group.joint is not None or (kind == "auto" and not self._unasked):
+        if (
+            kind == "off"
+            or not self._rewinds
+            or row.group.joint is not None
+            or (kind == "auto" and not self._unasked)
+        ):
             return None
         return self.lookup if kind in DRAFTS else self.model

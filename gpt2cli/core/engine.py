@@ -22,6 +22,8 @@ from gpt2cli.text.tokenizer import Tokenizer
 
 if TYPE_CHECKING:
     from gpt2cli.core.torch_gpt2 import TorchGPT2
+    from gpt2cli.core.torch_model import TorchModel
+    from gpt2cli.core.transformers_lm import TransformersBackend
 
 
 class Engine:
@@ -81,8 +83,10 @@ class Engine:
         return self.backend.info
 
     @property
-    def model(self) -> TorchGPT2:
-        """The torch reference of this model, for what looks inside; loaded now where another backend runs."""
+    def model(self) -> TorchModel:
+        """This model in torch, for what looks inside; a GPT-2's is loaded now where another backend runs."""
+        if self.config.architecture != "gpt2":
+            return cast("TransformersBackend", self.backend).model
         from gpt2cli.core.torch_gpt2 import TorchBackend, load_model
 
         if isinstance(self.backend, TorchBackend):
@@ -100,6 +104,11 @@ class Engine:
         """
         if small is not None and small.config.n_positions < 2:
             raise UsageError(f"{small.checkpoint.directory}: its context is too short to guess ahead")
+        if small is not None and small.info.cache != "keys-values":
+            raise UsageError(
+                f"{small.checkpoint.directory}: it cannot guess ahead, for a model of type "
+                f"{small.config.architecture} cannot take back what it has read"
+            )
         if small is not None:
             one, other = self.tokenizer, small.tokenizer
             alike = one is None or other is None or one.same_vocabulary(other)

@@ -16,7 +16,7 @@ _BYTES_PER_LOGIT = 16
 def check_memory(checkpoint: Checkpoint, precision: str) -> None:
     """Raise `Gpt2cliError` when the weights will not fit the memory that is free now."""
     free = available_memory()
-    needed = checkpoint.config.parameters * BYTES_PER_WEIGHT[precision]
+    needed = checkpoint.parameters * BYTES_PER_WEIGHT[precision]
     if free is not None and needed > free:
         raise Gpt2cliError(
             f"the model needs about {needed / 1e9:.1f} GB of memory in {precision}, "

@@ -8,9 +8,9 @@ from pathlib import Path
 
 import numpy as np
 
-from gpt2cli.checkpoint import MAX_JSON_BYTES, Checkpoint, expected_shapes
+from gpt2cli.checkpoint import MAX_JSON_BYTES, Checkpoint, ModelConfig, expected_shapes
 from gpt2cli.core.arrays import as_float32
-from gpt2cli.core.tensors import open_tensors
+from gpt2cli.core.tensors import Tensors, open_tensors
 from gpt2cli.errors import Gpt2cliError
 from gpt2cli.untrusted import read_json
 
@@ -25,15 +25,11 @@ def write_merged(checkpoint: Checkpoint, directory: Path) -> None:
     from safetensors.numpy import save_file
 
     tensors = open_tensors(checkpoint)
-    names = [name for name in expected_shapes(checkpoint.config) if name != "lm_head.weight"]
-    head = tensors.head_name()
-    own = [] if head == "wte.weight" else [head]
-    whole = {
-        _key(name): np.ascontiguousarray(as_float32(*tensors.read_finite(name))) for name in (*names, *own)
-    }
+    keys, tied = _keys(checkpoint, tensors)
+    whole = {key: np.ascontiguousarray(as_float32(*tensors.read_finite(name))) for name, key in keys.items()}
     raw = read_json(checkpoint.directory / "config.json", MAX_JSON_BYTES)
     raw.pop("torch_dtype", None)
-    config = {**raw, "dtype": "float32", "tie_word_embeddings": not own}
+    config = {**raw, "dtype": "float32", **tied}
     path = directory / "model.safetensors"
     try:
         save_file(whole, path, {"format": "pt"})
@@ -45,5 +41,13 @@ def write_merged(checkpoint: Checkpoint, directory: Path) -> None:
             os.fsync(file.fileno())
 
 
-def _key(name: str) -> str:
-    return name if name == "lm_head.weight" else f"transformer.{name}"
+def _keys(checkpoint: Checkpoint, tensors: Tensors) -> tuple[dict[str, str], dict[str, bool]]:
+    """What each tensor is called in the file, by its name here; and what the config has to say of the head."""
+    config = checkpoint.config
+    if not isinstance(config, ModelConfig):
+        return {name: name for name in checkpoint.tensors}, {}
+    keys = {name: f"transformer.{name}" for name in expected_shapes(config) if name != "lm_head.weight"}
+    tied = tensors.head_name() == "wte.weight"
+    if not tied:
+        keys["lm_head.weight"] = "lm_head.weight"
+    return keys, {"tie_word_embeddings": tied}

@@ -4,34 +4,44 @@ from __future__ import annotations
 
 import pickle
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from gpt2cli.checkpoint import Checkpoint, canonical_name, check_shapes
+from gpt2cli.checkpoint import Checkpoint, ModelConfig, canonical_name, check_shapes, is_buffer
 from gpt2cli.errors import ModelFileError
 
 FLOAT_TYPES = (torch.float32, torch.float16, torch.bfloat16)
 
 
 def read_pickles(checkpoint: Checkpoint) -> dict[str, Tensor]:
-    """The tensors of a ``.bin`` checkpoint, under their canonical names. Raises `ModelFileError`."""
+    """The tensors of a ``.bin`` checkpoint, under the names that `Checkpoint.tensors` has.
+
+    Raises `ModelFileError`. Those of another architecture than GPT-2 are not held against its config.
+    """
     tensors: dict[str, Tensor] = {}
+    config = checkpoint.config
+    name_of = canonical_name if isinstance(config, ModelConfig) else _name_or_buffer
     for path in checkpoint.pickles:
-        tensors.update(_state_dict(path))
-    check_shapes(checkpoint.config, {n: tuple(t.shape) for n, t in tensors.items()}, checkpoint.directory)
+        tensors.update(_state_dict(path, name_of))
+    if isinstance(config, ModelConfig):
+        check_shapes(config, {n: tuple(t.shape) for n, t in tensors.items()}, checkpoint.directory)
     return tensors
 
 
-def _state_dict(path: Path) -> Iterator[tuple[str, Tensor]]:
+def _name_or_buffer(key: str) -> str | None:
+    return None if is_buffer(key) else key
+
+
+def _state_dict(path: Path, name_of: Callable[[str], str | None]) -> Iterator[tuple[str, Tensor]]:
     state = _unpickle(path)
     if not isinstance(state, dict):
         raise ModelFileError(f"{path}: not a table of tensors")
     for key, tensor in state.items():
-        name = canonical_name(str(key))
+        name = name_of(str(key))
         if name is None:
             continue
         if not isinstance(tensor, Tensor) or not _plain(tensor):

@@ -226,5 +226,6 @@ class Joint:
         held = [(self._sequences[place], self._held[self._sequences[place]]) for place in going]
         self._held = {}
         scores = [each.group.sampler.filtered(logits, each.ids) for each, logits in held]
-        tokens = self._draw(scores, going)
+        greedy = held[0][0].group.options.greedy
+        tokens = [int(row.argmax()) for row in scores] if greedy else self._draw(scores, going)
         return [(each, logits, token) for (each, logits), token in zip(held, tokens, strict=True)]

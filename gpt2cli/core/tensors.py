@@ -19,13 +19,13 @@ from gpt2cli.safetensors_header import TensorInfo
 
 
 class Tensors:
-    """The tensors of one checkpoint, under their canonical names, as its adapter changes them.
+    """The tensors of one checkpoint, under the names that it lists them by, as its adapter changes them.
 
     What `read` returns stays valid as long as it is referred to, also after `close`.
     """
 
     def __init__(self, checkpoint: Checkpoint) -> None:
-        self._directory, self._tied = checkpoint.directory, checkpoint.config.tie_word_embeddings
+        self._checkpoint, self._directory = checkpoint, checkpoint.directory
         self._infos, self._adapter = checkpoint.tensors, checkpoint.adapter
         self._maps: dict[Path, mmap.mmap] = {}
         self._unpickled = _unpickle(checkpoint) if checkpoint.pickles else {}
@@ -115,7 +115,7 @@ class Tensors:
         self._merged.pop(name, None)
 
     def head_name(self) -> str:
-        """The name of the output head's matrix: ``lm_head.weight``, or ``wte.weight`` where it is tied.
+        """The name of GPT-2's output head's matrix: ``lm_head.weight``, or ``wte.weight`` where it is tied.
 
         As in transformers a head that differs from the embeddings is used, whatever the config says. An
         adapter of the embeddings leaves a tied head as it was, as peft does: the head is then one of its own.
@@ -124,7 +124,8 @@ class Tensors:
             return "lm_head.weight"
         if "lm_head.weight" not in self:
             return "wte.weight"
-        return "wte.weight" if self._tied and self._same("lm_head.weight", "wte.weight") else "lm_head.weight"
+        tied = self._checkpoint.gpt2.tie_word_embeddings
+        return "wte.weight" if tied and self._same("lm_head.weight", "wte.weight") else "lm_head.weight"
 
     def close(self) -> None:
         """Let go of the files; calling it again does nothing."""

@@ -7,7 +7,7 @@ attend to, H heads, Dh head width, D embedding width, L layers, V vocabulary.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 
 import numpy as np
@@ -18,12 +18,10 @@ from torch import Tensor
 from gpt2cli.checkpoint import Checkpoint, ModelConfig
 from gpt2cli.core.backend import Batch, EngineInfo, Floats
 from gpt2cli.core.quantise import Kind
+from gpt2cli.core.torch_model import Observer
 from gpt2cli.core.torch_weights import Norm, Weights, load_weights
 from gpt2cli.errors import UsageError
 from gpt2cli.options import Device
-
-Observer = Callable[[str, Tensor], None]
-"""Called with the name of a stage and its tensor, in the order of the computation."""
 
 Attend = Callable[[int, Tensor], Tensor]
 """The attention of a layer (from 0): qkv [N, 3, H, Dh] -> [N, D]"""
@@ -115,11 +113,6 @@ class TorchGPT2:
         """x: [..., D], each vector normalised."""
         epsilon = self.config.layer_norm_epsilon
         return F.layer_norm(x, (self.config.n_embd,), norm.weight, norm.bias, epsilon)
-
-
-def whole_texts(rows: Sequence[Sequence[int]]) -> Batch:
-    """The batch of texts that are read from their first token on, one slot each."""
-    return Batch.of([(slot, 0, row) for slot, row in enumerate(rows)])
 
 
 class Slots:
@@ -325,7 +318,7 @@ def load_model(
     """
     if threads is not None:
         torch.set_num_threads(threads)
-    return TorchGPT2(checkpoint.config, load_weights(checkpoint, precision, choose_device(device)))
+    return TorchGPT2(checkpoint.gpt2, load_weights(checkpoint, precision, choose_device(device)))
 
 
 def open_backend(

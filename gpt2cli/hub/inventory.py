@@ -11,6 +11,7 @@ from pathlib import Path
 from gpt2cli.adapter import Adapter, is_adapter
 from gpt2cli.checkpoint import Checkpoint, ModelConfig, open_checkpoint, read_config
 from gpt2cli.errors import Gpt2cliError
+from gpt2cli.families import CausalConfig
 from gpt2cli.hub.contents import read_adapter
 from gpt2cli.hub.hfcache import cached_models
 from gpt2cli.hub.registry import BUILTIN, PublishedModel, published_model
@@ -25,25 +26,19 @@ PRECISION_OF_TYPE = {"F32": "fp32", "F16": "fp16", "BF16": "bf16"}
 class LocalModel:
     """A model or an adapter on this disk. What cannot be told is None, and ``problem`` then says why.
 
-    ``name`` is what ``-m`` takes; ``precision`` is that of the weights on disk, ``pickle`` where it would
-    take an unpickler to tell.
+    ``name`` is what ``-m`` takes; ``parameters`` is the number of weights; ``precision`` is that of the
+    weights on disk, ``pickle`` where it would take an unpickler to tell.
     """
 
     name: str
     stored: StoredModel
     size: int
-    config: ModelConfig | None
+    config: CausalConfig | None
+    parameters: int | None
     precision: str | None
     last_used: datetime | None
     problem: str | None = None
     adapter: Adapter | None = None
-
-    @property
-    def parameters(self) -> int | None:
-        """The number of weights."""
-        if self.adapter is not None:
-            return self.adapter.parameters
-        return self.config.parameters if self.config else None
 
 
 def all_models() -> Iterator[StoredModel]:
@@ -57,20 +52,23 @@ def all_models() -> Iterator[StoredModel]:
 
 def describe(model: StoredModel) -> LocalModel:
     """What can be told of a model; a damaged one is described too."""
-    config, precision, problem, adapter = None, None, None, None
+    config, parameters, precision, problem, adapter = None, None, None, None, None
     try:
         if is_adapter(model.directory):
             adapter = read_adapter(model.directory)
-            precision = _shown_types(adapter.types)
+            parameters, precision = adapter.parameters, _shown_types(adapter.types)
         else:
             config, _ = read_config(model.directory)
-            precision = _precision(open_checkpoint(model.directory, allow_pickle=True))
+            # A damaged GPT-2 has its number of weights from its config.
+            parameters = config.parameters if isinstance(config, ModelConfig) else None
+            checkpoint = open_checkpoint(model.directory, allow_pickle=True)
+            parameters, precision = checkpoint.parameters or None, _precision(checkpoint)
         check_sizes(model)
     except Gpt2cliError as error:
         problem = str(error)
     size = sum(size for _, size in _sizes([model.directory]))
-    used = last_used(model)
-    return LocalModel(short_name(model), model, size, config, precision, used, problem, adapter)
+    name, used = short_name(model), last_used(model)
+    return LocalModel(name, model, size, config, parameters, precision, used, problem, adapter)
 
 
 def short_name(model: StoredModel) -> str:

@@ -47,7 +47,7 @@ def embed(engine: Engine, ids: Sequence[int]) -> Floats:
 
     `Engine.model` reads the weights again when it is first asked for: let another thread ask before.
     """
-    from gpt2cli.core.torch_gpt2 import whole_texts
+    from gpt2cli.core.torch_model import whole_texts
 
     mean: Floats = engine.model.hidden_states(whole_texts([ids])).mean(dim=0).cpu().numpy()
     if not np.isfinite(mean).all():

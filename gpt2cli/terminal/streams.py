@@ -184,6 +184,12 @@ class Terminal:
         self._live = True
         return True
 
+    def clear_live(self) -> None:
+        """Take the line of `live` away."""
+        if self._live:
+            self._live = False
+            self.write_stderr(_CLEAR)
+
     def traceback(self, text: str) -> None:
         """A traceback, as ``--debug`` asks for it."""
         self._say(sanitize(text).rstrip("\n"), "")

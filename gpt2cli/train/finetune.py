@@ -21,8 +21,11 @@ LORA_MODULES = ["c_attn", "c_proj", "c_fc"]
 
 
 def load_model(directory: Path, dropout: float | None) -> GPT2LMHeadModel:
-    """The model of a checked directory, in fp32. Raises `ModelFileError`, `ModelNotFound`."""
+    """The model of a checked directory, in fp32. Raises `ModelFileError`, `ModelNotFound`, and `UsageError`
+    for another architecture than GPT-2."""
     checkpoint = open_checkpoint(directory)
+    # Raises for any other architecture.
+    _ = checkpoint.gpt2
     changed: dict[str, Any] = {}
     if dropout is not None:
         changed = {"resid_pdrop": dropout, "embd_pdrop": dropout, "attn_pdrop": dropout}

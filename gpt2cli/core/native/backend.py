@@ -89,7 +89,7 @@ class NativeBackend:
         converted: Path | None = None,
         progress: Progress | None = None,
     ) -> None:
-        self.config = checkpoint.config
+        self.config = checkpoint.gpt2
         self._library = library()
         name = instruction_set()
         self._info = EngineInfo("cpu", precision, (f"native {name}, {KERNELS[precision]}",), threads)
@@ -173,7 +173,7 @@ class _Loaded:
         converted: Path | None,
         progress: Progress | None,
     ) -> None:
-        config = checkpoint.config
+        config = checkpoint.gpt2
         self.keep: list[Any] = []
         self._checkpoint, self._tensors = checkpoint, open_tensors(checkpoint)
         wanted = sources(self._tensors, expected_shapes(config), config.n_layer)
@@ -217,7 +217,7 @@ class _Loaded:
                 filled[f"{name}.{part}.weight"]
                 for part in ("attn.c_attn", "attn.c_proj", "mlp.c_fc", "mlp.c_proj")
             ),
-            attention_scale=self._checkpoint.config.attention_scale(number),
+            attention_scale=self._checkpoint.gpt2.attention_scale(number),
         )
 
     def _matrix(self, source: Source, packed: Packed | None) -> Matrix:
@@ -263,7 +263,7 @@ def _matrices(
     Converted matrices were checked when they were made, with the embeddings; what is read in place is checked
     now.
     """
-    small = checkpoint.config.parameters < WORTH_KEEPING
+    small = checkpoint.parameters < WORTH_KEEPING
     turned = small or converted is not None
     left = [source for source in wanted if not _in_place(source, tensors, precision, small, turned)]
     for source in wanted:
