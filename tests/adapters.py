@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ from support import write_json
 
 MODULES = ("attn.c_attn", "attn.c_proj", "mlp.c_fc", "mlp.c_proj")
 WEIGHTS, CONFIG = "adapter_model.safetensors", "adapter_config.json"
+PREFIX = "base_model.model."
 
 
 def module_shapes(base: Path) -> dict[str, tuple[int, int]]:
@@ -44,7 +46,6 @@ def make_adapter(
     ranks by a module's end, and ``config`` overrides adapter_config.json, key by key.
     """
     import torch
-    from safetensors.torch import save_file
 
     generator = torch.Generator().manual_seed(seed)
 
@@ -56,21 +57,41 @@ def make_adapter(
         if not any(module.endswith(target) for target in targets):
             continue
         own = next((r for end, r in (ranks or {}).items() if module.endswith(end)), rank)
-        content[f"base_model.model.{module}.lora_A.weight"] = random(own, inputs)
-        content[f"base_model.model.{module}.lora_B.weight"] = random(outputs, own)
+        content[f"{module}.lora_A.weight"] = random(own, inputs)
+        content[f"{module}.lora_B.weight"] = random(outputs, own)
         if config.get("use_dora"):
-            content[f"base_model.model.{module}.lora_magnitude_vector"] = random(outputs, mean=2.0)
-    content |= {f"base_model.model.{name}": tensor for name, tensor in (tensors or {}).items()}
+            content[f"{module}.lora_magnitude_vector"] = random(outputs, mean=2.0)
+    content |= tensors or {}
+    config = {"base_model_name_or_path": base.name, "fan_in_fan_out": True, **config}
+    return write_adapter(directory, content, rank=rank, alpha=alpha, targets=targets, **config)
+
+
+def write_adapter(
+    directory: Path,
+    content: dict[str, Any],
+    *,
+    rank: int,
+    alpha: float,
+    targets: Sequence[str],
+    **config: Any,
+) -> Path:
+    """Write an adapter of the tensors in ``content``, by the base's names of modules; the directory.
+
+    ``config`` overrides adapter_config.json, key by key.
+    """
+    from safetensors.torch import save_file
+
     directory.mkdir(parents=True, exist_ok=True)
-    save_file(content, directory / WEIGHTS, {"format": "pt"})
+    named = {f"{PREFIX}{name}": tensor for name, tensor in content.items()}
+    save_file(named, directory / WEIGHTS, {"format": "pt"})
     whole = {
         "peft_type": "LORA",
         "task_type": "CAUSAL_LM",
-        "base_model_name_or_path": base.name,
+        "base_model_name_or_path": None,
         "r": rank,
         "lora_alpha": alpha,
         "lora_dropout": 0.1,
-        "fan_in_fan_out": True,
+        "fan_in_fan_out": False,
         "bias": "none",
         "target_modules": list(targets),
         "modules_to_save": None,

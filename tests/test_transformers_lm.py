@@ -16,12 +16,10 @@ import transformers
 from family_models import CONFIGS, CONTEXT, FAST, OTHERS, VOCAB, write_family
 from support import series, some_slow
 
-from gpt2cli.checkpoint import open_checkpoint
 from gpt2cli.core.backend import Batch
 from gpt2cli.core.engine import Engine
 from gpt2cli.core.torch_model import whole_texts
 from gpt2cli.core.transformers_lm import TransformersBackend
-from gpt2cli.core.transformers_load import load_causal_model
 from gpt2cli.errors import ModelFileError, PromptTooLong, UsageError
 from gpt2cli.families import FamilyConfig
 from gpt2cli.options import GenerateOptions, LoadOptions
@@ -318,20 +316,3 @@ def test_a_model_that_looks_ahead_is_refused(tmp_path: Path) -> None:
     transformers.BertLMHeadModel(config).save_pretrained(tmp_path)
     with pytest.raises(ModelFileError, match="gpt2cli cannot run models of type bert"):
         load(tmp_path)
-
-
-def test_a_change_of_the_tensors(tmp_path: Path) -> None:
-    """Where adapters are merged: what is changed there is what runs."""
-    write_family(tmp_path, "llama", tokenizer=False)
-    name = "model.layers.1.mlp.down_proj.weight"
-    seen: list[str] = []
-
-    def change(state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-        seen.extend(state)
-        return {**state, name: state[name] * 2}
-
-    checkpoint = open_checkpoint(tmp_path)
-    model = load_causal_model(checkpoint, "fp32", torch.device("cpu"), change)
-    plain = load_causal_model(checkpoint, "fp32", torch.device("cpu"))
-    assert sorted(seen) == sorted(checkpoint.tensors)
-    assert torch.equal(model.get_parameter(name), 2 * plain.get_parameter(name))

@@ -42,7 +42,7 @@ def write_merged(checkpoint: Checkpoint, directory: Path) -> None:
 
 
 def _keys(checkpoint: Checkpoint, tensors: Tensors) -> tuple[dict[str, str], dict[str, bool]]:
-    """What each tensor is called in the file, by its name here; and what the config has to say of the head."""
+    """What each tensor is called in the file, by its name here; and what the config says of the head."""
     config = checkpoint.config
     if not isinstance(config, ModelConfig):
         return {name: name for name in checkpoint.tensors}, {}
