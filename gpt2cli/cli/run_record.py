@@ -6,7 +6,7 @@ import platform
 import sys
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, fields
+from dataclasses import fields
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from gpt2cli.core.engine import Engine
     from gpt2cli.core.results import Stats
 
-_LIBRARIES = ("numpy", "tokenizers", "torch")
+_LIBRARIES = ("numpy", "tokenizers", "torch", "transformers")
 """What computes a part of a text beside ourselves, where it is loaded."""
 
 
@@ -62,7 +62,7 @@ def local_record(
         prompt=prompt,
         prompt_ids=None if prompt_ids is None else tuple(prompt_ids),
         options=options,
-        engine=RunEngine(**asdict(engine.info), machine=platform.machine(), libraries=_libraries()),
+        engine=_engine(engine),
         texts=tuple(map(_text, texts)),
         usage=_usage(stats),
         timings=timings if timings is not None else _timings(stats),
@@ -94,6 +94,18 @@ def remote_record(
         texts=tuple(map(_text, texts)),
         usage=usage or {},
         timings=timings or {},
+    )
+
+
+def _engine(engine: Engine) -> RunEngine:
+    info = engine.info
+    return RunEngine(
+        device=info.device,
+        precision=info.precision,
+        kernels=info.kernels,
+        threads=info.threads,
+        machine=platform.machine(),
+        libraries=_libraries(),
     )
 
 
