@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import os
 import secrets
-from dataclasses import dataclass
+import sys
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -31,6 +32,9 @@ from gpt2cli.text.tokenizer_files import has_tokenizer
 
 if TYPE_CHECKING:
     from gpt2cli.core.engine import Engine
+
+SWITCH_S = 0.0005
+"""How long a key waits for Python's lock while the model draws; 0.005 is Python's own."""
 
 EXAMPLES = """Examples:
 
@@ -194,6 +198,7 @@ def _run(request: WriteRequest) -> int:
     )
     opened = OpenText.open(request.file, with_provenance=request.provenance)
     code = 0
+    sys.setswitchinterval(SWITCH_S)
     # Whatever goes wrong from here on, the text is still to be had.
     opened.keeps_recovery = True
     with Tty(terminal) as tty:
@@ -220,10 +225,17 @@ def _run(request: WriteRequest) -> int:
 
 
 def _load(request: WriteRequest) -> Engine:
-    """Load the model, in a thread. Raises what `Engine.from_checkpoint` raises."""
+    """Load the model, in a thread. Raises what `Engine.from_checkpoint` raises.
+
+    Unless the user says how many threads compute, a core is left to what shows the keys.
+    """
+    from gpt2cli.core.cores import default_threads
     from gpt2cli.core.engine import Engine
 
-    engine = Engine.from_checkpoint(request.model.checkpoint, request.model.load)
+    load = request.model.load
+    if load.threads is None:
+        load = replace(load, threads=max(1, default_threads() - 1))
+    engine = Engine.from_checkpoint(request.model.checkpoint, load)
     if request.model.resolved.stored is not None:
         mark_used(request.model.resolved.stored)
     return engine
