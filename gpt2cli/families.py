@@ -179,6 +179,15 @@ def parse_family(raw: Mapping[str, Any], path: Path) -> FamilyConfig:
     )
 
 
+def is_causal_model(raw: Mapping[str, Any]) -> bool:
+    """Whether a ``config.json`` is of a family, or says itself that it is of a causal language model."""
+    kind, classes = raw.get("model_type"), raw.get("architectures")
+    if not isinstance(kind, str) or not isinstance(classes, list):
+        return isinstance(kind, str) and kind in NAMES
+    says_so = any(isinstance(name, str) and name.endswith("ForCausalLM") for name in classes)
+    return kind in NAMES or (says_so and _is_known(kind))
+
+
 def transformers_config(raw: Mapping[str, Any]) -> dict[str, Any]:
     """The fields of a config that transformers is given: what decides what the model computes.
 

@@ -20,7 +20,7 @@ from test_layering import modules_loaded_by
 
 from gpt2cli.checkpoint import ModelConfig, open_checkpoint, parse_config
 from gpt2cli.errors import ModelFileError, UsageError
-from gpt2cli.families import NAMES, UNLIMITED_CONTEXT, parse_family, transformers_config
+from gpt2cli.families import NAMES, UNLIMITED_CONTEXT, is_causal_model, parse_family, transformers_config
 from gpt2cli.hub.inventory import describe
 from gpt2cli.hub.store import StoredModel
 
@@ -120,6 +120,16 @@ def test_what_transformers_is_given() -> None:
         "use_cache": False,
     }
     assert transformers_config({**LLAMA, **asking}) == LLAMA
+
+
+def test_which_of_a_cache_are_models() -> None:
+    """A Hugging Face cache has all sorts of models; an encoder is none, though there is a class for it."""
+    assert is_causal_model({"model_type": "opt"})
+    assert is_causal_model({"model_type": "mistral", "architectures": ["MistralForCausalLM"]})
+    assert not is_causal_model({"model_type": "bert", "architectures": ["BertForMaskedLM"]})
+    assert not is_causal_model({"model_type": "none", "architectures": ["NoneForCausalLM"]})
+    for fields in ({}, {"model_type": 5}, {"model_type": "bert", "architectures": [3]}, {"model_type": "t5"}):
+        assert not is_causal_model(fields)
 
 
 def test_gpt2_is_what_it_was() -> None:

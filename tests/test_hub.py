@@ -205,8 +205,8 @@ def test_a_revision_that_is_not_there(revision: str) -> None:
         resolve("gpt2", revision=revision)
 
 
-def test_what_is_no_gpt2_is_passed_over() -> None:
-    cached("models--someone--llama", NEW, kind="llama")
+def test_what_is_no_causal_model_is_passed_over() -> None:
+    cached("models--someone--llama", NEW, kind="bert")
     cached("models--someone--no-weights", NEW, weights="README.md")
     cached("models--someone--pickled", NEW, weights="pytorch_model.bin")
     cached("models--someone--sharded", NEW, weights="model.safetensors.index.json")

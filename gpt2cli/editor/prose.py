@@ -28,7 +28,8 @@ class ProseBuffer(Buffer):
         self.model = model
         self.columns, self.rows = 79, 20
         """Of the control that shows it, when it was drawn last."""
-        super().__init__(multiline=True, document=Shown(model.text, 0))
+        # Where the text is gone on with: before its last line end.
+        super().__init__(multiline=True, document=Shown(model.text, len(model.text.rstrip("\n"))))
         self.on_text_changed += self._take_in
 
     def show(self, model: Document, at: int) -> None:

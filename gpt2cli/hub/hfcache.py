@@ -19,6 +19,7 @@ from pathlib import Path
 from gpt2cli.adapter import is_adapter
 from gpt2cli.checkpoint import MAX_JSON_BYTES
 from gpt2cli.errors import Gpt2cliError
+from gpt2cli.families import is_causal_model
 from gpt2cli.hub.registry import ModelName, is_name
 from gpt2cli.hub.store import StoredModel, folder_name, matches_revision
 from gpt2cli.model_files import PICKLE_FILES, WEIGHT_FILES
@@ -35,7 +36,7 @@ def cache_root() -> Path:
 
 
 def cached_models() -> Iterator[StoredModel]:
-    """Every GPT-2 snapshot in the cache."""
+    """Every snapshot of a causal language model in the cache."""
     try:
         folders = sorted(cache_root().glob(_PREFIX + "*"))
     except OSError:
@@ -96,11 +97,11 @@ def _refs(folder: Path) -> dict[str, str]:
     return refs
 
 
-def _is_gpt2(directory: Path) -> bool:
+def _is_model(directory: Path) -> bool:
     if not any(os.path.exists(directory / name) for name in (*WEIGHT_FILES, *PICKLE_FILES)):
         return False
     try:
-        kind = read_json(directory / "config.json", MAX_JSON_BYTES).get("model_type", "gpt2")
+        fields = read_json(directory / "config.json", MAX_JSON_BYTES)
     except Gpt2cliError:
         return False
-    return bool(kind == "gpt2")
+    return fields.get("model_type", "gpt2") == "gpt2" or is_causal_model(fields)
