@@ -42,12 +42,12 @@ def cached_models() -> Iterator[StoredModel]:
     except OSError:
         return
     for folder in folders:
-        yield from _snapshots(folder, _is_gpt2)
+        yield from _snapshots(folder, _is_model)
 
 
 def find_cached(name: ModelName, revision: str | None) -> StoredModel | None:
     """The cached snapshot of that name: the revision asked for, else the one that ``main`` points to."""
-    return _find(name, revision, _is_gpt2)
+    return _find(name, revision, _is_model)
 
 
 def find_cached_adapter(name: ModelName, revision: str | None) -> StoredModel | None:
