@@ -594,6 +594,7 @@ Register-ArgumentCompleter -Native -CommandName gpt2cli -ScriptBlock {
         @{Of = 'replay'; What = 'flag'; Name = '--check'; Help = 'Say whether the same text came out, bit for bit, and where not, the first difference and what has changed since'; Kind = ''; Words = @()}
         @{Of = 'replay'; What = 'flag'; Name = '--model'; Help = 'A model directory, or a name (gpt2, owner/name); a model that is not on this disk is pulled first'; Kind = 'model'; Words = @()}
         @{Of = 'replay'; What = 'flag'; Name = '-m'; Help = 'A model directory, or a name (gpt2, owner/name); a model that is not on this disk is pulled first'; Kind = 'model'; Words = @()}
+        @{Of = 'replay'; What = 'flag'; Name = '--adapter'; Help = 'Apply a LoRA adapter to the model: a directory, or a name (owner/name)'; Kind = 'text'; Words = @()}
         @{Of = 'replay'; What = 'flag'; Name = '--revision'; Help = 'A branch, tag or commit of the model'; Kind = 'text'; Words = @()}
         @{Of = 'replay'; What = 'flag'; Name = '--offline'; Help = 'Never use the network'; Kind = ''; Words = @()}
         @{Of = 'replay'; What = 'flag'; Name = '--allow-pickle'; Help = 'Also read .bin checkpoints; only plain tensors are unpickled (weights_only)'; Kind = ''; Words = @()}

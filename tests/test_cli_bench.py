@@ -149,6 +149,7 @@ def gguf(path: Path) -> str:
     return str(path)
 
 
+@pytest.mark.slow
 def test_what_llama_cpp_writes_is_read(model: Path, fakes: Path) -> None:
     """Each of its tokens takes a millisecond."""
     files = ("--gguf", gguf(fakes / "small.Q8_0.gguf"), "--gguf", gguf(fakes / "small.F16.gguf"))

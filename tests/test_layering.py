@@ -281,6 +281,7 @@ def test_the_token_path_does_not_load_torch(
     assert loaded.isdisjoint({*NOT_FOR_TOKENS, "torch"})
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not native_available(), reason="the native library is not available")
 def test_bench_does_not_load_torch_to_measure_without_it(tiny_model: Path) -> None:
     loaded = modules_loaded_by("bench", "-q", "-m", tiny_model, "--precision", "auto", "--rounds", "1")

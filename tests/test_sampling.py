@@ -334,7 +334,7 @@ def test_draws_are_independent(step: tuple[int, int]) -> None:
 
     def tokens(by: int) -> Any:
         noise = [
-            gumbel(7 + n // 100 + seeds * by, n % 100 * 2 + positions * by, range(4)) for n in range(20_000)
+            gumbel(7 + n // 100 + seeds * by, n % 100 * 2 + positions * by, range(4)) for n in range(10_000)
         ]
         return (np.stack(noise) + scores).argmax(axis=1)
 

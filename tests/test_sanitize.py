@@ -141,7 +141,7 @@ hostile_texts = st.lists(alphabet, max_size=20).map("".join)
 
 
 @given(hostile_texts, st.lists(st.integers(0, 1000), max_size=6))
-@settings(max_examples=2000, deadline=None)
+@settings(max_examples=800, deadline=None)
 def test_any_chunks_give_the_whole(text: str, cuts: list[int]) -> None:
     assert in_chunks(text, cuts) == sanitize(text)
 
