@@ -121,8 +121,8 @@ def _key(terminal: Terminal, endpoint: Endpoint, file: Path | None) -> Key | Non
 def check_local_flags(flags: EngineFlags) -> None:
     """Raise `UsageError` for a flag that says how a model of this machine is loaded."""
     for name in (*(field.name for field in fields(EngineFlags)), "revision", "adapter"):
-        # Typer has an empty list for an option of several that was not given.
-        if getattr(flags, name, None) not in (None, []):
+        # Typer has something empty for an option of several values that was not given.
+        if getattr(flags, name, None) not in (None, [], ()):
             raise UsageError(
                 f"--{name.replace('_', '-')} is for a model on this machine",
                 hint="leave it out: the server has loaded its model in its own way",
