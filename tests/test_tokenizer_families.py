@@ -13,6 +13,7 @@ import pytest
 from support import series
 from test_tokenizer import mixed_texts
 from tokenizer_kinds import CHAT_TOKENS, KINDS, charsmap, gpt1
+from tokenizers import Tokenizer as Library
 
 from gpt2cli.errors import Gpt2cliError, ModelFileError
 from gpt2cli.text.charsmap import check_charsmap
@@ -110,8 +111,6 @@ def test_the_bytes_of_tokens_are_those_of_the_text(both: Both) -> None:
 
 def test_gpt1_without_a_tokenizer_json(tmp_path: Path) -> None:
     """Its two files, which GPT-2 has too, are told apart by the end of a word."""
-    from tokenizers import Tokenizer as Library
-
     directory = gpt1(tmp_path / "m")
     one = load(directory)
     Library.from_file(str(directory / "tokenizer.json")).model.save(str(directory))
@@ -120,6 +119,17 @@ def test_gpt1_without_a_tokenizer_json(tmp_path: Path) -> None:
     for text in mixed_texts(100):
         assert one.encode(text) == other.encode(text)
     assert other.decode(other.encode("The Cat sat")) == "the cat sat"
+
+
+def test_two_files_of_another_family(tmp_path: Path) -> None:
+    """Qwen's would be read, with another way to cut words than its own."""
+    directory = gpt1(tmp_path / "m")
+    Library.from_file(str(directory / "tokenizer.json")).model.save(str(directory))
+    (directory / "tokenizer.json").unlink()
+    (directory / "config.json").write_text('{"model_type": "qwen2"}')
+    with pytest.raises(ModelFileError, match="how a 'qwen2' cuts") as caught:
+        Tokenizer.from_directory(directory)
+    assert caught.value.hint and "tokenizer.json" in caught.value.hint
 
 
 def test_a_sentencepiece_file_alone(tmp_path: Path) -> None:

@@ -38,6 +38,10 @@ MAX_TRIE_DEPTH = 1000
 MAX_REGEX_CHARS = 10_000
 
 _WORD_END = "</w>"
+_TYPES_OF_PAIRS = ("gpt2", "gpt_neo", "gptj", "openai-gpt")
+"""The types of models whose ``vocab.json`` and ``merges.txt`` are GPT-2's or GPT-1's; others cut a text into
+words in a way that is not written there.
+"""
 _PARTS = ("normalizer", "pre_tokenizer", "post_processor", "decoder")
 _NESTED = ("normalizers", "pretokenizers", "processors", "decoders")
 _REGEX_ATOM = re.compile(r"\\[pP]\{[^}]*\}|\\.|\[(?:\\.|[^\]\\])*\]", re.DOTALL)
@@ -53,6 +57,12 @@ def read_backend(directory: Path) -> Any | None:
     if not found:
         _refuse_sentencepiece(directory)
         return None
+    if len(found) > 1 and (kind := _model_type(directory)) not in _TYPES_OF_PAIRS:
+        raise ModelFileError(
+            f"{directory}: vocab.json and merges.txt do not say how a {shown(kind)} cuts a text into words",
+            hint="write a tokenizer.json beside them: transformers.AutoTokenizer.from_pretrained(DIR)"
+            ".save_pretrained(DIR) does",
+        )
     with library_errors(f"{found[0]}: not a tokenizer"):
         return _read_tokenizer_json(found[0]) if len(found) == 1 else _read_vocab_and_merges(*found)
 
@@ -62,10 +72,12 @@ def hides_special_tokens(directory: Path) -> bool:
 
     A GPT-2 shows its end-of-text where it does not end the text.
     """
+    return bool(_model_type(directory) != "gpt2")
+
+
+def _model_type(directory: Path) -> Any:
     path = directory / "config.json"
-    if not path.is_file():
-        return False
-    return bool(read_json(path, MAX_CONFIG_BYTES).get("model_type", "gpt2") != "gpt2")
+    return read_json(path, MAX_CONFIG_BYTES).get("model_type", "gpt2") if path.is_file() else "gpt2"
 
 
 def _refuse_sentencepiece(directory: Path) -> None:
