@@ -112,6 +112,7 @@ def test_the_bytes_of_tokens_are_those_of_the_text(both: Both) -> None:
 def test_gpt1_without_a_tokenizer_json(tmp_path: Path) -> None:
     """Its two files, which GPT-2 has too, are told apart by the end of a word."""
     directory = gpt1(tmp_path / "m")
+    (directory / "config.json").write_text('{"model_type": "openai-gpt"}')
     one = load(directory)
     Library.from_file(str(directory / "tokenizer.json")).model.save(str(directory))
     (directory / "tokenizer.json").unlink()
