@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from adapters import make_adapter
 from cli import Outcome, call
 from runs import record
 from support import make_model, native_available, replace_tensor, series, shared, tensors_of
@@ -54,6 +55,21 @@ def test_it_prints_what_generate_does() -> None:
     with RunLog.open() as log:
         # What is only run again is no run of its own.
         assert log.count() == 1
+
+
+def test_an_adapter_is_part_of_the_model(tmp_path: Path, tiny_model: Path) -> None:
+    """It is found again for a replay and by --continue, and another one in its place is noticed."""
+    adapter = make_adapter(tmp_path / "voice", tiny_model, std=0.5)
+    options = ("--seed", "5", "--max-new-tokens", "6")
+    first = generate("-m", tiny_model, "--adapter", adapter, *options, "ab")
+    assert first.out != generate("-m", tiny_model, *options, "ab").out
+    assert call("replay", "1").out == first.out and call("replay", "1", "--check").out == SAME
+    call("logs", "rm", "2")
+    longer = generate("-c", *options, "--json").document
+    assert longer["model"] == f"{tiny_model.resolve()}+{adapter.resolve()}"
+    make_adapter(adapter, tiny_model, std=0.5, seed=9)
+    changed = call("replay", "1", "--check")
+    assert changed.code == 1 and "model hash" in changed.out
 
 
 PRECISIONS = ("fp32", "fp16", "bf16", "int8", "int4")
