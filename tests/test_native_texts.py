@@ -23,7 +23,7 @@ from gpt2cli.options import GenerateOptions, LoadOptions
 
 pytestmark = needs_native
 
-TEXTS, FAST_TEXTS = series(500, 100), 20
+TEXTS, FAST_TEXTS = series(500, 60), 20
 PORTABLE_SHARE = 10
 """One of so many texts of the larger model: that instruction set is slow."""
 NEW_TOKENS = 16

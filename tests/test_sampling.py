@@ -291,7 +291,7 @@ def test_draw_never_takes_what_was_removed(scores: list[float], seed: int) -> No
     assert scores[token] > max(scores) - 41
 
 
-DRAWS = series(100_000, 25_000)
+DRAWS = series(100_000, 15_000)
 
 
 def _critical(degrees: int) -> float:
