@@ -84,6 +84,8 @@ def write_family(directory: Path, kind: str, *, tokenizer: bool = True, **given:
     model.save_pretrained(directory)
     if tokenizer:
         write_byte_tokenizer(directory)
+        # Of most families the other two files do not say how words are cut.
+        write_byte_level(directory, json.loads((directory / "vocab.json").read_text()))
     return model
 
 
@@ -94,8 +96,6 @@ def write_base(base: Path, kind: str) -> Path:
         model.save_pretrained(base / name, max_shard_size=size)
         if name == "sharded":
             (base / name / "model.safetensors").unlink()
-        vocab = json.loads((base / name / "vocab.json").read_text())
-        write_byte_level(base / name, vocab)
     return base
 
 

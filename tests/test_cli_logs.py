@@ -365,6 +365,15 @@ def test_going_on_reads_stdin_only_when_asked(small: None) -> None:
     assert generate("-c", "--json", "-", stdin=b"this").document["prompt"].endswith("this")
 
 
+def test_going_on_after_a_nul_that_was_drawn(small: None) -> None:
+    """A model may draw one; no prompt has one, and a run whose prompt had one could not be read again."""
+    with RunLog.open() as log:
+        log.add(record("x\0y"))
+    for _ in range(2):
+        assert "\0" not in generate("-c", "--json").document["prompt"]
+    assert len(logged()) == 3
+
+
 @pytest.mark.skipif(sys.platform in ("win32", "darwin"), reason="names of files are Unicode there")
 def test_places_of_any_name(tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """What stands for something in an address, and bytes that are no UTF-8."""

@@ -13,7 +13,7 @@ from gpt2cli.errors import UsageError
 from gpt2cli.options import GenerateOptions, Precision
 from gpt2cli.settings import Settings
 from gpt2cli.terminal.streams import Terminal
-from gpt2cli.text.reading import REPLACEMENT
+from gpt2cli.text.reading import REPLACEMENT, cleaned
 
 if TYPE_CHECKING:
     from gpt2cli.runs.log import LoggedRun
@@ -37,8 +37,8 @@ class LastRun:
     def text(self) -> str:
         """The prompt with its continuation, of several the first."""
         record = self.logged.record
-        # A character that the end has torn cannot be gone on with.
-        return record.prompt + record.texts[0].text.rstrip(REPLACEMENT)
+        # A character that the end has torn cannot be gone on with, nor can a NUL that was drawn.
+        return cleaned(record.prompt + record.texts[0].text.rstrip(REPLACEMENT))
 
     def with_model(self, flags: F) -> F:
         """``flags`` with the model of the last run, and its precision, where they name none."""

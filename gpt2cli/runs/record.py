@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, TypeVar, get_args
 
@@ -176,9 +176,11 @@ def _parse(raw: Mapping[str, Any]) -> RunRecord:
         usage=_table(raw, "usage"),
         timings=_table(raw, "timings"),
     )
-    if clean(record.prompt)[1]:
+    text, broken = clean(record.prompt)
+    if broken and record.prompt_ids is None:
         raise _Bad("prompt")
-    return record
+    # With its tokens the text is only to be looked at; a model may have drawn what no prompt may have.
+    return replace(record, prompt=text)
 
 
 def _options(raw: Mapping[str, Any]) -> GenerateOptions:
