@@ -114,8 +114,6 @@ def main(argv: Sequence[str] | None = None, terminal: Terminal | None = None) ->
     next step, and one of the documented codes.
     """
     arguments = list(sys.argv[1:] if argv is None else argv)
-    if arguments[:1] in (["-c"], ["--continue"]):
-        arguments.insert(0, "generate")
     terminal = terminal or Terminal.of_process()
     debug = "--debug" in arguments
     prepare_environment()
