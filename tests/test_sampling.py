@@ -291,7 +291,7 @@ def test_draw_never_takes_what_was_removed(scores: list[float], seed: int) -> No
     assert scores[token] > max(scores) - 41
 
 
-DRAWS = series(100_000, 15_000)
+DRAWS, BY_THE_SAMPLER = series(100_000, 30_000), series(100_000, 2_000)
 
 
 def _critical(degrees: int) -> float:
@@ -303,13 +303,21 @@ def _critical(degrees: int) -> float:
 @pytest.mark.parametrize("along", ["positions", "seeds"])
 @pytest.mark.parametrize("names", [(), *((name,) for name in ACTIVE), tuple(ACTIVE)], ids="+".join)
 def test_draws_are_distributed_as_they_should(names: tuple[str, ...], along: str) -> None:
-    """A chi-square test over many draws, with and without each filter."""
+    """A chi-square test over many draws, with and without each filter.
+
+    The sampler draws the first ones from the logits; the others are drawn from the scores that it filters.
+    """
     options, history, logits = _options(names), [3, 4, 3, 4, 5], _random(rows=1, seed=3, scale=1.0)[0].numpy()
     sample = Sampler(options)
+    filtered = sample.filtered(logits, history)
     counts = np.zeros(VOCAB, np.int64)
     for n in range(DRAWS):
-        counts[sample(logits, history, *((5, n) if along == "positions" else (n, 5)))] += 1
-    probabilities = torch.from_numpy(sample.filtered(logits, history)).double().softmax(0).numpy()
+        seed, position = (5, n) if along == "positions" else (n, 5)
+        by_the_sampler = n < BY_THE_SAMPLER
+        counts[
+            sample(logits, history, seed, position) if by_the_sampler else draw(filtered, seed, position)
+        ] += 1
+    probabilities = torch.from_numpy(filtered).double().softmax(0).numpy()
     assert not counts[probabilities == 0].any()
     expected = DRAWS * probabilities[probabilities > 0]
     statistic = float(((counts[probabilities > 0] - expected) ** 2 / expected).sum())
