@@ -29,8 +29,8 @@ from gpt2cli.errors import Gpt2cliError, UsageError
 from gpt2cli.files import as_created
 from gpt2cli.text.tokenizer import Tokenizer
 from gpt2cli.train import attention, hardware
-from gpt2cli.train.activation import fuse_gelu
 from gpt2cli.train.acceptance import acceptance
+from gpt2cli.train.activation import fuse_gelu
 from gpt2cli.train.corpus import Corpus, tokenizer_files
 from gpt2cli.train.distill import DistillationTrainer, make_student
 from gpt2cli.train.export import export, round_weights
