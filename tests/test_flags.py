@@ -10,7 +10,8 @@ import pytest
 
 from gpt2cli.cli.batch import batch
 from gpt2cli.cli.batch_flags import BatchFlags
-from gpt2cli.cli.chat import ChatFlags, chat
+from gpt2cli.cli.chat import chat
+from gpt2cli.cli.chat_request import ChatFlags
 from gpt2cli.cli.compare import compare
 from gpt2cli.cli.compare_request import CompareFlags
 from gpt2cli.cli.features import FeaturesFlags, features
