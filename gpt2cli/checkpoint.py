@@ -14,7 +14,7 @@ from __future__ import annotations
 import math
 import os
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -24,12 +24,12 @@ from gpt2cli.adapter_targets import family_targets, gpt2_targets, name_in_files
 from gpt2cli.errors import InvalidOption, ModelFileError, ModelNotFound, UsageError
 from gpt2cli.families import CausalConfig, parse_family
 from gpt2cli.model_files import PICKLE_FILES, WEIGHT_FILES
-from gpt2cli.options import GenerateOptions, shown
+from gpt2cli.options import GenerateOptions, shown, shown_names
 from gpt2cli.safetensors_header import TensorInfo, read_header
+from gpt2cli.shards import read_shards, shard_paths
 from gpt2cli.untrusted import Fields, read_json
 
 MAX_JSON_BYTES = 2**20
-MAX_INDEX_BYTES = 8 * 2**20
 MAX_LAYERS = 64
 MAX_EMBD = 8192
 MAX_INNER = 8 * MAX_EMBD
@@ -58,7 +58,6 @@ _BUFFER = re.compile(
     r"|rotary_emb\.inv_freq|position_ids)"
 )
 """Masks and the like that old checkpoints of other architectures carry; they are computed anew."""
-_SHARD_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,254}")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -167,7 +166,7 @@ def _open_base(directory: Path, *, allow_pickle: bool) -> Checkpoint:
     if _exists(single):
         table = read_header(single)
     elif _exists(index):
-        single, table = index, _sharded(index)
+        single, table = index, read_shards(index)
     else:
         return Checkpoint(directory, config, generation, pickles=_find_pickles(directory, allow_pickle))
     if isinstance(config, ModelConfig):
@@ -184,7 +183,7 @@ def weight_files(directory: Path) -> list[Path]:
         if _exists(directory / single):
             return [directory / single]
         if _exists(path := directory / index):
-            return [path, *_shard_paths(path, _weight_map(path))]
+            return [path, *shard_paths(path)]
     raise ModelFileError(f"{directory}: it has no {WEIGHT_FILES[0]}")
 
 
@@ -304,10 +303,10 @@ def check_shapes(config: ModelConfig, found: Mapping[str, tuple[int, ...]], wher
     allowed = {**expected, "lm_head.weight": (config.vocab_size, config.n_embd)}
     missing = expected.keys() - found.keys()
     if missing:
-        raise ModelFileError(f"{where}: {_some(missing)} missing from the weights")
+        raise ModelFileError(f"{where}: {shown_names(missing)} missing from the weights")
     extra = found.keys() - allowed.keys()
     if extra:
-        raise ModelFileError(f"{where}: {_some(extra)} in the weights, which GPT-2 does not have")
+        raise ModelFileError(f"{where}: {shown_names(extra)} in the weights, which GPT-2 does not have")
     for name, shape in found.items():
         if tuple(shape) != allowed[name]:
             raise ModelFileError(
@@ -347,44 +346,6 @@ def _check_type(key: str, info: TensorInfo, where: Path) -> None:
         raise ModelFileError(f"{where}: {shown(key)} is of type {info.dtype}; known: F32, F16, BF16")
 
 
-def _sharded(index: Path) -> dict[str, TensorInfo]:
-    """The tensors of all shards; each must be in the file that the index names."""
-    weight_map = _weight_map(index)
-    tensors: dict[str, TensorInfo] = {}
-    for path in _shard_paths(index, weight_map):
-        table = read_header(path)
-        strays = [key for key in table if weight_map.get(key, path.name) != path.name]
-        if strays or tensors.keys() & table.keys():
-            raise ModelFileError(f"{index}: does not agree with {path.name}")
-        tensors.update(table)
-    if missing := weight_map.keys() - tensors.keys():
-        raise ModelFileError(f"{index}: {_some(missing)} missing from the shards")
-    return tensors
-
-
-def _weight_map(index: Path) -> dict[str, str]:
-    weight_map = read_json(index, MAX_INDEX_BYTES).get("weight_map")
-    if not isinstance(weight_map, dict) or not all(isinstance(v, str) for v in weight_map.values()):
-        raise ModelFileError(f"{index}: has no weight_map")
-    return weight_map
-
-
-def _shard_paths(index: Path, weight_map: Mapping[str, str]) -> list[Path]:
-    """The paths of the shards, each a plain file name beside the index.
-
-    A link is accepted only where the index is one too: that is how a Hugging Face cache stores files.
-    """
-    paths = []
-    for name in sorted(set(weight_map.values())):
-        path = index.parent / name
-        if not _SHARD_NAME.fullmatch(name) or ".." in name or (path.is_symlink() and not index.is_symlink()):
-            raise ModelFileError(f"{index}: refuses the file name {shown(name)}")
-        if not _exists(path):
-            raise ModelFileError(f"{index}: {name} is missing")
-        paths.append(path)
-    return paths
-
-
 def _find_pickles(directory: Path, allowed: bool) -> tuple[Path, ...]:
     single, index = (directory / name for name in PICKLE_FILES)
     if not _exists(single) and not _exists(index):
@@ -396,15 +357,9 @@ def _find_pickles(directory: Path, allowed: bool) -> tuple[Path, ...]:
         )
     if _exists(single):
         return (single,)
-    return tuple(_shard_paths(index, _weight_map(index)))
+    return tuple(shard_paths(index))
 
 
 def _exists(path: Path) -> bool:
     """Whether there is a file; pathlib's own raises for a name that is too long."""
     return os.path.exists(path)
-
-
-def _some(names: Iterable[str]) -> str:
-    ordered = sorted(names)
-    more = f" and {len(ordered) - 1} more" if len(ordered) > 1 else ""
-    return f"{shown(ordered[0])}{more}"

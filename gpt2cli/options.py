@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import secrets
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, get_args
@@ -45,6 +45,13 @@ def shown(value: Any) -> str:
     # Python refuses to write a whole number of more than 4300 decimal digits.
     text = hex(value) if isinstance(value, int) and abs(value) > MAX_WHOLE else repr(value)
     return text if len(text) <= 60 else text[:59] + "…"
+
+
+def shown_names(names: Iterable[str]) -> str:
+    """The first of some names, and how many more there are."""
+    ordered = sorted(names)
+    more = f" and {len(ordered) - 1} more" if len(ordered) > 1 else ""
+    return f"{shown(ordered[0])}{more}"
 
 
 def check_number(option: str, value: Any, allowed: str, within: Callable[[float], bool]) -> None:

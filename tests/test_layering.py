@@ -15,7 +15,9 @@ from support import REPOSITORY, native_available, some_slow
 
 PACKAGE = REPOSITORY / "gpt2cli"
 BASE = {"errors", "options", "paths", "files", "untrusted", "model_files", "likelihood"}
-MIDDLE = {"settings", "adapter", "adapter_targets", "adapter_config", "checkpoint", "families", "text"}
+MIDDLE = {
+    *("settings", "adapter", "adapter_targets", "adapter_config", "checkpoint", "families", "shards", "text")
+}
 ALLOWED: dict[str, set[str]] = {
     "errors": set(),
     "options": {"errors"},
@@ -25,12 +27,13 @@ ALLOWED: dict[str, set[str]] = {
     "likelihood": set(),
     "untrusted": {"errors", "options"},
     "safetensors_header": BASE,
+    "shards": BASE | {"safetensors_header"},
     "settings": BASE,
     "adapter_config": BASE,
     "adapter": BASE | {"adapter_config", "safetensors_header"},
     "adapter_targets": BASE | {"adapter"},
     "families": BASE,
-    "checkpoint": BASE | {"adapter", "adapter_targets", "families", "safetensors_header"},
+    "checkpoint": BASE | {"adapter", "adapter_targets", "families", "safetensors_header", "shards"},
     "text": BASE,
     "hub": BASE | MIDDLE,
     "core": {

@@ -20,7 +20,7 @@ from gpt2cli.checkpoint import Checkpoint
 from gpt2cli.core.tensors import open_tensors
 from gpt2cli.errors import ModelFileError
 from gpt2cli.families import FamilyConfig
-from gpt2cli.options import shown
+from gpt2cli.options import shown, shown_names
 
 Kind = Literal["fp32", "fp16", "bf16"]
 TYPES: Mapping[Kind, torch.dtype] = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
@@ -135,23 +135,18 @@ def _build(
 def _check_found(checkpoint: Checkpoint, found: Mapping[str, Any]) -> None:
     """Raise `ModelFileError` for what transformers says was not right with the tensors."""
     where = checkpoint.directory
-    if missing := sorted(found["missing_keys"]):
-        raise ModelFileError(f"{where}: {_some(missing)} missing from the weights")
+    if missing := found["missing_keys"]:
+        raise ModelFileError(f"{where}: {shown_names(missing)} missing from the weights")
     if wrong := sorted(found["mismatched_keys"], key=str):
         name, has, asked = wrong[0]
         raise ModelFileError(
             f"{where}: {shown(name)} has shape {list(has)}, the config asks for {list(asked)}"
         )
-    if extra := sorted(found["unexpected_keys"]):
+    if extra := found["unexpected_keys"]:
         kind = checkpoint.config.architecture
-        raise ModelFileError(f"{where}: {_some(extra)} in the weights, which a {kind} does not have")
+        raise ModelFileError(f"{where}: {shown_names(extra)} in the weights, which a {kind} does not have")
     if found["error_msgs"]:
         raise ModelFileError(f"{where}: transformers cannot load it ({first_line(found['error_msgs'][0])})")
-
-
-def _some(names: list[str]) -> str:
-    more = f" and {len(names) - 1} more" if len(names) > 1 else ""
-    return f"{shown(names[0])}{more}"
 
 
 def _refused(checkpoint: Checkpoint, error: Exception) -> ModelFileError:

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
-from gpt2cli.checkpoint import MAX_INDEX_BYTES, MAX_JSON_BYTES
+from gpt2cli.checkpoint import MAX_JSON_BYTES
 from gpt2cli.errors import ModelFileError, Unavailable, UsageError
 from gpt2cli.hub.transport import Hub, Pauses, Policy, check_status, read_answer, retrying
 from gpt2cli.model_files import (
@@ -28,6 +28,7 @@ from gpt2cli.model_files import (
     WEIGHT_FILES,
 )
 from gpt2cli.options import shown
+from gpt2cli.shards import MAX_INDEX_BYTES
 from gpt2cli.untrusted import read_json
 
 MAX_ANSWER_BYTES = 16 * 2**20
