@@ -11,19 +11,13 @@ from typing import TYPE_CHECKING, Any
 from gpt2cli.errors import Gpt2cliError, UsageError
 from gpt2cli.options import DRAFTS, MAX_SEED, GenerateOptions
 from gpt2cli.repl.context import Context, Contexts
+from gpt2cli.repl.differences import changes, warnings
 from gpt2cli.repl.formats import Format
 from gpt2cli.repl.options import OPTION_NAMES, as_json, option_name, parse_option, parse_overrides
 from gpt2cli.repl.sessions import Saved, Session, turn_event
 from gpt2cli.repl.speaker import Speaker, as_engine, format_for
 from gpt2cli.repl.tree import Tree, Turn
-from gpt2cli.repl.turn_request import (
-    TurnRequest,
-    TurnStats,
-    answer_options,
-    answered,
-    turn_seed,
-    turn_stats,
-)
+from gpt2cli.repl.turn_request import TurnRequest, TurnStats, answer_options, answered, turn_seed, turn_stats
 from gpt2cli.text.reading import cleaned
 
 if TYPE_CHECKING:
@@ -243,7 +237,7 @@ class Conversation:
             # They are of tokens of the model that was left.
             turn.logprobs = None
         self.model, self.revision = name, revision
-        self._model_changed()
+        self._changed("model", model=name, revision=revision, format=format.name)
 
     def _set_contexts(self, contexts: Contexts) -> None:
         """From here on the model sees other tokens: what fits has to be found out again."""
@@ -372,28 +366,25 @@ class Conversation:
         now = (self.model, self.revision, self.format.name, self.system)
         if (saved.model, saved.revision, saved.format, saved.system) != now:
             self._set_contexts(self._contexts)
-        if saved.damaged:
-            lines = "line" if saved.damaged == 1 else "lines"
-            self.warn(f"{saved.damaged} damaged {lines} of the session skipped")
-        if (saved.model, saved.revision) != (self.model, self.revision):
-            if saved.model != self.model:
-                self.warn(f"the session was held with {saved.model}, and goes on with {self.model}")
-            self._model_changed()
-        elif saved.format != self.format.name:
-            self._changed("format", format=self.format.name)
-        if saved.system != self.system:
-            self._changed("system", system=self.system)
-        if saved.options != self.given:
-            self._changed("options", options=as_json(self.given))
-        if saved.seed != self.seed:
-            self._changed("seed", seed=self.seed)
+        for text in warnings(saved, self.model):
+            self.warn(text)
+        for event in changes(saved, self._header()):
+            self._changed(**event)
+
+    def _header(self) -> dict[str, Any]:
+        """What the session's file says of the conversation."""
+        return {
+            "model": self.model,
+            "revision": self.revision,
+            "format": self.format.name,
+            "system": self.system,
+            "options": as_json(self.given),
+            "seed": self.seed,
+        }
 
     def _moved(self) -> None:
         current = self.tree.current
         self._changed("move", to=None if current is None else current.id)
-
-    def _model_changed(self) -> None:
-        self._changed("model", model=self.model, revision=self.revision, format=self.format.name)
 
     def _changed(self, event: str, **fields: Any) -> None:
         """Write an event; before the first turn there is no file, and the header will tell."""
@@ -403,16 +394,7 @@ class Conversation:
     def _write(self, *events: Mapping[str, Any]) -> None:
         if self.session is None:
             return
-        header = {
-            "model": self.model,
-            "revision": self.revision,
-            "format": self.format.name,
-            "system": self.system,
-            "options": as_json(self.given),
-            "seed": self.seed,
-            "time": round(time.time(), 1),
-        }
         before = self.session.error
-        self.session.write(header, *events)
+        self.session.write({**self._header(), "time": round(time.time(), 1)}, *events)
         if self.session.error is not None and before is None:
             self.warn(f"the session cannot be saved: {self.session.error}; the chat goes on")
