@@ -71,7 +71,7 @@ KEYS: dict[str, Key] = {
     "suggest": Key(bool, "in chat and write: show, dim, what the model would type next"),
     "send_token": Key(bool, "send the Hugging Face token to HF_ENDPOINT too, over https"),
     "quiet": Key(bool, "no notes and warnings"),
-    "log": Key(bool, "keep a log of every run, with its prompt and text"),
+    "log": Key(bool, "keep a log of the runs of generate and chat, with prompts and texts"),
 }
 
 

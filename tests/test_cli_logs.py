@@ -306,6 +306,9 @@ def test_one_run(some: None) -> None:
     assert call("logs", "show", "2", "--json").document == logged()[1]
     missing = call("logs", "show", "9")
     assert missing.code == 2 and "there is no run 9" in missing.err
+    for option in (("--json",), ("-n", "3"), ("--search", "dragon")):
+        misplaced = call("logs", *option, "show", "1")
+        assert misplaced.code == 2 and "does not go with logs show" in misplaced.err and not misplaced.out
     assert call("logs", "show", "9" * 30).code == 2 and call("logs", "show", "x").code == 2
 
 

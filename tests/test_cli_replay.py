@@ -293,7 +293,8 @@ def test_records_of_strangers(raw: dict[str, Any], said: str | None, tmp_path: P
 
 def test_what_is_named() -> None:
     assert call("replay", "7").code == 2 and "the log is empty" in call("replay", "7").err
-    assert call("replay", "none.json").code == 5
+    absent = call("replay", "none.json")
+    assert absent.code == 2 and "neither the number of a run nor a file" in absent.err
     generate("--max-new-tokens", "1", "Once")
     assert "there is no run 7" in call("replay", "7").err and call("replay", "9" * 40).code == 2
     for flags in (("--echo",), ("--jsonl",), ("-o", "x"), ("--sanitize",)):

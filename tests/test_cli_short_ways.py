@@ -110,6 +110,14 @@ def test_documents(tiny_model: Path) -> None:
         assert event["usage"] == single["usage"] and event["prompt"] == "ab"
 
 
+def test_a_line_has_its_own_kind_of_length(tiny_model: Path) -> None:
+    """Whichever of the two the command line gives."""
+    line = b'{"prompt": "ab", "max_new_tokens": 3}'
+    flags = ("--repeat", "--jsonl", "-m", tiny_model, "--seed", "7", "--ignore-eos", "--max-length", "50")
+    done = call("generate", *flags, stdin=line)
+    assert done.code == 0 and done.events[0]["usage"]["completion_tokens"] == 3
+
+
 BAD = [
     "nope",
     "[1]",

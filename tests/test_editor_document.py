@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import stat
@@ -20,7 +21,7 @@ from gpt2cli.editor.panel import Facts, bar, rows_each, suggestion_lines
 from gpt2cli.editor.provenance import provenance, read_provenance, sidecar_of
 from gpt2cli.editor.recovery import Recovery
 from gpt2cli.editor.spans import BEFORE, USER, Draw, Origin, Run, joined, part_of, run_of
-from gpt2cli.editor.textfile import Form, decoded, encoded
+from gpt2cli.editor.textfile import MAX_BYTES, Form, decoded, encoded
 from gpt2cli.errors import Gpt2cliError, UsageError
 from gpt2cli.suggest.drawing import Drawing, Suggestion
 
@@ -224,6 +225,12 @@ def test_what_was_not_saved_comes_back(tmp_path: Path) -> None:
     again.restore(found)
     assert again.document.modified and not again.changed_elsewhere()
     typed(again.document, "!")
+    # A crash once more, after what was torn.
+    os.close(again.recovery._descriptor)
+    again = OpenText.open(path)
+    found = again.recovered()
+    assert found is not None and found.document.text == "one two end!"
+    again.restore(found)
     again.save()
     assert path.read_bytes() == b"one two end!\r\n"
     again.close()
@@ -272,6 +279,37 @@ def test_a_recovery_file_that_is_damaged_recovers_nothing(tmp_path: Path) -> Non
         os.write(recovery._descriptor, content)
         assert recovery.read() is None
         recovery.close()
+
+
+def test_a_sidecar_that_no_longer_fits_begins_anew(tmp_path: Path) -> None:
+    path = tmp_path / "f.txt"
+    path.write_text("one\n")
+    text = opened(path, with_provenance=True)
+    typed(text.document, " two")
+    text.save()
+    text.close()
+    path.write_text("by another program\n")
+    text = opened(path)
+    assert any("begins anew" in note for note in text.notes)
+    typed(text.document, "!")
+    text.save()
+    text.close()
+    assert opened(path).keeps_provenance
+    assert json.loads(sidecar_of(path).read_text())["sha256"] == hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+def test_a_text_that_has_become_too_large_is_not_saved_and_the_file_stays(tmp_path: Path) -> None:
+    """Else it could never be opened again."""
+    path = tmp_path / "f.txt"
+    path.write_text("one\n")
+    text = opened(path)
+    text.document.replace(3, 0, "x" * MAX_BYTES, USER)
+    with pytest.raises(UsageError, match="larger than 4 MiB"):
+        text.save()
+    assert path.read_text() == "one\n" and not text.changed_elsewhere()
+    path.write_bytes(b"y" * (MAX_BYTES + 10))
+    assert text.changed_elsewhere(), "another program may write more than is opened"
+    text.close()
 
 
 def test_a_failed_save_loses_nothing(tmp_path: Path) -> None:

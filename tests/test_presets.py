@@ -239,6 +239,15 @@ def test_a_model_directory_is_found_from_anywhere(tiny_model: Path, monkeypatch:
     call("preset", "save", "here", "-m", tiny_model.name)
     found = find_preset("here").preset
     assert found is not None and found.model == str(tiny_model.resolve())
+    call("preset", "save", "both", "-m", f"./{tiny_model.name}+./{tiny_model.name}")
+    found = find_preset("both").preset
+    assert found is not None and found.model == "+".join([str(tiny_model.resolve())] * 2)
+
+
+def test_the_setting_quiet() -> None:
+    for words in (("save", "x", "--top-k", "5"), ("rm", "x")):
+        done = call("preset", *words, GPT2CLI_QUIET="1")
+        assert (done.code, done.err) == (0, "")
 
 
 @pytest.mark.parametrize(

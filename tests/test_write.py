@@ -151,6 +151,32 @@ def test_a_text_without_a_name_and_a_signal(tmp_path: Path) -> None:
     assert (tmp_path / "f.txt").read_text() == "some words\n"
 
 
+def test_keys_that_hand_in_a_line_or_go_through_a_history(tmp_path: Path) -> None:
+    """A text is neither: nothing is cleared, and the first and the last place are the text's."""
+    path = tmp_path / "story.txt"
+    path.write_text("one\ntwo\n")
+    with write(path, ready=False) as screen:
+        screen.wait("two")
+        screen.send("\x0f" + ESCAPE + "#" + "a" + ESCAPE + "<" + "b" + ESCAPE + ">" + "c")
+        screen.wait(lambda: "c" in body(screen))
+        screen.send(CTRL_S)
+        screen.wait("saved")
+        assert screen.leave(CTRL_Q) == 0
+    assert path.read_text() == "bone\ntwoac\n"
+
+
+def test_a_name_is_typed_as_it_is_in_vi_mode_too(tmp_path: Path) -> None:
+    with write(ready=False, GPT2CLI_EDITING_MODE="vi") as screen:
+        screen.send("hi" + ESCAPE)
+        screen.settle()
+        screen.send(CTRL_S)
+        screen.wait("Save as:")
+        screen.send(str(tmp_path / "story.txt") + ENTER)
+        screen.wait("saved")
+        assert screen.leave(CTRL_Q) == 0
+    assert (tmp_path / "story.txt").read_text() == "hi\n"
+
+
 def test_a_long_paste_wide_characters_and_a_resize(tmp_path: Path) -> None:
     """5,000 lines pasted at once; narrow and wide; what is hostile is shown and never obeyed."""
     path = tmp_path / "story.txt"

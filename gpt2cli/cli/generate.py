@@ -294,8 +294,9 @@ def _repeat(terminal: Terminal, flags: GenerateFlags, base: Base, *, remote: boo
 
     def answer_line(asked: Asked) -> None:
         given = {**request.given, **asked.options}
-        if "max_length" in asked.options and "max_new_tokens" not in asked.options:
-            given.pop("max_new_tokens", None)
+        for one, other in (("max_length", "max_new_tokens"), ("max_new_tokens", "max_length")):
+            if one in asked.options and other not in asked.options:
+                given.pop(other, None)
         options = request.model.checkpoint.generate_options(given).settled()
         line = replace(request, prompt=asked.prompt, options=options, output=output)
         answer(line, engine, import_s, 0.0, asked.head())

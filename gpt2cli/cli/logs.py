@@ -40,7 +40,7 @@ MAX_SEARCH = 1000
 
 app = typer.Typer(
     help="List the runs in the log, the newest first; turn the log on and off. It is off by default: prompts "
-    "and texts are private. Only generate, chat and write are logged.",
+    "and texts are private. Only generate and chat are logged.",
     epilog=EXAMPLES,
     invoke_without_command=True,
 )
@@ -69,6 +69,12 @@ def root(
     debug: params.Debug = False,
 ) -> None:
     if ctx.invoked_subcommand is not None:
+        given = {"-n": count != DEFAULT_COUNT, "--search": search is not None, "--json": json}
+        for option in (name for name, there in given.items() if there):
+            raise UsageError(
+                f"{option} lists runs: it does not go with logs {ctx.invoked_subcommand}",
+                hint=f"options of its own stand behind it: gpt2cli logs {ctx.invoked_subcommand} --help",
+            )
         return
     terminal: Terminal = ctx.obj
     settings = read_settings(terminal, quiet)
@@ -220,7 +226,7 @@ def remove(
 
 @app.command("on")
 def turn_on(ctx: typer.Context, quiet: params.Quiet = None, debug: params.Debug = False) -> None:
-    """Keep a log of every run from now on, with its prompt and text."""
+    """Keep a log of the runs of generate and chat from now on, with prompts and texts."""
     terminal: Terminal = ctx.obj
     read_settings(terminal, quiet)
     set_in_file("log", True)

@@ -11,10 +11,11 @@ from typing import Annotated, Any
 import typer
 
 from gpt2cli.cli import params, sampling_params
-from gpt2cli.cli.flags import LengthFlags, SamplingFlags, check_greedy, read_flags
+from gpt2cli.cli.flags import LengthFlags, SamplingFlags, check_greedy, read_flags, read_settings
 from gpt2cli.cli.presets import read_fields
 from gpt2cli.cli.prompt import clean_typed, read_text_file
 from gpt2cli.errors import UsageError
+from gpt2cli.hub.resolve import split_adapter
 from gpt2cli.options import ChatFormat, Overflow, Rng
 from gpt2cli.presets.preset import OPTION_NAMES, Preset
 from gpt2cli.presets.store import Named, all_presets, find_preset, remove_preset, save_preset
@@ -141,7 +142,7 @@ def save(
     """Save a preset: what is given here, and nothing else."""
     terminal: Terminal = ctx.obj
     flags = read_flags(SaveFlags, ctx.params)
-    terminal.quiet = bool(quiet)
+    read_settings(terminal, flags.quiet)
     base = Preset()
     if flags.like is not None:
         found = find_preset(flags.like).preset
@@ -212,9 +213,15 @@ def _preset_of(terminal: Terminal, flags: SaveFlags, base: Preset) -> Preset:
 
 def _lasting(model: str) -> str:
     """A model's name; that of a directory is its whole path, so that it is found from anywhere."""
-    if is_address(model) or not os.path.isdir(os.path.expanduser(model)):
+    if is_address(model):
         return model
-    return str(Path(os.path.expanduser(model)).resolve())
+    return "+".join(_whole(part) for part in split_adapter(model) if part is not None)
+
+
+def _whole(name: str) -> str:
+    """The whole path of a directory; anything else as it is."""
+    expanded = os.path.expanduser(name)
+    return str(Path(expanded).resolve()) if os.path.isdir(expanded) else name
 
 
 @app.command("list")
@@ -297,6 +304,7 @@ def _entry(label: str, value: Any) -> list[str]:
 @app.command("rm")
 def rm(ctx: typer.Context, preset: PresetName) -> None:
     """Remove one of your presets. It is not asked again; the built-in ones stay."""
+    read_settings(ctx.obj, None)
     ctx.obj.note(f"removed {remove_preset(preset)}")
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any, cast
@@ -16,7 +17,7 @@ from gpt2cli.cli.run_log import RunKeeper, existing_log
 from gpt2cli.cli.sinks import OutputOptions
 from gpt2cli.errors import Gpt2cliError, UsageError
 from gpt2cli.hub.resolve import ResolvedModel, resolve, resolve_name, with_adapter
-from gpt2cli.options import DRAFTS, GenerateOptions, LoadOptions, Precision
+from gpt2cli.options import DRAFTS, Device, GenerateOptions, LoadOptions, Precision, shown
 from gpt2cli.runs.compare import Change, Difference, changes, first_difference
 from gpt2cli.runs.cut import tokens_until_interrupted
 from gpt2cli.runs.hashes import Stopped, hash_of_model
@@ -57,7 +58,17 @@ def replay(
             "what has changed since. The exit code is 0 or 1.",
         ),
     ] = False,
-    model: params.Model = None,
+    model: Annotated[
+        str | None,
+        params.option(
+            params.MODEL,
+            "--model",
+            "-m",
+            metavar="NAME|DIR",
+            help="Another model: a model directory, or a name; one that is not on this disk is pulled first. "
+            "Default: as in the run.",
+        ),
+    ] = None,
     adapter: params.Adapter = None,
     revision: params.Revision = None,
     offline: params.Offline = None,
@@ -69,8 +80,16 @@ def replay(
     output: params.OutputFile = None,
     no_stream: params.NoStream = False,
     quiet: params.Quiet = None,
-    device: params.DeviceName = None,
-    precision: params.PrecisionName = None,
+    device: Annotated[
+        Device | None,
+        params.option(params.ENGINE, "--device", help="The device to run on. Default: as in the run."),
+    ] = None,
+    precision: Annotated[
+        Precision | None,
+        params.option(
+            params.ENGINE, "--precision", help="The precision of the weights. Default: as in the run."
+        ),
+    ] = None,
     threads: params.Threads = None,
     debug: params.Debug = False,
 ) -> int:
@@ -151,6 +170,11 @@ def _run(terminal: Terminal, settings: Settings, flags: ReplayFlags) -> int:
 def _recorded(run: str) -> Recorded:
     """The run of that number, or of that file. Raises `Gpt2cliError`."""
     if not run.isdecimal():
+        if not os.path.lexists(run):
+            raise UsageError(
+                f"{shown(run)} is neither the number of a run nor a file",
+                hint="gpt2cli logs lists the runs; generate --record FILE writes a file",
+            )
         return Recorded(read_record(Path(run)))
     log = existing_log()
     if log is None:

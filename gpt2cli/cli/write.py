@@ -94,7 +94,15 @@ def write(
     quiet: params.Quiet = None,
     device: params.DeviceName = None,
     precision: params.PrecisionName = None,
-    threads: params.Threads = None,
+    threads: Annotated[
+        int | None,
+        params.option(
+            params.ENGINE,
+            "--threads",
+            metavar="N",
+            help="The number of CPU threads. Default: one per core, but one, which is left to the keys.",
+        ),
+    ] = None,
     debug: params.Debug = False,
 ) -> int:
     """Write a text in an editor, with suggestions by the model: Tab shows three, Enter takes one.

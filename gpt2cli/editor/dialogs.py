@@ -60,6 +60,8 @@ class Dialogs:
         self._then = then
         if opened.path is None:
             self._editor.name_buffer.reset()
+            # vi: what is typed is the name, whatever the mode was.
+            self._editor.app.vi_state.reset()
             self._editor.app.layout.focus(self._editor.name_buffer)
             return
         try:

@@ -124,6 +124,11 @@ def _for_the_text(screen: Screen, bindings: KeyBindings) -> None:
     for key in ("c-y", "escape z"):
         add(*key.split(), act=buffer.redo, when=text & emacs_mode)
     bindings.add("c-v", filter=text & emacs_mode)(get_by_name("yank"))
+    for key, command in (("<", "beginning-of-buffer"), (">", "end-of-buffer")):
+        bindings.add("escape", key, filter=text & emacs_mode)(get_by_name(command))
+    for key in ("c-o", "escape #"):
+        # They hand in a line.
+        add(*key.split(), act=lambda: None, when=text & emacs_mode)
     add("left", act=buffer.cursor_left, when=writing)
     add("right", act=buffer.cursor_right, when=writing)
     for key in ("home", "end"):

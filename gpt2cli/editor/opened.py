@@ -8,7 +8,7 @@ from gpt2cli.editor.document import Document
 from gpt2cli.editor.provenance import provenance, read_provenance, sidecar_of
 from gpt2cli.editor.recovery import Recovered, Recovery
 from gpt2cli.editor.spans import BEFORE, run_of
-from gpt2cli.editor.textfile import Form, decoded, encoded, read_bytes
+from gpt2cli.editor.textfile import MAX_BYTES, Form, decoded, differs, encoded, read_bytes, too_large
 from gpt2cli.errors import Gpt2cliError, UsageError
 from gpt2cli.files import check_writable, write_atomically
 from gpt2cli.options import shown
@@ -54,6 +54,7 @@ class OpenText:
                 runs = read_provenance(self.path, data, text, self.form)
             except ValueError as error:
                 self.notes.append(f"provenance begins anew: {error}")
+                self.keeps_provenance = True
         self.keeps_provenance = self.keeps_provenance or runs is not None
         return Document(text, run_of(text, BEFORE) if runs is None else runs)
 
@@ -87,7 +88,7 @@ class OpenText:
 
     def changed_elsewhere(self) -> bool:
         """Whether the file's content is not what was read or saved last. Raises `Gpt2cliError`."""
-        return self.path is not None and read_bytes(self.path) != self.disk
+        return self.path is not None and differs(self.path, self.disk)
 
     def save(self) -> None:
         """Write the text whole, or not at all, and then its sidecar. Raises `Gpt2cliError`."""
@@ -96,9 +97,11 @@ class OpenText:
         document = self.document
         try:
             data = encoded(document.text, self.form)
-            write_atomically(self.path, data)
         except UnicodeEncodeError as error:
             raise Gpt2cliError(f"a character cannot be written: {shown(error.object[error.start])}") from None
+        if len(data) > MAX_BYTES:
+            raise too_large(self.path)
+        write_atomically(self.path, data)
         self.disk = data
         if self.keeps_provenance:
             name, runs = self.path.name, document.runs
@@ -112,11 +115,13 @@ class OpenText:
         disk = read_bytes(path)
         recovery = Recovery.of(path)
         recovery.warn = self.recovery.warn
+        kept = self.keeps_provenance
         self.path, self.disk = path, disk
+        self.keeps_provenance = kept or sidecar_of(path).exists()
         try:
             self.save()
         except BaseException:
-            self.path = self.disk = None
+            self.path, self.disk, self.keeps_provenance = None, None, kept
             recovery.close()
             raise
         # Until the text was saved the old file had the changes.

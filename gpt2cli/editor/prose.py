@@ -69,6 +69,14 @@ class ProseBuffer(Buffer):
             self.exit_selection()
             self.document = Shown(self.model.text, at)
 
+    def validate_and_handle(self) -> None:
+        """A text is no line that is handed in: what the commands that do so would clear stays."""
+
+    def go_to_history(self, index: int) -> None:
+        """To the line of that number, as vi's nG asks: a text has no history."""
+        line = min(max(index, 0), self.document.line_count - 1)
+        self.cursor_position = self.document.translate_row_col_to_index(line, 0)
+
     def cursor_left(self, count: int = 1) -> None:
         for _ in range(count):
             self.cursor_position = layout.boundary(self.text, self.cursor_position, forward=False)

@@ -106,7 +106,10 @@ class Recovery:
             recovered = _begun(next(lines, None), status.st_mtime)
         except (ValueError, KeyError, TypeError):
             return None
-        _replay(recovered.document, lines)
+        changes = _replay(recovered.document, lines)
+        with contextlib.suppress(OSError):
+            # What is added stands behind what can be read: nothing behind a damaged line is.
+            os.ftruncate(self._descriptor, _end_of(data, 1 + changes))
         self._begun = True
         self._known = {draw.number for draw in draws_in(recovered.document.runs)}
         return recovered
@@ -174,8 +177,20 @@ def _begun(head: Any, changed: float) -> Recovered:
     return Recovered(document, Form(**head["form"]), base, changed)
 
 
-def _replay(document: Document, lines: Iterator[Any]) -> None:
-    """Make the changes again, as far as they can be."""
+def _end_of(data: bytes, lines: int) -> int:
+    """Where in a file so many lines end, empty ones not counted."""
+    end = 0
+    for line in data.split(b"\n"):
+        if not lines:
+            break
+        end += len(line) + 1
+        lines -= bool(line.strip())
+    return min(end, len(data))
+
+
+def _replay(document: Document, lines: Iterator[Any]) -> int:
+    """Make the changes again, as far as they can be; how many there were."""
+    made = 0
     draws: dict[int, Draw] = {draw.number: draw for draw in draws_in(document.runs)}
     for record in lines:
         try:
@@ -183,7 +198,9 @@ def _replay(document: Document, lines: Iterator[Any]) -> None:
             at, removed, inserted = record["at"], record["removed"], record.get("inserted", "")
             runs = runs_of(record.get("runs", []), draws, len(inserted))
             if not 0 <= at <= at + removed <= len(document.text):
-                return
+                break
             document.apply(document.change(at, removed, inserted, runs))
         except (ValueError, KeyError, TypeError, AttributeError):
-            return
+            break
+        made += 1
+    return made

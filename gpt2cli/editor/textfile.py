@@ -55,15 +55,30 @@ def encoded(text: str, form: Form) -> bytes:
 
 def read_bytes(path: Path) -> bytes | None:
     """The content of ``path``; None where there is no file yet. Raises `UsageError`, `Gpt2cliError`."""
+    data = _beginning(path, MAX_BYTES + 1)
+    if data is not None and len(data) > MAX_BYTES:
+        raise too_large(path)
+    return data
+
+
+def differs(path: Path, data: bytes | None) -> bool:
+    """Whether the file is another than ``data``, or than none. Raises `UsageError`, `Gpt2cliError`."""
+    return _beginning(path, len(data or b"") + 1) != data
+
+
+def too_large(path: Path) -> UsageError:
+    """The error for a file, or a text for it, that is larger than `MAX_BYTES`."""
+    return UsageError(f"{path}: it is larger than {MAX_BYTES >> 20} MiB", hint="split it into parts")
+
+
+def _beginning(path: Path, size: int) -> bytes | None:
+    """The first bytes of a file; None where there is none."""
     try:
         if path.exists() and not path.is_file():
             raise UsageError(f"{path}: it is no regular file")
         with path.open("rb") as file:
-            data = file.read(MAX_BYTES + 1)
+            return file.read(size)
     except FileNotFoundError:
         return None
     except OSError as error:
         raise Gpt2cliError(f"{path}: {error.strerror or error}") from None
-    if len(data) > MAX_BYTES:
-        raise UsageError(f"{path}: it is larger than {MAX_BYTES >> 20} MiB", hint="split it into parts")
-    return data
