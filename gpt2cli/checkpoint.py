@@ -177,6 +177,13 @@ def _open_base(directory: Path, *, allow_pickle: bool) -> Checkpoint:
     return Checkpoint(directory, config, generation, tensors=tensors)
 
 
+def with_import_hint(error: ModelFileError, directory: Path) -> ModelFileError:
+    """The error, for a command that has no --allow-pickle: the hint at it becomes one at a conversion."""
+    if error.hint and "--allow-pickle" in error.hint:
+        error.hint = f"convert it: gpt2cli import --allow-pickle --name NAME {directory}"
+    return error
+
+
 def weight_files(directory: Path) -> list[Path]:
     """The files that hold the weights of a model, with the index of several. Raises `ModelFileError`."""
     for single, index in (WEIGHT_FILES, PICKLE_FILES):

@@ -196,6 +196,9 @@ class GenerateOptions(SamplingOptions):
         check_choice("overflow", self.overflow, get_args(Overflow))
         if not isinstance(self.stop, tuple | list) or not all(isinstance(s, str) and s for s in self.stop):
             raise InvalidOption("stop", "a stop is a text of at least one character")
+        for option in ("ignore_eos", "special_tokens"):
+            if not isinstance(getattr(self, option), bool):
+                raise InvalidOption(option, f"{shown(getattr(self, option))} is not true or false")
         if self.logprobs is not None:
             check_whole("logprobs", self.logprobs, 0, None, "0 or a positive whole number")
         if not isinstance(self.draft, str) or not self.draft:

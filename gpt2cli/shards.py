@@ -38,9 +38,10 @@ def shard_paths(index: Path) -> list[Path]:
 
 def _weight_map(index: Path) -> dict[str, str]:
     weight_map = read_json(index, MAX_INDEX_BYTES).get("weight_map")
-    if not isinstance(weight_map, dict) or not all(isinstance(v, str) for v in weight_map.values()):
+    named = isinstance(weight_map, dict) and weight_map
+    if not named or not all(isinstance(v, str) for v in named.values()):
         raise ModelFileError(f"{index}: has no weight_map")
-    return weight_map
+    return dict(named)
 
 
 def _paths(index: Path, weight_map: Mapping[str, str]) -> list[Path]:

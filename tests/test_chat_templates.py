@@ -11,9 +11,12 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from family_models import write_family
 from tokenizer_kinds import KINDS
 
 from gpt2cli.api.chat import message_ids
+from gpt2cli.api.models import chat_format
+from gpt2cli.checkpoint import open_checkpoint
 from gpt2cli.errors import ModelFileError
 from gpt2cli.repl.context import Contexts
 from gpt2cli.repl.formats import Template
@@ -195,6 +198,30 @@ def test_a_system_text_for_a_model_without_system(tmp_path: Path) -> None:
     assert ids == expected(reference, [{"role": "user", "content": "Be brief.\n\nHello"}])
     with pytest.raises(ModelFileError, match="System role"):
         template.render(["system", "user"], prompt=True)
+
+
+def test_what_a_model_is_trained_to_say_is_marked(tmp_path: Path) -> None:
+    """By a tag of transformers' own, which changes no text."""
+    directory = KINDS["qwen"](tmp_path / "m")
+    marked = SMOLLM2.replace("{{", "{% generation %}{{", 1).replace("}}", "}}{% endgeneration %}", 1)
+    (directory / "chat_template.jinja").write_text(marked)
+    found = read_template(directory)
+    (directory / "chat_template.jinja").write_text(SMOLLM2)
+    plain = read_template(directory)
+    assert found is not None and plain is not None and "generation %}" in marked
+    roles = ["user", "assistant", "user"]
+    assert found.render(roles, prompt=True) == plain.render(roles, prompt=True)
+
+
+@pytest.mark.parametrize("source", ["{% for x %}", "{{ raise_exception('no') }}", "{{ nothing.at.all }}"])
+def test_a_template_that_cannot_be_rendered_is_refused_before_it_is_needed(
+    source: str, tmp_path: Path
+) -> None:
+    write_family(tmp_path, "llama")
+    (tmp_path / "chat_template.jinja").write_text(source)
+    with pytest.raises(ModelFileError, match="chat template") as refused:
+        chat_format(open_checkpoint(tmp_path), "m")
+    assert "--format transcript" in (refused.value.hint or "")
 
 
 def test_several_named_templates(tmp_path: Path) -> None:

@@ -438,6 +438,14 @@ def test_a_shard_is_a_file_beside_the_index(name: str, tmp_path: Path) -> None:
     assert "refuses the file name" in refusal(directory)
 
 
+@pytest.mark.parametrize("found", [{}, [], 5, {"wte.weight": 5}])
+def test_an_index_that_names_nothing(found: object, tmp_path: Path) -> None:
+    write_json(tmp_path / "config.json", SMALL)
+    write_json(tmp_path / "pytorch_model.bin.index.json", {"weight_map": found})
+    with pytest.raises(ModelFileError, match="has no weight_map"):
+        open_checkpoint(tmp_path, allow_pickle=True)
+
+
 def test_a_tensor_in_two_shards(tmp_path: Path) -> None:
     """Which of the two is meant would depend on the order of the files."""
     import torch

@@ -81,10 +81,11 @@ def test_json(model: Path) -> None:
         b"plain words",
         json.dumps({"user": "hot", "temperature": 1.5, "seed": 3, "max_new_tokens": 4}).encode(),
         json.dumps({"user": "ends", "stop": ["a", "b"]}).encode(),
+        json.dumps({"user": "as before", "stop": None, "temperature": None}).encode(),
     ]
     turns = documents(chat(model, *SAY, "--json", stdin=b"\n".join(lines)))
-    assert [turn["user"] for turn in turns] == ["plain words", "hot", "ends"]
-    assert [turn["seed"] for turn in turns] == [7, 3, 9]
+    assert [turn["user"] for turn in turns] == ["plain words", "hot", "ends", "as before"]
+    assert [turn["seed"] for turn in turns][:3] == [7, 3, 9]
     assert turns[1]["options"] == {"temperature": 1.5, "max_new_tokens": 4}
     assert len(turns[1]["token_ids"]) <= 4
     for turn in turns:
@@ -102,6 +103,7 @@ def test_json(model: Path) -> None:
         (b"{}", 2),
         (b'{"user": 5}', 2),
         (b'{"user": "a", "poem": 1}', 2),
+        (b'{"user": "a", "ignore_eos": "false"}', 2),
         (b'{"user": "a", "temperature": -1}', 2),
         (b'{"user": "a", "temperature": "x"}', 2),
         (b'{"user": "a", "stop": 5}', 2),

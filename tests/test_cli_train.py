@@ -15,6 +15,8 @@ import pytest
 from cli import Outcome, call, run, start
 from support import END_OF_TEXT, make_model, series, write_json
 
+from gpt2cli.train.documents import find_sources
+
 SENTENCE = "the cat sat on a mat and saw red birds fly over one old house while it rained"
 WORDS = SENTENCE.split()
 
@@ -200,6 +202,34 @@ def test_resuming_what_is_done(text: Path, tmp_path: Path) -> None:
     again = call("train", "--resume", "--output", tmp_path / "model")
     assert (again.code, "the training is done" in again.err) == (2, True)
     assert (tmp_path / "model" / "README.md").read_bytes() == before
+
+
+def test_a_wrong_option_does_not_spoil_what_was_recorded(text: Path, tmp_path: Path) -> None:
+    output = tmp_path / "model"
+    call("train", *SMALL, text, "--steps", "8", "--save-every", "4", "--output", output, "--keep-checkpoints")
+    (output / "training" / "checkpoints" / "checkpoint-8" / "complete").unlink()
+    wrong = call("train", "--resume", "--output", output, "--window", "2048")
+    assert wrong.code == 2, wrong.err
+    again = call("train", "--resume", "--output", output, "--jsonl")
+    assert events(again, "resume")[0]["checkpoint"].endswith("checkpoint-4")
+
+
+@pytest.mark.parametrize(("name", "content"), [("blank.md", "\n\n"), ("none.jsonl", '{"text": ""}\n')])
+def test_a_test_file_without_text_is_refused_at_the_start(
+    name: str, content: str, text: Path, tmp_path: Path
+) -> None:
+    (tmp_path / name).write_text(content)
+    done = train(text, "--test-data", tmp_path / name, "--output", tmp_path / "model")
+    assert done.code == 2 and "no text in it to score" in done.err
+    assert not (tmp_path / "model").exists()
+
+
+def test_a_training_among_its_data_is_not_read(text: Path, tmp_path: Path) -> None:
+    folder = text.parent
+    first = call("train", *SMALL, folder, "--steps", "4", "--output", folder / "model", "--keep-checkpoints")
+    assert first.code == 0, first.err
+    names = [source.name for source in find_sources([folder])]
+    assert names == ["stories.txt"]
 
 
 def test_resume_without_a_training(tmp_path: Path) -> None:

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import damage
+import numpy as np
 import pytest
 from cli import call
 from family_models import CONFIGS, CONTEXT, FAST, change_config, write_base, write_family
@@ -19,10 +20,15 @@ from support import series, some_slow
 from test_layering import modules_loaded_by
 
 from gpt2cli.checkpoint import ModelConfig, open_checkpoint, parse_config
+from gpt2cli.core.engine import Engine
 from gpt2cli.errors import ModelFileError, UsageError
 from gpt2cli.families import NAMES, UNLIMITED_CONTEXT, is_causal_model, parse_family, transformers_config
 from gpt2cli.hub.inventory import describe
 from gpt2cli.hub.store import StoredModel
+from gpt2cli.options import LoadOptions, Precision
+from gpt2cli.serve.embeddings import embed
+from gpt2cli.serve.prefixes import Held
+from gpt2cli.serve.worker import Lane
 
 PATH = Path("config.json")
 LLAMA = {"model_type": "llama", "vocab_size": 100, **CONFIGS["llama"]}
@@ -283,6 +289,32 @@ def test_batch(llama: Path, tmp_path: Path) -> None:
     outcome = call("batch", "-m", llama, "--max-new-tokens", "4", rows, "-o", tmp_path / "out.jsonl")
     assert outcome.code == 0, outcome.err
     assert len((tmp_path / "out.jsonl").read_text().splitlines()) == 3
+
+
+@pytest.mark.parametrize("kind", some_slow(["mamba", "openai-gpt"], 1))
+def test_what_keeps_no_keys_and_values_runs_in_batch_and_serve(kind: str, tmp_path: Path) -> None:
+    """Nothing of a prompt is there already: what is read again is not called cached."""
+    model, rows = tmp_path / kind, tmp_path / "rows.jsonl"
+    write_family(model, kind)
+    prompt = "the same long beginning of a text, and more of it"
+    rows.write_text(2 * (json.dumps({"prompt": prompt, "seed": 1}) + "\n"))
+    outcome = call("batch", "-m", model, "--max-new-tokens", "4", rows, "-o", tmp_path / "out.jsonl")
+    assert outcome.code == 0, outcome.err
+    assert len((tmp_path / "out.jsonl").read_text().splitlines()) == 2
+    engine = Engine.load(model)
+    lane = Lane(engine, rows=2, memory=10**9)
+    assert lane.budget >= 2 * CONTEXT
+    ids = engine.encode(prompt)
+    slot, present = lane.prefixes.begin("key", ids, ())
+    lane.prefixes.keep(Held("key", slot, ids))
+    assert present == 0 and lane.prefixes.begin("key", ids, ())[1] == 0
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16", "fp16"])
+def test_embeddings_in_every_precision(llama: Path, precision: Precision) -> None:
+    engine = Engine.load(llama, LoadOptions(precision=precision))
+    vector = embed(engine, engine.encode("a text"))
+    assert vector.dtype == np.float32 and np.isfinite(vector).all()
 
 
 @pytest.mark.parametrize("options", [("--precision", "int8"), ("--precision", "int4")])

@@ -15,6 +15,7 @@ from test_tokenizer import mixed_texts
 from tokenizer_kinds import CHAT_TOKENS, KINDS, charsmap, gpt1
 from tokenizers import Tokenizer as Library
 
+from gpt2cli.api.answers import Offsets
 from gpt2cli.errors import Gpt2cliError, ModelFileError
 from gpt2cli.text.charsmap import check_charsmap
 from gpt2cli.text.detokenizer import Detokenizer
@@ -206,3 +207,18 @@ def test_damaged_files(both: Both, tmp_path: Path, capfd: pytest.CaptureFixture[
             continue
         assert "".join(streamed(found, ids)) == found.decode(ids)
     assert capfd.readouterr().err == ""
+
+
+def test_places_of_tokens_in_a_text(both: Both) -> None:
+    """The first of a text may lose the space before it; the others stand where they say."""
+    tokenizer, _ = both
+    for text in texts(50):
+        ids = tokenizer.encode(text)
+        shown, offsets = tokenizer.decode(ids), Offsets(tokenizer, begins=True)
+        places = [(offsets.next(token), token) for token in ids]
+        visible = [(place, token) for place, token in places if token not in tokenizer.hidden]
+        assert not visible or (visible[0][0] == 0 and visible[-1][0] <= len(shown))
+        # What ends a text may lose one, too.
+        for place, token in visible[1:-1]:
+            piece = tokenizer.token_bytes(token).decode("utf-8", "replace")
+            assert "\ufffd" in piece or shown.startswith(piece, place), (text, place, piece)

@@ -60,10 +60,14 @@ def finite(logprob: float) -> float:
 
 
 class Offsets:
-    """Where each token begins in the text, in characters. The first ``silent`` tokens are not in the text."""
+    """Where each token begins in the text, in characters. The first ``silent`` tokens are not in the text.
 
-    def __init__(self, tokenizer: Tokenizer, silent: int = 0) -> None:
+    With ``begins`` the text begins with the first token that is in it, which may lose a space by that.
+    """
+
+    def __init__(self, tokenizer: Tokenizer, silent: int = 0, *, begins: bool = False) -> None:
         self._tokenizer, self._silent = tokenizer, silent
+        self._begins = begins and not tokenizer.byte_level
         self._utf8 = codecs.getincrementaldecoder("utf-8")("replace")
         self._at = 0
 
@@ -76,6 +80,10 @@ class Offsets:
         if token in self._tokenizer.hidden:
             return at
         data = self._tokenizer.token_bytes(token)
+        if self._begins:
+            self._begins = False
+            first = self._tokenizer.decode([token]).encode()
+            data = first if data.endswith(first) else data
         text = self._utf8.decode(data)
         self._at += len(text)
         try:

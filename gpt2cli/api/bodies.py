@@ -141,7 +141,11 @@ TOKENIZE = body(
     {
         "model": _SHARED["model"],
         "prompt": TEXT,
-        "add_special_tokens": maybe("boolean", description="Not used: GPT-2 adds none."),
+        "add_special_tokens": maybe(
+            "boolean",
+            description="Whether the tokens are there that a tokenizer puts around a text, as Llama's bos; "
+            "true by default. GPT-2 has none.",
+        ),
         "return_token_strs": maybe("boolean"),
     },
     ("prompt",),

@@ -22,7 +22,10 @@ class Completion(Answer):
         # The bos that stands for an empty prompt is listed, and is not in the text.
         prompts = [request.prompts[state.index // request.texts] for state in self.states]
         silent = [len(prompt.ids) if request.echo and not prompt.text else 0 for prompt in prompts]
-        self._offsets = [Offsets(request.tokenizer, count) for count in silent]
+        self._offsets = [
+            Offsets(request.tokenizer, count, begins=request.echo or not prompt.text)
+            for prompt, count in zip(prompts, silent, strict=True)
+        ]
 
     def deltas(self, state: State, chunk: Chunk) -> Iterator[dict[str, Any]]:
         request, first = self.request, not state.begun

@@ -54,6 +54,9 @@ def chat_format(checkpoint: Checkpoint, name: str) -> Format:
     Raises `ModelFileError` for a damaged template.
     """
     found = choose_format(checkpoint, None, name)
+    if found.name == "template":
+        # What is damaged shows when it is rendered.
+        found.layout("", [], "x")
     return Transcript() if found.name == "story" else found
 
 

@@ -53,7 +53,7 @@ class LocalEngine:
         self._scheduler = Scheduler(engine.backend, rows=slots)
         most, free = (slots + 1) * self._context, available_memory()
         if free is not None:
-            most = min(most, int(free * SHARE_OF_MEMORY) // engine.backend.bytes_per_token)
+            most = min(most, int(free * SHARE_OF_MEMORY) // max(1, engine.backend.bytes_per_token))
         model.budget = max(most, 2 * self._context)
         self._parts: deque[tuple[_Answering, Texts]] = deque()
         self._running: dict[Group, _Running] = {}

@@ -149,9 +149,10 @@ class Session:
             raise received
         if tally.failed:
             where = f" in {target}" if target is not None else ""
-            plural = "row has" if tally.failed == 1 else "rows have"
+            rows = "row" if tally.rows == 1 else "rows"
+            have = "has" if tally.failed == 1 else "have"
             raise Gpt2cliError(
-                f"{tally.failed:,} of {tally.rows:,} {plural} an error{where}",
+                f"{tally.failed:,} of {tally.rows:,} {rows} {have} an error{where}",
                 hint="each has a line that says what it is; --retry-errors runs them again"
                 if target is not None
                 else "each has a line that says what it is",

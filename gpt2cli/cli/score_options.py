@@ -161,6 +161,7 @@ def _check(options: ScoreOptions) -> None:
     if options.limit is not None and options.task is None:
         raise UsageError("--limit is for --task")
     others = {
+        "top": options.top > 0,
         "tokens": options.tokens,
         "plot": options.plot is not None,
         "stride": options.stride is not None,

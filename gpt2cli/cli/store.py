@@ -11,7 +11,7 @@ import typer
 
 from gpt2cli import paths
 from gpt2cli.adapter import is_adapter
-from gpt2cli.checkpoint import Checkpoint, open_checkpoint, weight_files
+from gpt2cli.checkpoint import Checkpoint, open_checkpoint, weight_files, with_import_hint
 from gpt2cli.cli import params
 from gpt2cli.cli.conversion import convert_for_auto
 from gpt2cli.cli.flags import read_settings
@@ -239,9 +239,7 @@ def export(
     try:
         size = export_model(found, directory)
     except ModelFileError as error:
-        if error.hint and "--allow-pickle" in error.hint:
-            error.hint = f"convert it: gpt2cli import --allow-pickle --name NAME {found.directory}"
-        raise
+        raise with_import_hint(error, found.directory) from None
     terminal.note(f"exported {_title(found)} to {directory} ({shown_bytes(size)})")
 
 

@@ -242,7 +242,8 @@ def _run(request: TrainingRequest) -> None:
         interrupted=lambda: bool(asked_to_stop),
     )
     if outcome.facts is None:
-        report.interrupted(outcome.step, request.recipe.command, request.directory, request.name)
+        output = None if request.temporary else request.directory
+        report.interrupted(outcome.step, request.recipe.command, output, request.name)
         raise terminal.signals.received or Interrupted("interrupted")
     place = str(request.directory)
     if request.name is not None:

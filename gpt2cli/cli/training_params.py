@@ -66,7 +66,8 @@ Data = Annotated[
     list[Path] | None,
     typer.Argument(
         metavar="DATA",
-        help="Text files, JSONL files, or folders of them; - is stdin.",
+        help="Text files, JSONL files, or folders of them; - is stdin, which is plain text unless "
+        "--field is given.",
         show_default=False,
     ),
 ]
@@ -228,7 +229,12 @@ DISTILL: Parameters = (
 
 RUN: Parameters = (
     _of(TrainOptions, "evaluate_every", _RUN, "Steps between evaluations. Default: a tenth of all."),
-    _of(TrainOptions, "save_every", _RUN, "Steps between checkpoints. Default: as between evaluations."),
+    _of(
+        TrainOptions,
+        "save_every",
+        _RUN,
+        "Steps between checkpoints. Default, and always with --patience: as between evaluations.",
+    ),
     _of(
         TrainOptions,
         "sample_every",
@@ -250,7 +256,7 @@ RUN: Parameters = (
             bool,
             typer.Option(
                 "--resume",
-                help="Continue the training in the directory --output.",
+                help="Continue the training in the directory --output, or that of --name.",
                 metavar="",
                 rich_help_panel=_RUN,
                 show_default=False,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -83,9 +84,13 @@ class TrainingReport:
     def _show_early_stop(self, event: dict[str, Any]) -> None:
         self._terminal.note(f"step {event['step']:,} · no better for a while: stopping")
 
-    def interrupted(self, step: int, command: str, directory: Path, name: ModelName | None) -> None:
-        """Say how to go on."""
-        where = f"--output {directory}" if name is None else f"--name {name.given}"
+    def interrupted(self, step: int, command: str, directory: Path | None, name: ModelName | None) -> None:
+        """Say how to go on; ``directory`` is what --output gave."""
+        where = " ".join(
+            f"{flag} {shlex.quote(str(value))}"
+            for flag, value in (("--output", directory), ("--name", name and name.given))
+            if value is not None
+        )
         self._terminal.note(f"stopped after step {step:,}; go on with: gpt2cli {command} --resume {where}")
 
     def finish(self, facts: Facts, place: str, plot: Path | None, adapter: Path | None) -> None:

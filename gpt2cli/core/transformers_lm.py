@@ -32,7 +32,7 @@ class TransformersBackend:
 
     @property
     def bytes_per_token(self) -> int:
-        """What a token takes in a slot, about: its keys and values in all layers."""
+        """What a token takes in a slot, about: its keys and values in all layers; 0 where it has none."""
         config = self.config
         if self.info.cache != "keys-values":
             return 0

@@ -89,6 +89,8 @@ def parse_line(line: str) -> tuple[str, dict[str, Any]]:
         raise UsageError(
             f"{shown(min(unknown))} is not an option", hint=f"options: {', '.join(OPTION_NAMES)}"
         )
+    # As in a row of `batch`, null is what was not given.
+    asked = {name: value for name, value in asked.items() if value is not None}
     if (stop := asked.get("stop")) is not None:
         if not isinstance(stop, str | list):
             raise UsageError("stop: a text, or a list of texts")

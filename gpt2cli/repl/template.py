@@ -36,6 +36,7 @@ _FILTERS = (
     "unique upper"
 )
 """The filters that cannot make much of little; `replace` and `join` are measured first."""
+_HINT = "chat --format transcript does without the template; serve needs one that works, or none"
 _PAD = "\u2003"
 _MARK = "\ue000{}\ue001"
 _MARKED = re.compile(f"{_PAD}?\ue000([0-9]+)\ue001{_PAD}?")
@@ -90,10 +91,10 @@ class ChatTemplate:
                     text += piece
                     _measured(len(text))
         except (TemplateError, _TooMuch) as error:
-            raise ModelFileError(f"{self._where}: the chat template refuses: {error}") from None
+            raise ModelFileError(f"{self._where}: the chat template refuses: {error}", hint=_HINT) from None
         except Exception as error:
             raise ModelFileError(
-                f"{self._where}: the chat template fails: {type(error).__name__}: {error}"
+                f"{self._where}: the chat template fails: {type(error).__name__}: {error}", hint=_HINT
             ) from None
         return text
 
@@ -186,6 +187,7 @@ def _environment() -> Any:
     """The names and filters that transformers gives to chat templates, in a sandbox."""
     from jinja2 import TemplateError
     from jinja2.compiler import CodeGenerator
+    from jinja2.ext import Extension
     from jinja2.sandbox import ImmutableSandboxedEnvironment
 
     class Generator(CodeGenerator):
@@ -224,6 +226,17 @@ def _environment() -> Any:
         def is_safe_attribute(self, obj: Any, attr: str, value: Any) -> bool:
             return attr not in _FILLS_SPACE and super().is_safe_attribute(obj, attr, value)
 
+    class Generation(Extension):
+        """transformers' mark around what a model is trained to say; for a text it is nothing."""
+
+        def __init__(self, environment: Any) -> None:
+            super().__init__(environment)
+            self.tags = {"generation"}
+
+        def parse(self, parser: Any) -> Any:
+            next(parser.stream)
+            return parser.parse_statements(("name:endgeneration",), drop_needle=True)
+
     def refuse(message: str) -> None:
         raise TemplateError(message)
 
@@ -231,7 +244,10 @@ def _environment() -> Any:
         return json.dumps(_scalar(value), ensure_ascii=ensure_ascii)
 
     environment = Sandbox(
-        trim_blocks=True, lstrip_blocks=True, finalize=_scalar, extensions=["jinja2.ext.loopcontrols"]
+        trim_blocks=True,
+        lstrip_blocks=True,
+        finalize=_scalar,
+        extensions=["jinja2.ext.loopcontrols", Generation],
     )
     own = {"tojson": tojson, "replace": _replaced, "join": _joined, "string": lambda v: str(_scalar(v))}
     environment.filters = {n: f for n, f in environment.filters.items() if n in _FILTERS.split()} | own

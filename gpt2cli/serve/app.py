@@ -238,11 +238,11 @@ def _tokens(body: Mapping[str, Any], model: Served) -> bytes:
     """The answer to `/tokenize`. Raises `ApiError`, `UsageError`."""
     tokenizer, text = tokenizer_of(model.ready), body["prompt"]
     check_text(text, "prompt")
-    ids = tokenizer.encode(text)
+    ids = tokenizer.encode(text, template=body.get("add_special_tokens") is not False)
     document = {"count": len(ids), "max_model_len": model.checkpoint.config.n_positions, "tokens": []}
     data = dumps_long({**document, "tokens": ids}, "tokens", TOKENS_AT_ONCE)
     if body.get("return_token_strs"):
-        texts = {"token_strs": [tokenizer.decode([token]) for token in ids]}
+        texts = {"token_strs": [tokenizer.token_bytes(token).decode("utf-8", "replace") for token in ids]}
         data = data[:-1] + b"," + dumps_long(texts, "token_strs", TOKENS_AT_ONCE)[1:]
     return data
 

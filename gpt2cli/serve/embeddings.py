@@ -49,7 +49,7 @@ def embed(engine: Engine, ids: Sequence[int]) -> Floats:
     """
     from gpt2cli.core.torch_model import whole_texts
 
-    mean: Floats = engine.model.hidden_states(whole_texts([ids])).mean(dim=0).cpu().numpy()
+    mean: Floats = engine.model.hidden_states(whole_texts([ids])).float().mean(dim=0).cpu().numpy()
     if not np.isfinite(mean).all():
         raise ModelFileError("the model computes NaN or infinity")
     return mean

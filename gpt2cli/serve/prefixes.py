@@ -25,7 +25,7 @@ class Held:
 
 
 class Prefixes:
-    """Slots of texts that have ended, the latest last; ``most`` at a time."""
+    """Slots of texts that have ended, the latest last; ``most`` at a time. With none nothing is copied."""
 
     def __init__(self, backend: Backend, most: int) -> None:
         self._backend, self._most = backend, most
@@ -42,6 +42,8 @@ class Prefixes:
         They are copied from what the same owner has kept, or has running. The last token is always new, for
         the logits after it. A kept slot that holds nothing else is taken over.
         """
+        if not self._most:
+            return self._backend.new_slot(), 0
         best, common = None, LEAST - 1
         for held in (*reversed(self._kept), *running):
             if held.owner == owner and (shared := common_length(held.ids, prompt[:-1])) > common:

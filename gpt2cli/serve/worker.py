@@ -62,13 +62,14 @@ class Lane:
             engine.backend, rows=rows, beside=BESIDE.get(engine.info.precision, BESIDE_OTHERWISE)
         )
         kept = max(rows, KEPT)
-        self.prefixes = Prefixes(engine.backend, kept)
+        # What does not keep keys and values would read a prompt's beginning again.
+        self.prefixes = Prefixes(engine.backend, kept if engine.info.cache == "keys-values" else 0)
         self.queue: FairQueue[tuple[Ticket, Part]] = FairQueue()
         self.running: dict[Group, Running] = {}
         context = engine.config.n_positions
         most = (kept + 1) * context
         if memory is not None:
-            most = min(most, memory // engine.backend.bytes_per_token)
+            most = min(most, memory // max(1, engine.backend.bytes_per_token))
         self.budget = max(most, 2 * context)
         """Tokens whose keys and values there is memory for."""
 

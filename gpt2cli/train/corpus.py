@@ -42,7 +42,11 @@ class Corpus:
             return survey(piece for file in files for piece in _pieces(file, options))
 
         found, kept_apart = surveyed(sources), surveyed(apart)
-        excluded = frozenset((*kept_apart.keys, *surveyed(tests).keys))
+        tested = [surveyed([file]) for file in tests]
+        for file, test in zip(tests, tested, strict=True):
+            if not test.size:
+                raise UsageError(f"{file.path}: there is no text in it to score")
+        excluded = frozenset((*kept_apart.keys, *(key for test in tested for key in test.keys)))
         share = 0.0 if apart else options.validation
         corpus = cls(
             options,

@@ -51,17 +51,21 @@ class DocumentPiece:
 def find_sources(paths: Sequence[Path]) -> list[Source]:
     """The files that ``paths`` name, folders searched in the order of names.
 
+    A folder that holds a training, with what it has made, is left out.
+
     Raises `UsageError`: nothing there, no text file in a folder, an unreadable or empty file.
     """
     found: list[tuple[Path, str]] = []
     for path in paths:
         if path.is_dir():
+            trainings = {run.parent.parent for run in path.rglob("training/run.json")}
             inside = sorted(
                 p
                 for p in path.rglob("*")
                 if p.suffix.lower() in TEXT_SUFFIXES
                 and p.is_file()
                 and not any(part.startswith(".") for part in p.relative_to(path).parts)
+                and trainings.isdisjoint(p.parents)
             )
             if not inside:
                 raise UsageError(

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from transformers import GPT2LMHeadModel, PreTrainedModel
 
-from gpt2cli.checkpoint import canonical_name, open_checkpoint
+from gpt2cli.checkpoint import canonical_name, open_checkpoint, with_import_hint
 from gpt2cli.core.adapters import merged
 from gpt2cli.errors import ModelFileError, UsageError
 from gpt2cli.model_files import ADAPTER_CONFIG, ADAPTER_WEIGHTS
@@ -23,7 +23,10 @@ LORA_MODULES = ["c_attn", "c_proj", "c_fc"]
 def load_model(directory: Path, dropout: float | None) -> GPT2LMHeadModel:
     """The model of a checked directory, in fp32. Raises `ModelFileError`, `ModelNotFound`, and `UsageError`
     for another architecture than GPT-2."""
-    checkpoint = open_checkpoint(directory)
+    try:
+        checkpoint = open_checkpoint(directory)
+    except ModelFileError as error:
+        raise with_import_hint(error, directory) from None
     # Raises for any other architecture.
     _ = checkpoint.gpt2
     changed: dict[str, Any] = {}

@@ -86,8 +86,12 @@ def run(
     else:
         record.check_free()
     try:
-        record.write(recipe, corpus.fingerprint)
+        if not resume:
+            record.write(recipe, corpus.fingerprint)
         session = _prepare(recipe, corpus, record, interrupted)
+        if resume:
+            # What was recorded stays when the changed options turn out to be wrong.
+            record.write(recipe, corpus.fingerprint)
         return session.train(resume=resume, keep_checkpoints=keep_checkpoints)
     except BaseException as error:
         kept = bool(checkpoints(record.checkpoints))
