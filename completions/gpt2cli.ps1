@@ -443,7 +443,7 @@ Register-ArgumentCompleter -Native -CommandName gpt2cli -ScriptBlock {
         @{Of = 'train'; What = 'flag'; Name = '--precision'; Help = 'The precision of matrix products; auto is bf16 if the hardware supports it'; Kind = 'words'; Words = @('auto', 'fp32', 'bf16')}
         @{Of = 'train'; What = 'flag'; Name = '--device'; Help = 'The device to train on'; Kind = 'words'; Words = @('auto', 'cpu', 'cuda', 'mps')}
         @{Of = 'train'; What = 'flag'; Name = '--threads'; Help = 'The number of CPU threads'; Kind = 'text'; Words = @()}
-        @{Of = 'train'; What = 'flag'; Name = '--resume'; Help = 'Continue the training in the directory --output'; Kind = ''; Words = @()}
+        @{Of = 'train'; What = 'flag'; Name = '--resume'; Help = 'Continue the training in the directory --output, or that of --name'; Kind = ''; Words = @()}
         @{Of = 'train'; What = 'flag'; Name = '--config'; Help = 'Read options from a TOML file, as in learning-rate = 1e-3'; Kind = 'file'; Words = @()}
         @{Of = 'train'; What = 'flag'; Name = '--output'; Help = 'The directory for the new model; until it is finished, for its checkpoints'; Kind = 'directory'; Words = @()}
         @{Of = 'train'; What = 'flag'; Name = '-o'; Help = 'The directory for the new model; until it is finished, for its checkpoints'; Kind = 'directory'; Words = @()}
@@ -505,7 +505,7 @@ Register-ArgumentCompleter -Native -CommandName gpt2cli -ScriptBlock {
         @{Of = 'finetune'; What = 'flag'; Name = '--precision'; Help = 'The precision of matrix products; auto is bf16 if the hardware supports it'; Kind = 'words'; Words = @('auto', 'fp32', 'bf16')}
         @{Of = 'finetune'; What = 'flag'; Name = '--device'; Help = 'The device to train on'; Kind = 'words'; Words = @('auto', 'cpu', 'cuda', 'mps')}
         @{Of = 'finetune'; What = 'flag'; Name = '--threads'; Help = 'The number of CPU threads'; Kind = 'text'; Words = @()}
-        @{Of = 'finetune'; What = 'flag'; Name = '--resume'; Help = 'Continue the training in the directory --output'; Kind = ''; Words = @()}
+        @{Of = 'finetune'; What = 'flag'; Name = '--resume'; Help = 'Continue the training in the directory --output, or that of --name'; Kind = ''; Words = @()}
         @{Of = 'finetune'; What = 'flag'; Name = '--config'; Help = 'Read options from a TOML file, as in learning-rate = 1e-3'; Kind = 'file'; Words = @()}
         @{Of = 'finetune'; What = 'flag'; Name = '--output'; Help = 'The directory for the new model; until it is finished, for its checkpoints'; Kind = 'directory'; Words = @()}
         @{Of = 'finetune'; What = 'flag'; Name = '-o'; Help = 'The directory for the new model; until it is finished, for its checkpoints'; Kind = 'directory'; Words = @()}
@@ -567,7 +567,7 @@ Register-ArgumentCompleter -Native -CommandName gpt2cli -ScriptBlock {
         @{Of = 'distill'; What = 'flag'; Name = '--precision'; Help = 'The precision of matrix products; auto is bf16 if the hardware supports it'; Kind = 'words'; Words = @('auto', 'fp32', 'bf16')}
         @{Of = 'distill'; What = 'flag'; Name = '--device'; Help = 'The device to train on'; Kind = 'words'; Words = @('auto', 'cpu', 'cuda', 'mps')}
         @{Of = 'distill'; What = 'flag'; Name = '--threads'; Help = 'The number of CPU threads'; Kind = 'text'; Words = @()}
-        @{Of = 'distill'; What = 'flag'; Name = '--resume'; Help = 'Continue the training in the directory --output'; Kind = ''; Words = @()}
+        @{Of = 'distill'; What = 'flag'; Name = '--resume'; Help = 'Continue the training in the directory --output, or that of --name'; Kind = ''; Words = @()}
         @{Of = 'distill'; What = 'flag'; Name = '--config'; Help = 'Read options from a TOML file, as in learning-rate = 1e-3'; Kind = 'file'; Words = @()}
         @{Of = 'distill'; What = 'flag'; Name = '--output'; Help = 'The directory for the new model; until it is finished, for its checkpoints'; Kind = 'directory'; Words = @()}
         @{Of = 'distill'; What = 'flag'; Name = '-o'; Help = 'The directory for the new model; until it is finished, for its checkpoints'; Kind = 'directory'; Words = @()}
@@ -592,8 +592,8 @@ Register-ArgumentCompleter -Native -CommandName gpt2cli -ScriptBlock {
         @{Of = 'distill'; What = 'flag'; Name = '-h'; Help = 'Show this message and exit'; Kind = ''; Words = @()}
         @{Of = 'distill'; What = '0+'; Name = 'DATA'; Help = 'DATA'; Kind = 'file'; Words = @()}
         @{Of = 'replay'; What = 'flag'; Name = '--check'; Help = 'Say whether the same text came out, bit for bit, and where not, the first difference and what has changed since'; Kind = ''; Words = @()}
-        @{Of = 'replay'; What = 'flag'; Name = '--model'; Help = 'A model directory, or a name (gpt2, owner/name); a model that is not on this disk is pulled first'; Kind = 'model'; Words = @()}
-        @{Of = 'replay'; What = 'flag'; Name = '-m'; Help = 'A model directory, or a name (gpt2, owner/name); a model that is not on this disk is pulled first'; Kind = 'model'; Words = @()}
+        @{Of = 'replay'; What = 'flag'; Name = '--model'; Help = 'Another model: a model directory, or a name; one that is not on this disk is pulled first'; Kind = 'model'; Words = @()}
+        @{Of = 'replay'; What = 'flag'; Name = '-m'; Help = 'Another model: a model directory, or a name; one that is not on this disk is pulled first'; Kind = 'model'; Words = @()}
         @{Of = 'replay'; What = 'flag'; Name = '--adapter'; Help = 'Apply a LoRA adapter to the model: a directory, or a name (owner/name)'; Kind = 'text'; Words = @()}
         @{Of = 'replay'; What = 'flag'; Name = '--revision'; Help = 'A branch, tag or commit of the model'; Kind = 'text'; Words = @()}
         @{Of = 'replay'; What = 'flag'; Name = '--offline'; Help = 'Never use the network'; Kind = ''; Words = @()}
@@ -608,7 +608,7 @@ Register-ArgumentCompleter -Native -CommandName gpt2cli -ScriptBlock {
         @{Of = 'replay'; What = 'flag'; Name = '--quiet'; Help = 'Print no notes or warnings on stderr'; Kind = ''; Words = @()}
         @{Of = 'replay'; What = 'flag'; Name = '-q'; Help = 'Print no notes or warnings on stderr'; Kind = ''; Words = @()}
         @{Of = 'replay'; What = 'flag'; Name = '--device'; Help = 'The device to run on'; Kind = 'words'; Words = @('auto', 'cpu', 'cuda', 'mps')}
-        @{Of = 'replay'; What = 'flag'; Name = '--precision'; Help = 'The precision of the weights; auto is lossless in practice'; Kind = 'words'; Words = @('auto', 'fp32', 'fp16', 'bf16', 'int8', 'int4')}
+        @{Of = 'replay'; What = 'flag'; Name = '--precision'; Help = 'The precision of the weights'; Kind = 'words'; Words = @('auto', 'fp32', 'fp16', 'bf16', 'int8', 'int4')}
         @{Of = 'replay'; What = 'flag'; Name = '--threads'; Help = 'The number of CPU threads'; Kind = 'text'; Words = @()}
         @{Of = 'replay'; What = 'flag'; Name = '--debug'; Help = 'Show a traceback if there is an error'; Kind = ''; Words = @()}
         @{Of = 'replay'; What = 'flag'; Name = '--help'; Help = 'Show this message and exit'; Kind = ''; Words = @()}
@@ -719,7 +719,7 @@ Register-ArgumentCompleter -Native -CommandName gpt2cli -ScriptBlock {
         @{Of = 'man'; What = 'flag'; Name = '-h'; Help = 'Show this message and exit'; Kind = ''; Words = @()}
         @{Of = 'logs'; What = 'command'; Name = 'show'; Help = 'Show one run: its model, options and engine, its prompt and texts'; Kind = ''; Words = @()}
         @{Of = 'logs'; What = 'command'; Name = 'rm'; Help = 'Remove runs from the log, and what they said from the disk'; Kind = ''; Words = @()}
-        @{Of = 'logs'; What = 'command'; Name = 'on'; Help = 'Keep a log of every run from now on, with its prompt and text'; Kind = ''; Words = @()}
+        @{Of = 'logs'; What = 'command'; Name = 'on'; Help = 'Keep a log of the runs of generate and chat from now on, with prompts and texts'; Kind = ''; Words = @()}
         @{Of = 'logs'; What = 'command'; Name = 'off'; Help = 'Keep no log any more; what is in it stays'; Kind = ''; Words = @()}
         @{Of = 'logs'; What = 'flag'; Name = '--number'; Help = 'List the N newest'; Kind = 'text'; Words = @()}
         @{Of = 'logs'; What = 'flag'; Name = '-n'; Help = 'List the N newest'; Kind = 'text'; Words = @()}

@@ -121,9 +121,9 @@ def test_the_card_names_the_corpus_by_its_hashes() -> None:
 
 
 def test_the_card_names_the_options_of_the_recipe() -> None:
-    recipe = tomllib.loads((BUILTIN / "recipe.toml").read_text("utf-8"))
+    recipe = tomllib.loads((BUILTIN / "recipe-2.toml").read_text("utf-8"))
     text = card()
-    for name in ("layers", "width", "steps", "seed", "optimizer", "learning-rate", "short-window", "decay"):
+    for name in ("steps", "batch-size", "window", "seed", "optimizer", "learning-rate", "weight-decay"):
         assert f"| {name} | {recipe[name]} |" in text
     assert f"# {recipe['title']}" in text
 
@@ -211,7 +211,7 @@ def test_the_wheel_carries_it(tmp_path: Path) -> None:
     (wheel,) = tmp_path.glob("*.whl")
     assert wheel.stat().st_size <= MAX_BYTES
     names = set(zipfile.ZipFile(wheel).namelist())
-    kept = {"config.json", "model.safetensors", "tokenizer.json", "README.md", "recipe.toml"}
+    kept = {"config.json", "model.safetensors", "tokenizer.json", "README.md", "recipe.toml", "recipe-2.toml"}
     assert {f"gpt2cli/builtin/{name}" for name in kept} <= names
     assert not any("shared" in name or "corpus/" in name for name in names)
 
