@@ -15,11 +15,12 @@ from family_models import write_family
 from tokenizer_kinds import KINDS
 
 from gpt2cli.api.chat import message_ids
-from gpt2cli.api.models import chat_format
+from gpt2cli.api.models import Served
 from gpt2cli.checkpoint import open_checkpoint
 from gpt2cli.errors import ModelFileError
+from gpt2cli.options import LoadOptions
 from gpt2cli.repl.context import Contexts
-from gpt2cli.repl.formats import Template
+from gpt2cli.repl.formats import Template, choose_format
 from gpt2cli.repl.template import read_template
 from gpt2cli.repl.tree import Tree, Turn
 from gpt2cli.text.tokenizer import Tokenizer
@@ -214,14 +215,16 @@ def test_what_a_model_is_trained_to_say_is_marked(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("source", ["{% for x %}", "{{ raise_exception('no') }}", "{{ nothing.at.all }}"])
-def test_a_template_that_cannot_be_rendered_is_refused_before_it_is_needed(
-    source: str, tmp_path: Path
-) -> None:
+def test_a_template_that_cannot_be_rendered(source: str, tmp_path: Path) -> None:
+    """`chat` says what to do; what is served has a transcript instead, and says so before it is asked."""
     write_family(tmp_path, "llama")
     (tmp_path / "chat_template.jinja").write_text(source)
+    checkpoint = open_checkpoint(tmp_path)
     with pytest.raises(ModelFileError, match="chat template") as refused:
-        chat_format(open_checkpoint(tmp_path), "m")
+        choose_format(checkpoint, None, "m").layout("", [], "x")
     assert "--format transcript" in (refused.value.hint or "")
+    served = Served("m", checkpoint, LoadOptions())
+    assert served.format.name == "transcript" and "a chat is a transcript" in served.problem
 
 
 def test_several_named_templates(tmp_path: Path) -> None:

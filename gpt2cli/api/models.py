@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from gpt2cli.api.errors import ApiError
 from gpt2cli.checkpoint import Checkpoint
 from gpt2cli.core.engine import Engine
+from gpt2cli.errors import ModelFileError
 from gpt2cli.options import LoadOptions
 from gpt2cli.repl.formats import Format, Transcript, choose_format
 
@@ -27,6 +28,13 @@ class Served:
 
     def __post_init__(self) -> None:
         self.format: Format = chat_format(self.checkpoint, self.name)
+        self.problem = ""
+        """Why its own template is not used; empty where it is, or has none."""
+        try:
+            # What is wrong with a template shows when it is rendered.
+            self.format.layout("", [], "x")
+        except ModelFileError as error:
+            self.format, self.problem = Transcript(), f"{error}; a chat is a transcript"
 
     @property
     def ready(self) -> Engine:
@@ -54,9 +62,6 @@ def chat_format(checkpoint: Checkpoint, name: str) -> Format:
     Raises `ModelFileError` for a damaged template.
     """
     found = choose_format(checkpoint, None, name)
-    if found.name == "template":
-        # What is damaged shows when it is rendered.
-        found.layout("", [], "x")
     return Transcript() if found.name == "story" else found
 
 

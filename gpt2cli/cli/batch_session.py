@@ -105,6 +105,8 @@ class Session:
             )
             return ClusterEngine(job.flags.ray, plan, warn)
         served = served_model(job.model)
+        if served.problem:
+            warn(served.problem)
         served.engine = load_engine(self._terminal, job.model)
         with self._terminal.signals.deferred():
             from gpt2cli.batch.local import LocalEngine

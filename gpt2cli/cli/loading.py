@@ -81,7 +81,7 @@ def check_model(resolved: ResolvedModel, load: LoadOptions) -> FoundModel:
 
 
 def served_model(found: FoundModel) -> Served:
-    """A model as requests name it. Raises `ModelFileError` where its tokenizer or template is not right."""
+    """A model as requests name it. Raises `ModelFileError` where its tokenizer is not right."""
     from gpt2cli.api.models import Served
     from gpt2cli.text.tokenizer_files import has_tokenizer
 

@@ -219,6 +219,8 @@ def _find_models(
         for each in (resolved, *adapted):
             note_base(terminal, each)
             model = served_model(check_model(each, load))
+            if model.problem:
+                terminal.warn(model.problem)
             if any(other.name == model.name for other in served):
                 raise UsageError(f"--model {each.name}: there are two models of the name {model.name}")
             served.append(model)

@@ -36,7 +36,7 @@ _FILTERS = (
     "unique upper"
 )
 """The filters that cannot make much of little; `replace` and `join` are measured first."""
-_HINT = "chat --format transcript does without the template; serve needs one that works, or none"
+_HINT = "chat --format transcript does without the template"
 _PAD = "\u2003"
 _MARK = "\ue000{}\ue001"
 _MARKED = re.compile(f"{_PAD}?\ue000([0-9]+)\ue001{_PAD}?")

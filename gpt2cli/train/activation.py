@@ -8,7 +8,7 @@ what its gradient needs. torch's own kernel computes the same function, up to ro
 from __future__ import annotations
 
 from torch import nn
-from transformers.activations import GELUTanh, NewGELUActivation
+from transformers.activations import NewGELUActivation
 
 
 def fuse_gelu(model: nn.Module) -> None:
@@ -16,4 +16,4 @@ def fuse_gelu(model: nn.Module) -> None:
     for module in list(model.modules()):
         for name, child in module.named_children():
             if isinstance(child, NewGELUActivation):
-                setattr(module, name, GELUTanh())
+                setattr(module, name, nn.GELU(approximate="tanh"))
