@@ -641,7 +641,7 @@ def test_kill_at_random_moments(text: Path, tmp_path: Path) -> None:
     whole = call("train", *SMALL, *LONG, text, "--output", tmp_path / "whole", "--jsonl")
     expected = events(whole, "end")[0]["loss"]
     chance = random.Random(3)
-    for attempt in range(series(10, 4)):
+    for attempt in range(series(10, 3)):
         output = tmp_path / f"broken-{attempt}"
         began = time.monotonic()
         process = start("train", *SMALL, *LONG, text, "--output", output, "--jsonl")
