@@ -82,6 +82,7 @@ def test_whole_processes(model: Path) -> None:
         assert figures["first_run_private_bytes"]["median"] > 5e6
 
 
+@pytest.mark.slow
 def test_nothing_is_left_behind(model: Path, tmp_path: Path) -> None:
     """Conversions are made in folders that go; the settings and the cache of the user are left alone."""
     home = tmp_path / "home"

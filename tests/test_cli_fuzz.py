@@ -8,7 +8,7 @@ import pytest
 from cli import Outcome, call, run
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from support import some_slow
+from support import series, some_slow
 
 CODES = {0, 2, 3, 4, 5, 6}
 NUMERIC = [
@@ -95,7 +95,7 @@ def test_any_command_line(
 
 
 @pytest.mark.slow
-@thorough(1000)
+@thorough(series(1000, 400))
 @given(flags=flags, prompt=prompts, data=stdin)
 def test_a_thousand_command_lines(
     tiny_model: Path, flags: list[tuple[str, ...]], prompt: list[str], data: bytes

@@ -330,7 +330,7 @@ def states(beside: Path | None = None) -> list[Path]:
     return [path for folder in folders for path in folder.glob("*.manifest.json")]
 
 
-@pytest.mark.parametrize("kind", ["text", "tokens", "lines"])
+@pytest.mark.parametrize("kind", [pytest.param("text", marks=pytest.mark.slow), "tokens", "lines"])
 def test_killed_and_resumed(long: tuple[str, ...], tmp_path: Path, kind: str) -> None:
     """kill -9 in the middle: the next run goes on, and ends with the same bytes."""
     out, whole = tmp_path / "out.jsonl", tmp_path / "whole.jsonl"

@@ -43,7 +43,7 @@ from gpt2cli.core.quantise import Kind
 
 pytestmark = needs_native
 
-MODELS, FAST = series(35, 21), 14
+MODELS, FAST = series(35, 17), 14
 LONGEST = 320
 """Tokens of a text for a trained model: two blocks of 256 places, five of 64."""
 CHUNKS = (1, 7, 64, 512)

@@ -37,7 +37,7 @@ SANITIZERS = (
     # A debugger's view of the variables costs two thirds of the whole build.
     " -fno-var-tracking-assignments"
 )
-CASES, AT_ONCE = series(1000, 200), 25
+CASES, AT_ONCE = series(1000, 100), 25
 ARM = ("-DCMAKE_SYSTEM_NAME=Linux", "-DCMAKE_SYSTEM_PROCESSOR=aarch64")
 TIMEOUT_S = 3600
 

@@ -184,7 +184,7 @@ def _mapped_bytes() -> int:
 
 
 @linux_only
-@pytest.mark.parametrize("closed", [True, False])
+@pytest.mark.parametrize("closed", [True, pytest.param(False, marks=pytest.mark.slow)])
 def test_nothing_is_left_behind(model: Path, ids: list[int], closed: bool) -> None:
     """Neither threads nor memory, whether a model is closed or only let go."""
 

@@ -797,7 +797,7 @@ def kill_at_random(hub: HubServer, big: dict[str, bytes], rng: random.Random, ki
     assert hub.bytes_sent(WEIGHTS) <= (1 + done) * size + kills * MEBIBYTE
 
 
-@pytest.mark.parametrize("pulls", [1, 2])
+@pytest.mark.parametrize("pulls", [pytest.param(1, marks=pytest.mark.slow), 2])
 def test_kill_9_at_random_moments(hub: HubServer, big: dict[str, bytes], pulls: int) -> None:
     kill_at_random(hub, big, random.Random(pulls), 4, pulls)
 
@@ -805,7 +805,7 @@ def test_kill_9_at_random_moments(hub: HubServer, big: dict[str, bytes], pulls: 
 @pytest.mark.slow
 @pytest.mark.parametrize("pulls", [1, 2])
 def test_kill_9_at_many_random_moments(hub: HubServer, big: dict[str, bytes], pulls: int) -> None:
-    kill_at_random(hub, big, random.Random(10 + pulls), series(50, 15), pulls)
+    kill_at_random(hub, big, random.Random(10 + pulls), series(50, 8), pulls)
 
 
 def test_two_pulls_at_once_are_one_transfer(hub: HubServer, big: dict[str, bytes]) -> None:

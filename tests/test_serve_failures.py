@@ -134,6 +134,7 @@ def slow_model(folder: Path) -> Path:
     return make_model(folder, n_embd=768, n_layer=6, n_head=12, n_positions=512)
 
 
+@pytest.mark.slow
 def test_a_key_has_its_share_of_the_queue_and_no_more(tmp_path: Path) -> None:
     """Or one could keep all others out. Two of each key may wait here."""
     model = slow_model(tmp_path / "slow")
@@ -158,6 +159,7 @@ def test_a_key_has_its_share_of_the_queue_and_no_more(tmp_path: Path) -> None:
     assert {*statuses} == {200, 429} and statuses.count(200) <= 4
 
 
+@pytest.mark.slow
 def test_a_busy_model_keeps_no_other_one_waiting(tmp_path: Path) -> None:
     """Nor does what waits for it."""
     slow, model = slow_model(tmp_path / "slow"), make_model(tmp_path / "other")
