@@ -91,6 +91,9 @@ class Session:
             from gpt2cli.batch.server import ServerEngine
 
             return ServerEngine(job.model, job.flags.slots, warn)
+        served = served_model(job.model)
+        if served.problem:
+            warn(served.problem)
         if job.flags.ray is not None:
             from gpt2cli.batch.cluster import ClusterEngine, Plan
 
@@ -104,9 +107,6 @@ class Session:
                 workers=job.flags.workers,
             )
             return ClusterEngine(job.flags.ray, plan, warn)
-        served = served_model(job.model)
-        if served.problem:
-            warn(served.problem)
         served.engine = load_engine(self._terminal, job.model)
         with self._terminal.signals.deferred():
             from gpt2cli.batch.local import LocalEngine
